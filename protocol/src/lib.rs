@@ -1,0 +1,30 @@
+//! What the SPANK plugin, `credd` and `credvend` say to each other, and nothing that does I/O over a network.
+//!
+//! | module | between |
+//! |---|---|
+//! | [`record`] | plugin → `credd`, as files on the node's tmpfs |
+//! | [`local`] | plugin, `credd status` → `credd`, over the node's Unix sockets |
+//! | [`endpoint`] | plugin → SDK → `credd`: the URL a job finds in its environment |
+//! | [`credentials`] | `credd` → SDK: the container-credentials document and its errors |
+//! | [`claim`] | `credd` → `credvend`: what a node signs with MUNGE |
+//! | [`node_api`] | `credd` ↔ `credvend` |
+//! | [`seed_api`] | head node ↔ `credvend`: the wire format of the first version |
+//!
+//! Ids are validated where they enter ([`ids`]); secrets redact themselves ([`secret`]).
+#![forbid(unsafe_code)]
+
+pub mod claim;
+pub mod credentials;
+pub mod endpoint;
+pub mod ids;
+pub mod local;
+pub mod node_api;
+pub mod record;
+pub mod secret;
+pub mod seed_api;
+
+pub use ids::{
+    ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Region, RoleArn, RoleName, SessionId, Uid,
+    UserName,
+};
+pub use secret::{JobToken, Secret, TokenHash};
