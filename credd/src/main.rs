@@ -1,2 +1,6 @@
-//! Under construction.
+//! `credd`, the node daemon. Under construction.
+#![forbid(unsafe_code)]
+
+pub mod control;
+
 fn main() {}

@@ -1,2 +1,4 @@
-//! Under construction.
+//! `credvend`, the central vending service. Under construction.
+#![forbid(unsafe_code)]
+
 fn main() {}

@@ -1,0 +1,149 @@
+//! What the keeper (root) and the server (no powers) of one `credd` say to each other: lines of JSON over a socket pair.
+//!
+//! The keeper never reads a byte that a job wrote; the server never holds a job's token, a MUNGE key or root's uid.
+
+use credd_protocol::local::{Health, JobStatus};
+use credd_protocol::record::JobOptions;
+use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, TokenHash, Uid, UserName};
+use serde::{Deserialize, Serialize};
+
+/// The longest line on the socket pair.
+pub const MAX_LINE_BYTES: usize = 64 * 1024;
+
+/// One run of a job on this node. Differs for every record the plugin ever wrote, also under the same job id.
+///
+/// It is the first 16 hex digits of the token's hash: nothing can be learned from it, and it needs no bookkeeping.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunId(pub String);
+
+impl RunId {
+    /// The run whose token has this hash.
+    pub fn of(token: TokenHash) -> Self {
+        let mut hex = token.to_hex();
+        hex.truncate(16);
+        RunId(hex)
+    }
+}
+
+/// A record as the server gets it: everything but the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Job {
+    /// Which run.
+    pub run: RunId,
+    /// The raw job id.
+    pub job: JobId,
+    /// The restart count.
+    pub restart: u32,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// This node.
+    pub node: NodeName,
+    /// The job's user.
+    pub user: UserName,
+    /// The only uid that is served.
+    pub uid: Uid,
+    /// The job's account, if any.
+    pub account: Option<ProjectId>,
+    /// The job's partition.
+    pub partition: PartitionName,
+    /// Whether this node opens the session; the others join at first use.
+    pub first_node: bool,
+    /// The hash of the job's token here.
+    pub token: TokenHash,
+    /// The resolved options.
+    pub options: JobOptions,
+    /// credvend's UUID, if an earlier credd learned it.
+    pub session: Option<SessionId>,
+    /// The refusal an earlier credd was told, if any.
+    pub refused: Option<String>,
+    /// Whether the job has ended already: serve nothing, tell credvend.
+    pub ended: bool,
+}
+
+/// Keeper → server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "to-server", rename_all = "kebab-case")]
+pub enum ToServer {
+    /// A record was found: at start, after a poke, or by the periodic look. Sent again after a restart of the server;
+    /// a run already known is no news.
+    Job(Box<Job>),
+    /// This run is over on this node: forget its token and credentials at once, then tell credvend.
+    Ended {
+        /// Which run.
+        run: RunId,
+    },
+    /// All records that were there at start have been sent.
+    Scanned,
+    /// The answer to [`ToKeeper::Sign`].
+    Signed {
+        /// Of the request.
+        id: u64,
+        /// The MUNGE credential, or why there is none.
+        credential: Result<String, String>,
+    },
+    /// Somebody at the root socket wants to know: answer with [`ToKeeper::Report`].
+    Report {
+        /// Of this question.
+        id: u64,
+    },
+    /// End in order: finish what is being answered, then exit.
+    Stop,
+}
+
+/// Server → keeper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "to-keeper", rename_all = "kebab-case")]
+pub enum ToKeeper {
+    /// The listeners are being served.
+    Ready,
+    /// Sign a request to credvend as this node's root. Cluster, node, time and nonce are the keeper's to fill in.
+    Sign {
+        /// Comes back with the answer.
+        id: u64,
+        /// `GET` or `POST`.
+        method: String,
+        /// A path under `/node/v1/`; the keeper refuses others.
+        path: String,
+        /// SHA-256 of the body, lower-case hex.
+        body: String,
+        /// SHA-256 of the server's certificate, lower-case hex, or empty.
+        server: String,
+    },
+    /// credvend opened (or joined) the run's session: remember it in `jobs/ID/session`.
+    Opened {
+        /// Which run.
+        run: RunId,
+        /// credvend's UUID.
+        session: SessionId,
+    },
+    /// credvend refused the run for good: remember the sentence in `jobs/ID/refused`.
+    Refused {
+        /// Which run.
+        run: RunId,
+        /// For the job's user.
+        reason: String,
+    },
+    /// Still trying; `reason` is the last obstacle.
+    Waiting {
+        /// Which run.
+        run: RunId,
+        /// For the job's user.
+        reason: String,
+    },
+    /// credvend knows that this run ended here: its directory may go.
+    EndDelivered {
+        /// Which run.
+        run: RunId,
+    },
+    /// The answer to [`ToServer::Report`].
+    Report {
+        /// Of the question.
+        id: u64,
+        /// Of the server.
+        health: Health,
+        /// All jobs.
+        jobs: Vec<JobStatus>,
+    },
+}

@@ -1,0 +1,90 @@
+//! The attestor seam: where the facts about a job come from.
+//!
+//! Two sides: [`slurm`] asks the cluster's own slurmctld, never the caller; a head that pushes states the facts itself
+//! (the seed's way), and then `credvend` attests nothing.
+
+use async_trait::async_trait;
+use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
+
+pub mod slurm;
+
+/// A job as Slurm states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFacts {
+    /// The raw job id.
+    pub job: JobId,
+    /// How often the job was requeued.
+    pub restart: u32,
+    /// The user's name.
+    pub user: UserName,
+    /// The user's uid at the cluster.
+    pub uid: Uid,
+    /// The account, as Slurm has it (lower case).
+    pub account: Option<ProjectId>,
+    /// The partition.
+    pub partition: PartitionName,
+    /// Where it runs; empty while it pends.
+    pub nodes: Vec<NodeName>,
+    /// What it is doing.
+    pub state: JobState,
+}
+
+/// What matters of Slurm's job states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobState {
+    /// Has its nodes: RUNNING, CONFIGURING, SUSPENDED, STOPPED, SIGNALING, STAGE_OUT, RESIZING.
+    Running,
+    /// Its processes are being ended: COMPLETING. Nothing new is vended; the session may stay until it is over.
+    Completing,
+    /// Waits for nodes: PENDING, REQUEUED, … Its earlier run, if it had one, is over.
+    Pending,
+    /// COMPLETED, CANCELLED, FAILED, TIMEOUT, NODE_FAIL, …
+    Over,
+}
+
+/// Why there is no answer. Absence of a job is not an error: it is in [`Answer`].
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AttestError {
+    /// slurmctld did not answer, or not completely: nothing may be concluded.
+    #[error("Slurm of cluster {cluster} cannot be asked: {why}")]
+    Unavailable {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// In Slurm's own words, escaped.
+        why: String,
+    },
+    /// Slurm's answer is not of the expected form.
+    #[error("Slurm of cluster {cluster} gave an answer that cannot be relied on: {why}")]
+    Unreliable {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A complete, successful answer about one job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Slurm knows it.
+    Known(JobFacts),
+    /// Slurm does not (any more): it is over.
+    Absent,
+}
+
+/// Asks one cluster's Slurm.
+#[async_trait]
+pub trait Attestor: Send + Sync + 'static {
+    /// The facts about one job. Callers who ask about the same job at the same time share one question, and questions
+    /// about many jobs are put together. `fresh` forbids an answer asked for before this call.
+    async fn job(&self, job: JobId) -> Result<Answer, AttestError>;
+
+    /// All jobs that are not [`JobState::Over`], from one complete answer: for the sweep that closes what is over.
+    async fn all_jobs(&self) -> Result<Vec<JobFacts>, AttestError>;
+
+    /// The current address (`NodeAddr`) of a node, to compare with the peer's. `None`: Slurm knows no such node.
+    async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError>;
+
+    /// Whether accounts can be believed: `Ok(None)` if Slurm enforces associations, else why not.
+    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError>;
+}

@@ -1,0 +1,1 @@
+//! Inline policies through IAM.

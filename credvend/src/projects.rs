@@ -1,0 +1,50 @@
+//! The project map: which project has which roles.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use credd_protocol::{ProjectId, RoleArn, RoleName};
+
+/// One role of a project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// Which role.
+    pub arn: RoleArn,
+    /// How long credentials live, in seconds: 900 to 43,200.
+    pub duration_seconds: u32,
+    /// Send `SourceIdentity` = the user's name. The role must trust `sts:SetSourceIdentity`.
+    pub source_identity: bool,
+    /// Send session tags (cluster, user, project, job). The role must trust `sts:TagSession`.
+    pub session_tags: bool,
+}
+
+/// A project's roles, `default` among them.
+pub type Roles = BTreeMap<RoleName, Role>;
+
+/// All projects, as one version of the file has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProjectMap {
+    /// By project id; case matters.
+    pub projects: BTreeMap<ProjectId, Roles>,
+}
+
+/// The map in force. A reload replaces it as a whole or not at all.
+#[derive(Default)]
+pub struct Projects(RwLock<Arc<ProjectMap>>);
+
+impl Projects {
+    /// Starts with this map.
+    pub fn new(map: ProjectMap) -> Self {
+        Projects(RwLock::new(Arc::new(map)))
+    }
+
+    /// The map in force.
+    pub fn current(&self) -> Arc<ProjectMap> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another map in force.
+    pub fn replace(&self, map: ProjectMap) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+    }
+}

@@ -1,0 +1,215 @@
+//! Every way `credvend` says no, in one table: sentence, code, HTTP status, whether asking again may help.
+//!
+//! `docs/errors.md` is this table with what an AWS SDK then does. credd turns a final refusal into 403 for the job and
+//! a passing one into 503 once the SDK's patience ends; it never passes a 429 on.
+
+use credd_protocol::node_api::ApiError;
+use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, RoleName, SessionId};
+
+use crate::attest::AttestError;
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+/// A refusal. Its text names the job or session, the cause and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No credential, or one that proves nothing. Details are logged, not told.
+    #[error("the caller is not authenticated: {0}")]
+    Unauthenticated(String),
+    /// An authenticated caller asks for a verb of somebody else.
+    #[error("this verb is not for {who}: {why}")]
+    NotAllowed {
+        /// The caller.
+        who: String,
+        /// Whose verb it is, what to use instead.
+        why: String,
+    },
+    /// A request that does not parse.
+    #[error("the request is not valid: {0}")]
+    BadRequest(String),
+    /// A cluster that the configuration does not have.
+    #[error("cluster {0} is not in credvend's configuration; add a [[cluster]] for it")]
+    UnknownCluster(ClusterName),
+    /// Slurm knows no such job, or it is over.
+    #[error("job {job} of cluster {cluster} is not running: {why}")]
+    JobNotRunning {
+        /// The job.
+        job: JobId,
+        /// The cluster.
+        cluster: ClusterName,
+        /// In which state Slurm has it.
+        why: String,
+    },
+    /// Slurm has the job, but not on the caller.
+    #[error("job {job} does not run on node {node}, says Slurm; its credentials are for its own nodes only")]
+    NotOnNode {
+        /// The job.
+        job: JobId,
+        /// The calling node.
+        node: NodeName,
+    },
+    /// The node's record contradicts Slurm.
+    #[error("node {node} states {what} for job {job} that Slurm contradicts; nothing is vended")]
+    Contradicted {
+        /// The job.
+        job: JobId,
+        /// The calling node.
+        node: NodeName,
+        /// Which fact, both values.
+        what: String,
+    },
+    /// The node's address is not the one Slurm has.
+    #[error("a caller at {peer} says that it is node {node}, which Slurm has at {expected}")]
+    WrongAddress {
+        /// The claimed node.
+        node: NodeName,
+        /// Where the connection came from.
+        peer: String,
+        /// Slurm's NodeAddr.
+        expected: String,
+    },
+    /// The site does not enforce accounts, so a project would rest on the user's word.
+    #[error(
+        "cluster {cluster} does not enforce accounts ({why}), so any user could claim any project; set AccountingStorageEnforce=associations, or trust-unenforced-accounts = true in credvend's configuration"
+    )]
+    AccountsNotEnforced {
+        /// The cluster.
+        cluster: ClusterName,
+        /// What Slurm's configuration says.
+        why: String,
+    },
+    /// The job has no account.
+    #[error("job {job} has no account, so it belongs to no project; submit it with --account")]
+    NoAccount {
+        /// The job.
+        job: JobId,
+    },
+    /// The project map lacks it.
+    #[error("project {project} has no role: it is not in credvend's projects.toml; ask the administrators to add it")]
+    UnknownProject {
+        /// The project.
+        project: ProjectId,
+    },
+    /// The project lacks that role.
+    #[error("project {project} has no role named {role}; it has: {has}")]
+    UnknownRole {
+        /// The project.
+        project: ProjectId,
+        /// What was asked for.
+        role: RoleName,
+        /// What there is.
+        has: String,
+    },
+    /// No such session, or not the caller's.
+    #[error("session {0} is not known here")]
+    UnknownSession(String),
+    /// The session has ended.
+    #[error("session {session} is {status}: {why}")]
+    SessionEnded {
+        /// The session.
+        session: SessionId,
+        /// INVALIDATED or COMPLETED.
+        status: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// AWS refuses the role.
+    #[error("AWS does not give role {role} to credvend: {why}")]
+    RoleRefused {
+        /// The role.
+        role: RoleArn,
+        /// AWS' reason and the remedy.
+        why: String,
+    },
+    /// Something else is out of order for now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A defect or a broken store.
+    #[error("credvend cannot go on: {0}")]
+    Internal(String),
+}
+
+impl Refusal {
+    /// The word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Refusal::Unauthenticated(_) => "Unauthenticated",
+            Refusal::NotAllowed { .. } => "NotAllowed",
+            Refusal::BadRequest(_) => "BadRequest",
+            Refusal::UnknownCluster(_) => "UnknownCluster",
+            Refusal::JobNotRunning { .. } => "JobNotRunning",
+            Refusal::NotOnNode { .. } => "NotOnNode",
+            Refusal::Contradicted { .. } => "Contradicted",
+            Refusal::WrongAddress { .. } => "WrongAddress",
+            Refusal::AccountsNotEnforced { .. } => "AccountsNotEnforced",
+            Refusal::NoAccount { .. } => "NoAccount",
+            Refusal::UnknownProject { .. } => "UnknownProject",
+            Refusal::UnknownRole { .. } => "UnknownRole",
+            Refusal::UnknownSession(_) => "UnknownSession",
+            Refusal::SessionEnded { .. } => "SessionEnded",
+            Refusal::RoleRefused { .. } => "RoleRefused",
+            Refusal::Unavailable(_) => "Unavailable",
+            Refusal::Internal(_) => "Internal",
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        match self {
+            Refusal::Unauthenticated(_) => 401,
+            Refusal::BadRequest(_) => 400,
+            Refusal::UnknownSession(_) => 404,
+            Refusal::Unavailable(_) => 503,
+            Refusal::Internal(_) => 500,
+            _ => 403,
+        }
+    }
+
+    /// Whether the same request may succeed later without anybody changing it. A role that AWS refuses, an unknown
+    /// project and unenforced accounts may be mended by an administrator while the job runs: they are asked for again,
+    /// seldom.
+    pub fn retry(&self) -> bool {
+        matches!(
+            self,
+            Refusal::Unavailable(_)
+                | Refusal::Internal(_)
+                | Refusal::RoleRefused { .. }
+                | Refusal::UnknownProject { .. }
+                | Refusal::UnknownCluster(_)
+                | Refusal::AccountsNotEnforced { .. }
+                | Refusal::Unauthenticated(_)
+                | Refusal::WrongAddress { .. }
+        )
+    }
+
+    /// As it goes over the wire.
+    pub fn to_api_error(&self) -> ApiError {
+        ApiError { code: self.code().to_owned(), message: self.to_string(), retry: self.retry() }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Refusal::Unavailable(error.to_string()),
+            StoreError::BadCursor => Refusal::BadRequest(error.to_string()),
+            StoreError::Broken(_) => Refusal::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<AttestError> for Refusal {
+    fn from(error: AttestError) -> Self {
+        Refusal::Unavailable(error.to_string())
+    }
+}
+
+impl Refusal {
+    /// A source's error about one role.
+    pub fn from_source(role: &RoleArn, error: SourceError) -> Self {
+        match error {
+            SourceError::Refused(why) => Refusal::RoleRefused { role: role.clone(), why },
+            SourceError::Unavailable(why) => Refusal::Unavailable(why),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! AssumeRole through STS.

@@ -1,0 +1,241 @@
+//! The store: what credvend must remember. It is the truth; what IAM shows is a projection of it.
+//!
+//! The interface is made of idempotent intents with opaque cursors. No transaction is exposed, so that SQLite and
+//! DynamoDB can both keep it; every implementation passes the same conformance suite.
+
+use async_trait::async_trait;
+use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::{
+    ClusterName, JobId, NodeName, PartitionName, ProjectId, RoleArn, RoleName, SessionId, TokenHash, Uid, UserName,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Busy, locked, throttled, out of reach: the same call may work soon.
+    #[error("the session store cannot be used right now: {0}")]
+    Unavailable(String),
+    /// Corrupt, wrong schema, full, read-only: someone must look.
+    #[error("the session store is broken: {0}")]
+    Broken(String),
+    /// A cursor that this store did not give.
+    #[error("this page cursor is not valid")]
+    BadCursor,
+}
+
+/// Who opened a session, and so what closes it and what its credentials answer to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// A head node stated it (the seed's API). It has a session token, kept as a hash.
+    Head {
+        /// The head's own session id.
+        head_session: String,
+        /// `submittedTime` as the head wrote it.
+        submitted: String,
+        /// The hash of the session token.
+        token: TokenHash,
+    },
+    /// Slurm attested it. It has no session token: only nodes that Slurm names get its credentials.
+    Slurm {
+        /// The raw job id.
+        job: JobId,
+        /// The restart count of this run.
+        restart: u32,
+    },
+}
+
+/// One run of one job, or one session of a head.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Session {
+    /// credvend's own name for it.
+    pub id: SessionId,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The user.
+    pub user: UserName,
+    /// The user's uid at the cluster; absent for a head's session.
+    pub uid: Option<Uid>,
+    /// The project.
+    pub project: ProjectId,
+    /// The partition, if Slurm said so.
+    pub partition: Option<PartitionName>,
+    /// The nodes at the time of opening, if Slurm said so.
+    pub nodes: Vec<NodeName>,
+    /// Who opened it.
+    pub origin: Origin,
+    /// When.
+    pub opened: OffsetDateTime,
+    /// When it ended, if it has.
+    pub ended: Option<OffsetDateTime>,
+    /// ACTIVE, INVALIDATED or COMPLETED; the latter two are final.
+    pub status: SessionStatus,
+    /// Why it ended, if it has.
+    pub why: Option<String>,
+}
+
+/// Credentials that AWS issued: enough to revoke them and to find them in CloudTrail. No secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Issuance {
+    /// For which session.
+    pub session: SessionId,
+    /// The session's user: revocation asks by it.
+    pub user: UserName,
+    /// The session's cluster.
+    pub cluster: ClusterName,
+    /// The session's project.
+    pub project: ProjectId,
+    /// The role's name within the project.
+    pub role: RoleName,
+    /// The role.
+    pub role_arn: RoleArn,
+    /// AWS' id of the role (`AROA…`): `aws:userid` is this, a colon, and the session name.
+    pub role_id: String,
+    /// The role-session name sent to STS.
+    pub session_name: String,
+    /// The access key id (`ASIA…`).
+    pub key_id: String,
+    /// For which node, if for one.
+    pub node: Option<NodeName>,
+    /// When.
+    pub issued: OffsetDateTime,
+    /// Until when AWS accepts them.
+    pub expires: OffsetDateTime,
+}
+
+/// An opaque place in a listing, made by the store that reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Cursor(pub String);
+
+/// One page of a listing, at most [`PAGE`] items.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<Cursor>,
+}
+
+/// The most items a page has.
+pub const PAGE: usize = 500;
+
+/// Which sessions to list. All conditions must hold; names are compared exactly, byte for byte.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionFilter {
+    /// Only with this status.
+    pub status: Option<SessionStatus>,
+    /// Only of this cluster.
+    pub cluster: Option<ClusterName>,
+    /// Only of this user.
+    pub user: Option<UserName>,
+    /// Only of this project.
+    pub project: Option<ProjectId>,
+    /// Only of this Slurm job.
+    pub job: Option<JobId>,
+}
+
+/// What became of an attempt to open a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// The session is stored now.
+    New(Session),
+    /// The same run (cluster, job, restart) already had a session, whatever its status: this one.
+    Existing(Session),
+}
+
+/// What became of an attempt to end a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was ACTIVE and has the new status now.
+    Now(Session),
+    /// It had ended before; nothing changed.
+    Before(Session),
+    /// No such session.
+    Unknown,
+}
+
+/// The store's interface.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Opens a session. For [`Origin::Slurm`] the key is (cluster, job, restart): the first caller's session is stored,
+    /// later callers get it. For [`Origin::Head`] the key is (cluster, head session, submitted): the same again returns
+    /// `Existing` (its token is the old one), a newer `submitted` is a new session. Durable when it returns.
+    async fn open(&self, session: Session) -> Result<Opened, StoreError>;
+
+    /// A session by its id.
+    async fn get(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
+
+    /// The session of one run of a Slurm job.
+    async fn find_run(&self, cluster: &ClusterName, job: JobId, restart: u32) -> Result<Option<Session>, StoreError>;
+
+    /// A head's session by the head's id: the one opened last. Without a cluster (the seed's short PUT form) the newest
+    /// of any of `clusters`, which are the caller's own.
+    async fn find_head(&self, clusters: &[ClusterName], head_session: &str) -> Result<Option<Session>, StoreError>;
+
+    /// Ends a session: ACTIVE → `status`, with a reason. COMPLETED and INVALIDATED are final. Durable when it returns.
+    async fn end(
+        &self,
+        id: SessionId,
+        status: SessionStatus,
+        at: OffsetDateTime,
+        why: &str,
+    ) -> Result<Ended, StoreError>;
+
+    /// Lists sessions, newest first.
+    async fn list(&self, filter: &SessionFilter, from: Option<&Cursor>) -> Result<Page<Session>, StoreError>;
+
+    /// Records credentials that AWS issued. Durable when it returns: they are served only after this.
+    async fn record_issuance(&self, issuance: Issuance) -> Result<(), StoreError>;
+
+    /// The issuances whose expiry lies after `alive_at`, of one user (exactly) or of one session, newest first.
+    async fn list_issuances(
+        &self,
+        of: &IssuedTo,
+        alive_at: OffsetDateTime,
+        from: Option<&Cursor>,
+    ) -> Result<Page<Issuance>, StoreError>;
+
+    /// Remembers a nonce until `expires`; `false` if it was remembered already. Older ones may be forgotten.
+    async fn remember_nonce(&self, nonce: &str, expires: OffsetDateTime) -> Result<bool, StoreError>;
+
+    /// Stores a revocation, so that the Deny can be made (again) from the store alone.
+    async fn record_revocation(&self, revocation: Revocation) -> Result<(), StoreError>;
+
+    /// The revocations whose credentials may still live at `alive_at`.
+    async fn list_revocations(&self, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError>;
+
+    /// Deletes what ended, expired or was revoked before `before`. Returns how many rows went.
+    async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
+
+    /// Whether the store can be read and written.
+    async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// Whose issuances.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IssuedTo {
+    /// Of this user on any of the store's clusters.
+    User(UserName),
+    /// Of this session.
+    Session(SessionId),
+}
+
+/// One role-session of one role is to be denied everything that was issued before a time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Revocation {
+    /// The role.
+    pub role_arn: RoleArn,
+    /// `aws:userid`, exactly: role id, colon, role-session name.
+    pub userid: String,
+    /// Tokens issued before this are denied.
+    pub issued_before: OffsetDateTime,
+    /// When the last of them has expired by itself: the entry may go.
+    pub until: OffsetDateTime,
+}
