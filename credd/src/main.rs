@@ -1,6 +1,4 @@
-//! `credd`, the node daemon. Under construction.
+//! `credd`, the node daemon.
 #![forbid(unsafe_code)]
-
-pub mod control;
 
 fn main() {}
