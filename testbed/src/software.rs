@@ -1,0 +1,136 @@
+//! Where the programs come from: ours from the build, the pretend AWS and its clients from a cached Python environment.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::layout::Layout;
+
+/// Pinned Python packages.
+const REQUIREMENTS: &str = include_str!("../requirements.txt");
+
+/// The directory with our built programs: `CREDD_BIN_DIR`, or where the running program was built.
+pub fn bin_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("CREDD_BIN_DIR") {
+        return Ok(dir.into());
+    }
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().context("a program is in a directory")?;
+    // Test programs are one level down.
+    Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir }.to_path_buf())
+}
+
+/// One of our programs.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let path = bin_dir()?.join(name);
+    if !path.exists() {
+        bail!(
+            "{} is not built: run `cargo build --workspace --bins` first, or set CREDD_BIN_DIR to where it is",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// The built plugin: `CREDD_PLUGIN_SO`, or next to the programs.
+pub fn plugin() -> Result<PathBuf> {
+    let named = std::env::var_os("CREDD_PLUGIN_SO").map(PathBuf::from);
+    let built = bin_dir()?;
+    let candidates = match named {
+        Some(path) => vec![path],
+        None => vec![built.join("spank_credd.so"), built.join("libspank_credd.so")],
+    };
+    candidates.iter().find(|p| p.exists()).cloned().with_context(|| {
+        format!("the plugin is not built ({:?}): run `cargo build -p spank-plugin`, or set CREDD_PLUGIN_SO", candidates)
+    })
+}
+
+/// Where things that take long are kept between clusters: `CREDD_TESTBED_CACHE`, or in cargo's target directory.
+pub fn cache_dir() -> Result<PathBuf> {
+    let dir = match std::env::var_os("CREDD_TESTBED_CACHE") {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let exe = std::env::current_exe()?;
+            let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists() || dir.ends_with("target"));
+            target.map(Path::to_path_buf).unwrap_or(bin_dir()?).join("testbed-cache")
+        }
+    };
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// Makes something in the cache once: `make` fills a fresh directory, which gets its name only when it is complete.
+/// Others who want the same wait.
+pub fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let cache = cache_dir()?;
+    let done = cache.join(name);
+    if done.exists() {
+        return Ok(done);
+    }
+    let lock = File::create(cache.join(format!("{name}.lock")))?;
+    let _held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    if !done.exists() {
+        let fresh = cache.join(format!("{name}.new"));
+        let _ = fs::remove_dir_all(&fresh);
+        fs::create_dir_all(&fresh)?;
+        make(&fresh)?;
+        fs::rename(&fresh, &done)?;
+    }
+    Ok(done)
+}
+
+/// The Python environment with the pretend AWS, the AWS command line and boto3. Taken from the package index at the
+/// first use.
+pub fn python_environment() -> Result<PathBuf> {
+    let version = String::from_utf8(Command::new("/usr/bin/python3").arg("-V").output().context("python3")?.stdout)?;
+    let mut key: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in REQUIREMENTS.bytes().chain(version.bytes()) {
+        key = (key ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    cached(&format!("venv-{key:016x}"), |fresh| {
+        eprintln!("testbed: installing the pretend AWS and the AWS CLI from PyPI (once)");
+        run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(fresh))?;
+        let requirements = fresh.join("requirements.txt");
+        fs::write(&requirements, REQUIREMENTS)?;
+        let pip = fresh.join("bin/python3");
+        run(Command::new(pip)
+            .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"])
+            .arg(requirements))?;
+        // Compiled once here, since users of the cluster cannot write it.
+        run(Command::new("chmod").args(["-R", "a+rX"]).arg(fresh))
+    })
+}
+
+/// Copies or links a file into the run directory, so that it is there whatever the build does meanwhile, and readable
+/// by users who cannot get into the build directory.
+pub fn take(from: &Path, to: &Path) -> Result<()> {
+    let from = fs::canonicalize(from).with_context(|| from.display().to_string())?;
+    let _ = fs::remove_file(to);
+    if fs::hard_link(&from, to).is_err() {
+        fs::copy(&from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(())
+}
+
+/// Puts the AWS command line on the users' path. Its own script names the interpreter by the cache's path, which users
+/// may be unable to reach.
+pub fn install_aws_cli(layout: &Layout) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let script = layout.run.join("bin/aws");
+    let python = layout.run.join("venv/bin/python3");
+    fs::write(&script, format!("#!/bin/sh\nexec {} -m awscli \"$@\"\n", python.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Result<()> {
+    let done = command.output().with_context(|| format!("{:?}", command.get_program()))?;
+    if !done.status.success() {
+        bail!("{command:?}: {}\n{}", done.status, String::from_utf8_lossy(&done.stderr).trim());
+    }
+    Ok(())
+}

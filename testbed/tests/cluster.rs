@@ -1,0 +1,133 @@
+//! The testbed itself: a bare cluster, its users, accounts and addresses, and that nothing of it stays behind.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use testbed::{Cluster, Plan, wait_for};
+
+/// Why no cluster can run here, if so: said by the build script.
+fn cluster() -> Cluster {
+    Cluster::up(Plan::bare()).expect("a bare cluster")
+}
+
+#[test]
+fn users_run_jobs_on_every_node_as_themselves() {
+    let cluster = cluster();
+    let alice = cluster.as_user("alice");
+    let hosts = alice.srun(&["-N2", "hostname"]);
+    let mut names: Vec<&str> = hosts.expect_ok().lines().collect();
+    names.sort();
+    assert_eq!(names, ["n1", "n2"]);
+    assert_eq!(alice.srun(&["id", "-un"]).expect_ok(), "alice");
+    assert_eq!(alice.srun(&["id", "-u"]).expect_ok(), "5001");
+
+    let refused = alice.srun(&["--account=climate", "true"]).expect_failure();
+    assert!(refused.contains("Invalid account"), "{refused}");
+    alice.srun(&["--account=shared", "true"]).expect_ok();
+
+    let job = alice.sbatch("hostname; srun -N2 -n2 hostname", &["-N2"]).expect("submitted");
+    assert_eq!(alice.wait_job(job, Duration::from_secs(30)).expect("ended"), "COMPLETED", "{}", alice.job_output(job));
+    assert_eq!(alice.job_output(job).lines().count(), 3, "{}", alice.job_output(job));
+
+    let credential = cluster.on("n1").run_as("bob", &["bash", "-c", "munge -n"]);
+    let decoded =
+        cluster.head().run_with("root", &[("C", credential.expect_ok())], &["bash", "-c", "unmunge <<< \"$C\""]);
+    let decoded = decoded.expect_ok();
+    assert!(decoded.contains("n1 (10.77.0.11)"), "{decoded}");
+    assert!(decoded.contains("bob (5002)"), "{decoded}");
+
+    // A daemon that is killed and started again finds the cluster as it was.
+    cluster.node("n1").slurmd().kill9().expect("killed");
+    cluster.node("n1").slurmd().start().expect("started");
+    assert_eq!(alice.srun(&["-w", "n1", "hostname"]).expect_ok(), "n1");
+    cluster.assert_nodes_healthy();
+
+    let (run, pid) = (cluster.run_dir().to_path_buf(), cluster.head().pid());
+    drop(cluster);
+    assert_nothing_left(&run, pid);
+}
+
+#[test]
+fn nothing_is_left_when_the_owner_is_killed() {
+    let mut owner = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["up", "--bare"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut lines = BufReader::new(owner.stdout.take().expect("piped")).lines();
+    let run = lines.next().expect("a line").expect("text");
+    let head = lines.next().expect("a line").expect("text");
+    let pid = head.strip_prefix("head: ").expect("the head's").parse().expect("a number");
+    assert!(Path::new(&run).exists());
+    owner.kill().expect("SIGKILL");
+    owner.wait().expect("ended");
+    wait_for("the run directory to go", Duration::from_secs(20), || (!Path::new(&run).exists()).then_some(()))
+        .expect("removed");
+    assert_nothing_left(Path::new(&run), pid);
+}
+
+#[test]
+fn the_pretend_aws_enforces_and_keeps_a_log() {
+    let cluster = Cluster::up(Plan { aws: true, ..Plan::bare() }).expect("a cluster with AWS");
+    let aws = cluster.aws();
+    let made = aws.made().clone();
+    let alice = cluster.as_user("alice");
+
+    let nobody = alice.srun(&["aws", "sts", "get-caller-identity"]).expect_failure();
+    assert!(nobody.contains("Unable to locate credentials"), "{nobody}");
+
+    // What credvend will do, with credvend's own keys.
+    let keys = [("AWS_ACCESS_KEY_ID", &*made.access_key_id), ("AWS_SECRET_ACCESS_KEY", &*made.secret_access_key)];
+    let assume = |role: &str| {
+        let arn = aws.role_arn(role);
+        let session = ["--role-session-name", "lab-alice-n1", "--output", "json"];
+        let mut argv = vec!["aws", "sts", "assume-role", "--role-arn", arn];
+        argv.extend(session);
+        cluster.head().run_with("credvend", &keys, &argv)
+    };
+    let refused = assume("locked").expect_failure();
+    assert!(refused.contains("AccessDenied") && refused.contains("role/projects/locked"), "{refused}");
+    let got: serde_json::Value = serde_json::from_str(assume("genomics").expect_ok()).expect("JSON");
+    let field = |name: &str| got["Credentials"][name].as_str().expect("a text").to_owned();
+    let (id, secret, token) = (field("AccessKeyId"), field("SecretAccessKey"), field("SessionToken"));
+    let session = [("AWS_ACCESS_KEY_ID", &*id), ("AWS_SECRET_ACCESS_KEY", &*secret), ("AWS_SESSION_TOKEN", &*token)];
+    let as_role = |argv: &[&str]| alice.srun_with(&session, argv);
+
+    let who = as_role(&["aws", "sts", "get-caller-identity", "--query", "Arn", "--output", "text"]);
+    assert_eq!(who.expect_ok(), "arn:aws:sts::123456789012:assumed-role/genomics/lab-alice-n1");
+    assert_eq!(as_role(&["aws", "s3", "cp", "s3://genomics-data/hello.txt", "-"]).expect_ok(), "data of genomics");
+    let foreign = as_role(&["aws", "s3", "cp", "s3://climate-data/hello.txt", "-"]).expect_failure();
+    assert!(foreign.contains("403") || foreign.contains("AccessDenied"), "{foreign}");
+
+    // The inline Deny of a revocation kills what was issued.
+    let deny = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}"#;
+    let put =
+        ["aws", "iam", "put-role-policy", "--role-name", "genomics", "--policy-name", "x", "--policy-document", deny];
+    cluster.head().run_with("credvend", &keys, &put).expect_ok();
+    as_role(&["aws", "s3", "cp", "s3://genomics-data/hello.txt", "-"]).expect_failure();
+
+    let log = aws.requests().expect("the request log");
+    let assumed: Vec<_> =
+        log.iter().filter(|r| r.action == "AssumeRole" && r.access_key_id == made.access_key_id).collect();
+    assert_eq!(assumed.len(), 2, "{log:?}");
+    assert_eq!(assumed[1].parameter("RoleSessionName"), Some("lab-alice-n1"));
+    assert!(log.iter().any(|r| r.action == "GetCallerIdentity" && r.access_key_id == id), "{log:?}");
+    assert!(log.iter().any(|r| r.service == "s3" && r.access_key_id == id), "{log:?}");
+}
+
+/// No directory, no mount, no process in the host's namespaces, no process that names the run directory.
+fn assert_nothing_left(run: &Path, init: u32) {
+    assert!(!run.exists(), "{} is still there", run.display());
+    let name = run.file_name().expect("a name").to_string_lossy().into_owned();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    assert!(!mounts.contains(&name), "{mounts}");
+    assert!(!Path::new(&format!("/proc/{init}")).exists(), "the head's init still runs");
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        assert!(!line.contains(&name), "{:?} still runs: {line}", entry.file_name());
+    }
+}
