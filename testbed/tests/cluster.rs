@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use testbed::{Cluster, Plan, wait_for};
 
-/// Why no cluster can run here, if so: said by the build script.
 fn cluster() -> Cluster {
     Cluster::up(Plan::bare()).expect("a bare cluster")
 }
 
 #[test]
+#[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
 fn users_run_jobs_on_every_node_as_themselves() {
     let cluster = cluster();
     let alice = cluster.as_user("alice");
@@ -50,6 +50,7 @@ fn users_run_jobs_on_every_node_as_themselves() {
 }
 
 #[test]
+#[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
 fn nothing_is_left_when_the_owner_is_killed() {
     let mut owner = Command::new(env!("CARGO_BIN_EXE_testbed"))
         .args(["up", "--bare"])
@@ -70,6 +71,7 @@ fn nothing_is_left_when_the_owner_is_killed() {
 }
 
 #[test]
+#[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
 fn the_pretend_aws_enforces_and_keeps_a_log() {
     let cluster = Cluster::up(Plan { aws: true, ..Plan::bare() }).expect("a cluster with AWS");
     let aws = cluster.aws();

@@ -1,0 +1,41 @@
+// What a machine needs so that a test cluster can run on it. Included by build scripts, which tell the tests, and by
+// the testbed itself, which tells people.
+
+/// Programs, and the Debian packages they come from.
+const PROGRAMS: [(&str, &str); 12] = [
+    ("slurmctld", "slurmctld"),
+    ("slurmd", "slurmd"),
+    ("slurmdbd", "slurmdbd"),
+    ("srun", "slurm-client"),
+    ("munged", "munge"),
+    ("mariadbd", "mariadb-server"),
+    ("mariadb-install-db", "mariadb-server"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("bash", "bash"),
+    ("python3", "python3-venv"),
+];
+
+/// Where system programs are, whatever `PATH` says.
+const PLACES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Everything that stands in the way of a cluster; empty if nothing does.
+fn missing() -> Vec<String> {
+    let mut missing = Vec::new();
+    if !is_root() {
+        missing.push("not root: network namespaces and job users need it".to_owned());
+    }
+    for (program, package) in PROGRAMS {
+        if !PLACES.iter().any(|place| std::path::Path::new(place).join(program).exists()) {
+            missing.push(format!("no {program} (Debian package {package})"));
+        }
+    }
+    missing
+}
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
+}
