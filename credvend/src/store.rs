@@ -11,6 +11,10 @@ use credd_protocol::{
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+#[cfg(test)]
+pub mod conformance;
+pub mod sqlite;
+
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -1,0 +1,182 @@
+//! The statements about sessions.
+
+use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::{ClusterName, JobId, SessionId};
+use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
+use time::OffsetDateTime;
+
+use super::cursor::Place;
+use super::rows::{self, SESSION, from_micros, micros, status_number};
+use crate::store::{Ended, Opened, Origin, PAGE, Session, SessionFilter};
+
+pub(super) fn open(db: &Connection, mut session: Session) -> rusqlite::Result<Opened> {
+    session.opened = from_micros(micros(session.opened));
+    session.ended = session.ended.map(|at| from_micros(micros(at)));
+    let nodes = session.nodes.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" ");
+    let (job, restart, head, submitted, token) = match &session.origin {
+        Origin::Slurm { job, restart } => (Some(job.get()), Some(*restart), None, None, None),
+        Origin::Head { head_session, submitted, token } => {
+            (None, None, Some(head_session.as_str()), Some(submitted.as_str()), Some(token.to_hex()))
+        }
+    };
+    let new = db
+        .prepare_cached(
+            "INSERT INTO sessions (id, cluster, user, uid, project, partition, nodes, job, restart, head_session,
+                 submitted, token, opened, ended, status, why)
+             VALUES (:id, :cluster, :user, :uid, :project, :partition, :nodes, :job, :restart, :head,
+                 :submitted, :token, :opened, :ended, :status, :why)
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute(named_params! {
+            ":id": session.id.0.as_bytes(),
+            ":cluster": session.cluster.as_str(),
+            ":user": session.user.as_str(),
+            ":uid": session.uid.map(|u| u.0),
+            ":project": session.project.as_str(),
+            ":partition": session.partition.as_ref().map(|p| p.as_str()),
+            ":nodes": nodes,
+            ":job": job,
+            ":restart": restart,
+            ":head": head,
+            ":submitted": submitted,
+            ":token": token,
+            ":opened": micros(session.opened),
+            ":ended": session.ended.map(micros),
+            ":status": status_number(session.status),
+            ":why": session.why,
+        })?;
+    if new == 1 {
+        return Ok(Opened::New(session));
+    }
+    let existing = match &session.origin {
+        Origin::Slurm { job, restart } => find_run(db, &session.cluster, *job, *restart)?,
+        Origin::Head { head_session, submitted, .. } => db
+            .prepare_cached(&format!(
+                "SELECT {SESSION} FROM sessions INDEXED BY sessions_head
+                 WHERE cluster = ?1 AND head_session = ?2 AND submitted = ?3"
+            ))?
+            .query_row(params![session.cluster.as_str(), head_session, submitted], rows::session)
+            .optional()?,
+    };
+    // No such key, and yet a conflict: another run has this UUID.
+    existing.map(Opened::Existing).ok_or(rusqlite::Error::QueryReturnedNoRows)
+}
+
+pub(super) fn get(db: &Connection, id: SessionId) -> rusqlite::Result<Option<Session>> {
+    db.prepare_cached(&format!("SELECT {SESSION} FROM sessions WHERE id = ?1"))?
+        .query_row([id.0.as_bytes()], rows::session)
+        .optional()
+}
+
+pub(super) fn find_run(
+    db: &Connection,
+    cluster: &ClusterName,
+    job: JobId,
+    restart: u32,
+) -> rusqlite::Result<Option<Session>> {
+    db.prepare_cached(&format!(
+        "SELECT {SESSION} FROM sessions INDEXED BY sessions_run WHERE cluster = ?1 AND job = ?2 AND restart = ?3"
+    ))?
+    .query_row(params![cluster.as_str(), job.get(), restart], rows::session)
+    .optional()
+}
+
+pub(super) fn find_head(
+    db: &Connection,
+    clusters: &[ClusterName],
+    head_session: &str,
+) -> rusqlite::Result<Option<Session>> {
+    let mut newest: Option<(Place, Session)> = None;
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {SESSION} FROM sessions INDEXED BY sessions_head_newest
+         WHERE head_session = ?1 AND cluster = ?2 ORDER BY opened DESC, seq DESC LIMIT 1"
+    ))?;
+    for cluster in clusters {
+        let found = statement.query_row(params![head_session, cluster.as_str()], rows::placed_session).optional()?;
+        if let Some((place, session)) = found
+            && newest.as_ref().is_none_or(|(best, _)| (place.at, place.seq) > (best.at, best.seq))
+        {
+            newest = Some((place, session));
+        }
+    }
+    Ok(newest.map(|(_, session)| session))
+}
+
+pub(super) fn end(
+    db: &Connection,
+    id: SessionId,
+    status: SessionStatus,
+    at: OffsetDateTime,
+    why: &str,
+) -> rusqlite::Result<Ended> {
+    let now = db
+        .prepare_cached(&format!(
+            "UPDATE sessions SET status = ?2, ended = ?3, why = ?4 WHERE id = ?1 AND status = 0 RETURNING {SESSION}"
+        ))?
+        .query_row(params![id.0.as_bytes(), status_number(status), micros(at), why], rows::session)
+        .optional()?;
+    Ok(match now {
+        Some(session) => Ended::Now(session),
+        None => get(db, id)?.map_or(Ended::Unknown, Ended::Before),
+    })
+}
+
+/// The statement for a filter: the index is named, so that no listing ever falls back to a scan.
+pub(super) fn listing(filter: &SessionFilter) -> String {
+    let active = filter.status == Some(SessionStatus::Active);
+    let index = match filter {
+        SessionFilter { job: Some(_), .. } => "sessions_job",
+        SessionFilter { user: Some(_), .. } if active => "active_user",
+        SessionFilter { user: Some(_), .. } => "sessions_user",
+        SessionFilter { project: Some(_), .. } if active => "active_project",
+        SessionFilter { project: Some(_), .. } => "sessions_project",
+        SessionFilter { cluster: Some(_), .. } if active => "active_cluster",
+        // Few sessions are INVALIDATED, so that index is short whatever the cluster.
+        SessionFilter { status: Some(SessionStatus::Invalidated), .. } => "sessions_status",
+        SessionFilter { cluster: Some(_), .. } => "sessions_cluster",
+        SessionFilter { status: Some(_), .. } => "sessions_status",
+        _ => "sessions_opened",
+    };
+    let mut sql = format!("SELECT {SESSION} FROM sessions INDEXED BY {index} WHERE (opened, seq) < (:at, :seq)");
+    if let Some(status) = filter.status {
+        // As a literal: SQLite uses a partial index only where it sees the condition.
+        sql.push_str(&format!(" AND status = {}", status_number(status)));
+    }
+    for (given, condition) in [
+        (filter.cluster.is_some(), " AND cluster = :cluster"),
+        (filter.user.is_some(), " AND user = :user"),
+        (filter.project.is_some(), " AND project = :project"),
+        (filter.job.is_some(), " AND job = :job"),
+    ] {
+        if given {
+            sql.push_str(condition);
+        }
+    }
+    sql.push_str(" ORDER BY opened DESC, seq DESC LIMIT :limit");
+    sql
+}
+
+pub(super) fn list(
+    db: &Connection,
+    filter: &SessionFilter,
+    from: Option<Place>,
+) -> rusqlite::Result<Vec<(Place, Session)>> {
+    let from = from.unwrap_or(Place { at: i64::MAX, seq: i64::MAX });
+    let limit = PAGE as i64 + 1;
+    let (cluster, user) = (filter.cluster.as_ref().map(|v| v.as_str()), filter.user.as_ref().map(|v| v.as_str()));
+    let (project, job) = (filter.project.as_ref().map(|v| v.as_str()), filter.job.map(JobId::get));
+    let mut bound: Vec<(&str, &dyn ToSql)> = vec![(":at", &from.at), (":seq", &from.seq), (":limit", &limit)];
+    if cluster.is_some() {
+        bound.push((":cluster", &cluster));
+    }
+    if user.is_some() {
+        bound.push((":user", &user));
+    }
+    if project.is_some() {
+        bound.push((":project", &project));
+    }
+    if job.is_some() {
+        bound.push((":job", &job));
+    }
+    db.prepare_cached(&listing(filter))?.query_map(&bound[..], rows::placed_session)?.collect()
+}

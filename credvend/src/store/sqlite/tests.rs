@@ -1,0 +1,252 @@
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use time::Duration;
+
+use super::*;
+use crate::store::conformance::{self, T0, issued_for, of_job};
+
+fn at(dir: &TempDir) -> PathBuf {
+    dir.path().join("credvend.db")
+}
+
+fn refusal(path: &Path) -> String {
+    SqliteStore::open(path).map(|_| ()).expect_err("must be refused").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_every_promise() {
+    let dirs = std::sync::Mutex::new(vec![]);
+    conformance::all(|| async {
+        let dir = TempDir::new().unwrap();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&at(&dir)).unwrap());
+        dirs.lock().unwrap().push(dir);
+        store
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_returned_is_there_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    let session = of_job(7, 0);
+    {
+        let store = SqliteStore::open(&at(&dir)).unwrap();
+        store.open(session.clone()).await.unwrap();
+        store.record_issuance(issued_for(&session, "ASIA1", T0)).await.unwrap();
+        store.remember_nonce("n", T0).await.unwrap();
+        // As after kill -9: a second opening beside the first, which never closed its file.
+        let other = SqliteStore::open(&at(&dir)).unwrap();
+        assert_eq!(other.get(session.id).await.unwrap(), Some(session.clone()));
+    }
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    assert_eq!(store.get(session.id).await.unwrap(), Some(session.clone()));
+    assert!(!store.remember_nonce("n", T0).await.unwrap());
+    assert_eq!(store.list_issuances(&IssuedTo::Session(session.id), T0, None).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test]
+async fn commits_are_synchronous_and_files_are_private() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    let (sync, mode) = store
+        .writer
+        .write(|db| {
+            let sync: i64 = db.pragma_query_value(None, "synchronous", |r| r.get(0))?;
+            let mode: String = db.pragma_query_value(None, "journal_mode", |r| r.get(0))?;
+            Ok((sync, mode))
+        })
+        .await
+        .unwrap();
+    assert_eq!((sync, mode.as_str()), (2, "wal"));
+    store.open(of_job(1, 0)).await.unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.file_name());
+    }
+}
+
+#[tokio::test]
+async fn no_secret_and_no_token_is_in_the_file() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    let token = credd_protocol::JobToken::mint().unwrap();
+    let mut session = conformance::of_head("5", "2026-01-01");
+    session.origin =
+        super::super::Origin::Head { head_session: "5".into(), submitted: "2026-01-01".into(), token: token.hash() };
+    store.open(session).await.unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let needle = &token.expose().as_bytes()[8..40];
+        assert!(!bytes.windows(needle.len()).any(|w| w == needle));
+    }
+}
+
+#[test]
+fn a_bad_place_is_refused_in_words() {
+    let dir = TempDir::new().unwrap();
+    assert!(refusal(Path::new("credvend.db")).contains("absolute"));
+    assert!(refusal(&dir.path().join("no/such/credvend.db")).contains("cannot be made"));
+    let open = dir.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(refusal(&open.join("credvend.db")).contains("chmod go-w"));
+    std::fs::write(at(&dir), "").unwrap();
+    std::fs::set_permissions(at(&dir), std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(refusal(&at(&dir)).contains("chmod 600"));
+    std::os::unix::fs::symlink(at(&dir), dir.path().join("link")).unwrap();
+    assert!(refusal(&dir.path().join("link")).contains("cannot be opened"));
+    // A missing last part is made, for credvend alone.
+    let made = dir.path().join("made/credvend.db");
+    SqliteStore::open(&made).unwrap();
+    assert_eq!(made.parent().unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+fn private(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn another_file_is_refused_in_words() {
+    let dir = TempDir::new().unwrap();
+    private(&at(&dir), &b"this is no database ".repeat(300));
+    assert!(refusal(&at(&dir)).contains("not an SQLite database"));
+    std::fs::remove_file(at(&dir)).unwrap();
+    private(&at(&dir), b"");
+    rusqlite::Connection::open(at(&dir)).unwrap().execute_batch("CREATE TABLE sessions (x)").unwrap();
+    assert!(refusal(&at(&dir)).contains("another program's database"));
+}
+
+#[test]
+fn a_newer_schema_is_refused_in_words() {
+    let dir = TempDir::new().unwrap();
+    drop(SqliteStore::open(&at(&dir)).unwrap());
+    let db = rusqlite::Connection::open(at(&dir)).unwrap();
+    db.pragma_update(None, "user_version", SCHEMA as i64 + 1).unwrap();
+    drop(db);
+    assert!(refusal(&at(&dir)).contains("newer credvend"));
+}
+
+#[tokio::test]
+async fn a_corrupt_file_is_refused_in_words() {
+    let dir = TempDir::new().unwrap();
+    {
+        let store = SqliteStore::open(&at(&dir)).unwrap();
+        for job in 1..=300 {
+            store.open(of_job(job, 0)).await.unwrap();
+        }
+        store
+            .writer
+            .write(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).or(Ok(())))
+            .await
+            .unwrap();
+    }
+    // The WAL goes when the last connection closes, in the writer's thread: what is left in it is dropped here.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while dir.path().join("credvend.db-wal").exists() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    let mut bytes = std::fs::read(at(&dir)).unwrap();
+    assert!(bytes.len() > 60_000, "{}", bytes.len());
+    for byte in &mut bytes[20_000..60_000] {
+        *byte ^= 0x5a;
+    }
+    private(&at(&dir), &bytes);
+    assert!(refusal(&at(&dir)).contains("is corrupt"));
+}
+
+#[tokio::test]
+async fn a_full_database_refuses_in_words_and_keeps_what_it_has() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    store.open(of_job(1, 0)).await.unwrap();
+    // SQLite's own limit gives the same error as a full disk.
+    store
+        .writer
+        .write(|db| {
+            let pages: i64 = db.pragma_query_value(None, "page_count", |r| r.get(0))?;
+            db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+        })
+        .await
+        .unwrap();
+    let (mut stored, mut error) = (vec![], None);
+    for job in 2..2000 {
+        let session = of_job(job, 0);
+        match store.open(session.clone()).await {
+            Ok(_) => stored.push(session),
+            Err(e) => {
+                error = Some(e);
+                break;
+            }
+        }
+    }
+    let error = error.expect("it must fill up");
+    assert!(matches!(error, StoreError::Broken(_)) && error.to_string().contains("no space"), "{error}");
+    for session in stored {
+        assert_eq!(store.get(session.id).await.unwrap(), Some(session));
+    }
+    store.writer.write(|db| db.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))).await.unwrap();
+    store.open(of_job(3000, 0)).await.expect("it goes on when there is space again");
+}
+
+#[tokio::test]
+async fn a_broken_write_undoes_itself_alone() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    let broken = store.writer.write(|db| {
+        db.execute("INSERT INTO nonces VALUES ('half', 1)", [])?;
+        db.execute("INSERT INTO no_such_table VALUES (1)", [])
+    });
+    let (broken, whole) = tokio::join!(broken, store.open(of_job(1, 0)));
+    assert!(broken.is_err() && matches!(whole, Ok(Opened::New(_))));
+    assert!(store.remember_nonce("half", T0).await.unwrap());
+}
+
+#[tokio::test]
+async fn dead_nonces_go_by_themselves() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    for i in 0..100 {
+        store.remember_nonce(&format!("old{i}"), T0).await.unwrap();
+    }
+    for i in 0..50 {
+        store.remember_nonce(&format!("new{i}"), T0 + Duration::hours(2)).await.unwrap();
+    }
+    let left: i64 =
+        store.readers.read(|db| db.query_row("SELECT count(*) FROM nonces", [], |r| r.get(0))).await.unwrap();
+    assert_eq!(left, 50);
+}
+
+/// The plans of all listings: each goes through an index that gives the order too.
+#[tokio::test]
+async fn no_listing_scans_or_sorts_the_table() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    let mut statements = vec![];
+    for bits in 0..32u32 {
+        for status in [SessionStatus::Active, SessionStatus::Completed, SessionStatus::Invalidated] {
+            statements.push(sessions::listing(&SessionFilter {
+                status: (bits & 1 != 0).then_some(status),
+                cluster: (bits & 2 != 0).then(|| "lab".parse().unwrap()),
+                user: (bits & 4 != 0).then(|| "bob".parse().unwrap()),
+                project: (bits & 8 != 0).then(|| "genomics".parse().unwrap()),
+                job: (bits & 16 != 0).then(|| JobId::try_from(1).unwrap()),
+            }));
+        }
+    }
+    for sql in statements {
+        let plan = sql.clone();
+        let plan: Vec<String> = store
+            .readers
+            .read(move |db| {
+                let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {plan}"))?;
+                let rows = statement.raw_query().mapped(|row| row.get::<_, String>(3)).collect();
+                rows
+            })
+            .await
+            .unwrap();
+        assert!(plan.iter().all(|p| p.starts_with("SEARCH sessions USING INDEX")), "{sql}: {plan:?}");
+    }
+}
