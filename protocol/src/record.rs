@@ -10,6 +10,7 @@
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
 //!   ended/ID.RESTART.NONCE/    an ended job's directory, until credvend has been told
 //!   tokens/ID                  0400, the job's user: the token, only with `token-file`
+//!   skipped/ID                 written by the plugin in place of a record: why a job of a partition that is on has none
 //! ```
 //!
 //! One rename(2) from `jobs/` to `ended/` ends a job: a step that starts later finds nothing, and the directory that
@@ -81,6 +82,11 @@ impl RunDir {
     /// A job's token file, where its partition or its user asked for one.
     pub fn token_file(&self, job: JobId) -> PathBuf {
         self.0.join("tokens").join(job.to_string())
+    }
+
+    /// The plugin's note that a job has no record, and why.
+    pub fn skipped(&self, job: JobId) -> PathBuf {
+        self.0.join("skipped").join(job.to_string())
     }
 }
 

@@ -1,0 +1,166 @@
+//! credd's root socket, asked by a caller who must not wait: every call has a deadline, also for connecting.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use credd_protocol::JobId;
+use credd_protocol::local::{MAX_LINE_BYTES, Outcome, Request, Response};
+use credd_protocol::record::RunDir;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+/// How long a job's start or end may be held up to tell credd of it; credd looks for records by itself too.
+pub const TELL_DEADLINE: Duration = Duration::from_millis(100);
+
+/// Between two attempts at a credd that is starting.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How much longer than its patience a caller listens: the answer at the end of it is on its way.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Tells credd something and does not wait for the answer.
+///
+/// # Errors
+/// Where credd cannot be told at once. Nothing is lost: the record or its end is on disk.
+pub fn tell(run_dir: &RunDir, request: &Request) -> io::Result<()> {
+    let stream = connect_now(run_dir)?;
+    stream.set_write_timeout(Some(TELL_DEADLINE))?;
+    send(&stream, request)
+}
+
+/// What became of the job's session, known within `wait`.
+///
+/// # Errors
+/// A sentence saying why credd did not answer.
+pub fn outcome(run_dir: &RunDir, job: JobId, wait: Duration) -> Result<Outcome, String> {
+    let end = Instant::now() + wait;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let answer = ask(run_dir, job, left);
+        let settled = matches!(answer, Ok(Outcome::Open | Outcome::Refused { .. }));
+        let left = end.saturating_duration_since(Instant::now());
+        if settled || left.is_zero() {
+            return answer.map_err(|error| {
+                format!("credd on this node did not answer within {} ms ({error})", wait.as_millis())
+            });
+        }
+        // Down, starting, or not yet aware of the record: it may be there in a moment.
+        thread::sleep(PAUSE.min(left));
+    }
+}
+
+fn ask(run_dir: &RunDir, job: JobId, left: Duration) -> io::Result<Outcome> {
+    let stream = connect_now(run_dir)?;
+    let end = Instant::now() + left + GRACE;
+    stream.set_write_timeout(Some(left + GRACE))?;
+    let wait_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+    send(&stream, &Request::Outcome { job, wait_ms })?;
+    let line = read_line(&stream, end)?;
+    match serde_json::from_slice(&line) {
+        Ok(Response::Outcome(outcome)) => Ok(outcome),
+        Ok(Response::Error(error)) => Err(io::Error::other(error)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "its answer was not understood")),
+    }
+}
+
+/// A Unix socket connects at once or not at all: a full backlog is EAGAIN for a non-blocking one.
+fn connect_now(run_dir: &RunDir) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(&run_dir.root_socket())?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn send(mut stream: &UnixStream, request: &Request) -> io::Result<()> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn read_line(mut stream: &UnixStream, end: Instant) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut chunk = [0u8; 4096];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let count = match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error),
+        };
+        let (read, rest) = chunk[..count].split_at(chunk[..count].iter().position(|b| *b == b'\n').unwrap_or(count));
+        line.extend_from_slice(read);
+        if !rest.is_empty() {
+            return Ok(line);
+        }
+        if line.len() > MAX_LINE_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is too long"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted_job::{answering, record, run_dir};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn an_absent_credd_costs_nothing_to_tell_and_the_deadline_to_ask() {
+        let (_temp, paths) = run_dir();
+        let job = record().job;
+        assert!(tell(&paths, &Request::Started { job }).is_err());
+        let error = outcome(&paths, job, Duration::from_millis(20)).unwrap_err();
+        assert!(error.contains("did not answer within 20 ms"), "{error}");
+    }
+
+    #[test]
+    fn a_credd_that_never_accepts_holds_nobody_up() {
+        let (_temp, paths) = run_dir();
+        let job = record().job;
+        let listener = UnixListener::bind(paths.root_socket()).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let start = Instant::now();
+        while tell(&paths, &Request::Started { job }).is_ok() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the backlog never filled");
+        }
+        assert!(outcome(&paths, job, Duration::from_millis(20)).is_err());
+    }
+
+    #[test]
+    fn answers_are_told_apart_and_an_early_unknown_is_asked_again() {
+        let (_temp, paths) = run_dir();
+        let job = record().job;
+        let lines = answering(
+            &paths,
+            vec![
+                "garbage".into(),
+                r#"{"outcome":{"state":"unknown"}}"#.into(),
+                r#"{"outcome":{"state":"refused","reason":"no role"}}"#.into(),
+            ],
+        );
+        let answer = outcome(&paths, job, Duration::from_secs(10)).unwrap();
+        assert_eq!(answer, Outcome::Refused { reason: "no role".into() });
+        let asked = lines.join().unwrap();
+        assert_eq!(asked.len(), 3);
+        assert!(asked[0].starts_with(r#"{"op":"outcome","job":12,"wait-ms":"#), "{}", asked[0]);
+    }
+
+    #[test]
+    fn an_endless_answer_is_cut_off() {
+        let (_temp, paths) = run_dir();
+        let lines = answering(&paths, vec!["x".repeat(2 * MAX_LINE_BYTES)]);
+        let error = ask(&paths, record().job, Duration::from_secs(10)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        lines.join().unwrap();
+    }
+}

@@ -1,0 +1,308 @@
+//! The plugin's arguments in `plugstack.conf`: what each partition gets.
+//!
+//! ```text
+//! required spank_credd.so default=on partition:debug=off partition:gpu=on,prefetch,role=train,on-error=fail
+//! ```
+//!
+//! A partition's list stands alone: nothing is taken over from `default=`. A list with a mistake switches that partition
+//! off and is reported; the other partitions work on.
+
+use std::fmt;
+use std::path::{Component, Path};
+use std::time::Duration;
+
+use credd_protocol::PartitionName;
+use credd_protocol::record::{JobOptions, OnError, RUN_DIR, RunDir};
+
+/// The longest `wait=`: a step's start is delayed by so much at most.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The longest `run-dir=`: a socket's path has 107 bytes, and a name is added.
+const MAX_RUN_DIR_BYTES: usize = 90;
+
+/// The items of a list, for messages.
+const KNOWN: &str =
+    "on, off, prefetch, token-file, on-error=continue|fail, role=NAME, region=NAME and wait=TIME (5s, 500ms)";
+
+/// What a partition gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy {
+    /// Nothing: its jobs run as if the plugin were not there.
+    Off,
+    /// Credentials, with these options.
+    On(JobOptions),
+    /// Nothing, because its list has a mistake: a sentence for the jobs' users.
+    Broken(String),
+}
+
+/// A mistake in `plugstack.conf`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The argument's place after the plugin's path, from 1.
+    pub position: usize,
+    /// The argument as it stands there.
+    pub argument: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "plugstack.conf: argument {} of spank_credd.so, {:?}: {}", self.position, self.argument, self.why)
+    }
+}
+
+/// The arguments, read.
+#[derive(Debug, Clone)]
+pub struct Plugstack {
+    /// `run-dir=`, by default [`RUN_DIR`].
+    pub run_dir: RunDir,
+    /// What is wrong, in the order of the arguments.
+    pub problems: Vec<Problem>,
+    default: Option<Policy>,
+    partitions: Vec<(PartitionName, Policy)>,
+}
+
+impl Plugstack {
+    /// Reads the arguments; it never fails, mistakes are in [`Plugstack::problems`].
+    pub fn parse(arguments: &[String]) -> Self {
+        let mut site =
+            Plugstack { run_dir: RunDir::new(RUN_DIR), problems: Vec::new(), default: None, partitions: Vec::new() };
+        let mut run_dir_seen = false;
+        for (index, argument) in arguments.iter().enumerate() {
+            let why = match argument.split_once('=') {
+                Some(("default", list)) => site.add_default(list),
+                Some(("run-dir", _)) if run_dir_seen => Err("it is given twice; the first one counts".into()),
+                Some(("run-dir", path)) => {
+                    run_dir_seen = true;
+                    site.set_run_dir(path)
+                }
+                Some((key, list)) if key.starts_with("partition:") => {
+                    site.add_partition(&key["partition:".len()..], list)
+                }
+                _ => Err("it is not known; known are default=…, partition:NAME=… and run-dir=PATH".into()),
+            };
+            if let Err(why) = why {
+                site.problems.push(Problem { position: index + 1, argument: shown(argument), why });
+            }
+        }
+        site
+    }
+
+    /// What a partition gets. Without any `default=`, a partition that is not named is on.
+    pub fn policy(&self, partition: &str) -> Policy {
+        let own = self.partitions.iter().find(|(name, _)| name.as_str() == partition).map(|(_, policy)| policy);
+        own.or(self.default.as_ref()).cloned().unwrap_or_else(|| Policy::On(JobOptions::default()))
+    }
+
+    fn add_default(&mut self, list: &str) -> Result<(), String> {
+        if self.default.is_some() {
+            return Err("it is given twice; the first one counts".into());
+        }
+        let (policy, result) = read(list);
+        self.default = Some(policy);
+        result
+    }
+
+    fn add_partition(&mut self, name: &str, list: &str) -> Result<(), String> {
+        let name: PartitionName = name.parse().map_err(|e: credd_protocol::Invalid| e.to_string())?;
+        if self.partitions.iter().any(|(known, _)| *known == name) {
+            return Err(format!("partition {name} is given twice; the first one counts"));
+        }
+        let (policy, result) = read(list);
+        self.partitions.push((name, policy));
+        result
+    }
+
+    fn set_run_dir(&mut self, path: &str) -> Result<(), String> {
+        let plain = Path::new(path).components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !path.starts_with('/') || !plain || path.len() > MAX_RUN_DIR_BYTES {
+            return Err(format!(
+                "it must be an absolute path without '..' of at most {MAX_RUN_DIR_BYTES} bytes; {RUN_DIR} is used"
+            ));
+        }
+        self.run_dir = RunDir::new(path);
+        Ok(())
+    }
+}
+
+/// A list's policy, and its mistake if it has one.
+fn read(list: &str) -> (Policy, Result<(), String>) {
+    match read_list(list) {
+        Ok(policy) => (policy, Ok(())),
+        Err(why) => {
+            let told = format!(
+                "the cluster's plugstack.conf has a mistake in this partition's options ({why}); tell your administrator"
+            );
+            (Policy::Broken(told), Err(format!("{why}; jobs it is for get no credentials until it is mended")))
+        }
+    }
+}
+
+fn read_list(list: &str) -> Result<Policy, String> {
+    let mut items = list.split(',');
+    let on = match items.next() {
+        Some("on") => true,
+        Some("off") => false,
+        other => return Err(format!("it must begin with on or off, not {:?}", shown(other.unwrap_or_default()))),
+    };
+    let mut options = JobOptions::default();
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, item) in items.enumerate() {
+        let at = |why: String| format!("item {} {:?}: {why}", index + 2, shown(item));
+        let (key, value) = item.split_once('=').map_or((item, None), |(key, value)| (key, Some(value)));
+        if seen.contains(&key) {
+            return Err(at("it is given twice".into()));
+        }
+        seen.push(key);
+        match (key, value) {
+            ("prefetch", None) => options.prefetch = true,
+            ("token-file", None) => options.token_file = true,
+            ("on-error", Some("continue")) => options.on_error = OnError::Continue,
+            ("on-error", Some("fail")) => options.on_error = OnError::Fail,
+            ("on-error", _) => return Err(at("it must be on-error=continue or on-error=fail".into())),
+            ("role", Some(name)) => {
+                options.role = name.parse().map_err(|e: credd_protocol::Invalid| at(e.to_string()))?
+            }
+            ("region", Some(name)) => {
+                options.region = Some(name.parse().map_err(|e: credd_protocol::Invalid| at(e.to_string()))?);
+            }
+            ("wait", Some(time)) => options.wait_ms = milliseconds(time).map_err(at)?,
+            ("prefetch" | "token-file", Some(_)) => return Err(at("it takes no value".into())),
+            _ => return Err(at(format!("it is not known; known are {KNOWN}"))),
+        }
+    }
+    // What stands behind `off` is checked too: it comes into force with one word.
+    Ok(if on { Policy::On(options) } else { Policy::Off })
+}
+
+/// `5s`, `500ms`.
+fn milliseconds(text: &str) -> Result<u32, String> {
+    let bad = || format!("it must be a time from 1ms to {}s, such as 5s or 500ms", MAX_WAIT.as_secs());
+    let (digits, unit) = match text.strip_suffix("ms") {
+        Some(digits) => (digits, 1u32),
+        None => (text.strip_suffix('s').ok_or_else(bad)?, 1000),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad());
+    }
+    let time = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(bad)?;
+    if time == 0 || u128::from(time) > MAX_WAIT.as_millis() { Err(bad()) } else { Ok(time) }
+}
+
+/// Cut to what a log line bears.
+fn shown(text: &str) -> String {
+    let mut cut: String = text.chars().take(120).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(line: &str) -> Plugstack {
+        Plugstack::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    fn on(policy: Policy) -> JobOptions {
+        match policy {
+            Policy::On(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let site = parse(
+            "default=off partition:debug=on run-dir=/run/other \
+             partition:gpu=on,prefetch,role=train,on-error=fail,region=eu-west-1,token-file,wait=1500ms",
+        );
+        assert_eq!(site.problems, []);
+        assert_eq!(site.run_dir.path(), Path::new("/run/other"));
+        assert_eq!(site.policy("batch"), Policy::Off);
+        assert_eq!(on(site.policy("debug")), JobOptions::default());
+        let gpu = on(site.policy("gpu"));
+        assert!(gpu.prefetch && gpu.token_file && gpu.on_error == OnError::Fail && gpu.wait_ms == 1500);
+        assert_eq!((gpu.role.as_str(), gpu.region.unwrap().as_str()), ("train", "eu-west-1"));
+    }
+
+    #[test]
+    fn the_line_without_arguments_switches_every_partition_on() {
+        assert_eq!(on(parse("").policy("any")), JobOptions::default());
+        assert_eq!(parse("partition:a=off").policy("a"), Policy::Off);
+        assert_eq!(on(parse("partition:a=off default=on,wait=2s").policy("b")).wait_ms, 2000);
+    }
+
+    #[test]
+    fn a_mistake_is_reported_with_text_and_position_and_hits_its_partition_only() {
+        let site = parse("default=on partition:gpu=on,prefech partition:cpu=on,prefetch wrong");
+        let shown: Vec<String> = site.problems.iter().map(Problem::to_string).collect();
+        assert_eq!(shown.len(), 2);
+        assert!(shown[0].contains(r#"argument 2 of spank_credd.so, "partition:gpu=on,prefech""#), "{}", shown[0]);
+        assert!(shown[0].contains(r#"item 2 "prefech""#), "{}", shown[0]);
+        assert!(shown[1].contains("argument 4"), "{}", shown[1]);
+        assert!(matches!(site.policy("gpu"), Policy::Broken(why) if why.contains("prefech")));
+        assert!(on(site.policy("cpu")).prefetch);
+        assert_eq!(on(site.policy("other")), JobOptions::default());
+    }
+
+    #[test]
+    fn each_of_these_is_a_mistake() {
+        for bad in [
+            "default=",
+            "default=yes",
+            "default=on default=off",
+            "partition:=on",
+            "partition:a/b=on",
+            "partition:a=on partition:a=off",
+            "partition:a",
+            "partition:a=on,",
+            "partition:a=prefetch",
+            "partition:a=on,prefetch=yes",
+            "partition:a=on,prefetch,prefetch",
+            "partition:a=on,on-error=drain",
+            "partition:a=on,role=",
+            "partition:a=on,region=EU",
+            "partition:a=off,wait=5",
+            "partition:a=on,wait=0s",
+            "partition:a=on,wait=61s",
+            "partition:a=on,wait=99999999999s",
+            "partition:a=on,wait=+5s",
+            "run-dir=run",
+            "run-dir=/run/../etc",
+            "run-dir=/run/a run-dir=/run/b",
+            "on",
+        ] {
+            assert_eq!(parse(bad).problems.len(), 1, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_arguments_panic_or_grow(arguments in proptest::collection::vec(".{0,200}", 0..8)) {
+            let site = Plugstack::parse(&arguments);
+            for problem in &site.problems {
+                prop_assert!(problem.to_string().len() < 4000);
+            }
+            let _ = site.policy("a");
+        }
+
+        #[test]
+        fn a_bad_partition_never_changes_another(list in "[a-z0-9,=:. -]{0,40}") {
+            let line = vec!["default=off".to_owned(), format!("partition:bad={list}"), "partition:good=on,role=x".into()];
+            let site = Plugstack::parse(&line);
+            let good = on(site.policy("good"));
+            prop_assert_eq!(good.role.as_str(), "x");
+            prop_assert_eq!(site.policy("unnamed"), Policy::Off);
+        }
+
+        #[test]
+        fn times_within_bounds_are_read_exactly(ms in 1u32..=60_000) {
+            prop_assert_eq!(milliseconds(&format!("{ms}ms")).unwrap(), ms);
+        }
+    }
+}

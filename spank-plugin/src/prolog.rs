@@ -1,0 +1,220 @@
+//! A job's start on a node: `slurmstepd spank prolog`, as root, before any process of the job.
+//!
+//! The facts come from this process's environment, which slurmctld made; a user's strings appear there only with a
+//! `SPANK_` prefix. Whatever happens, the job starts: the hook's value would drain the node.
+
+use std::io;
+
+use credd_protocol::local::Request;
+use credd_protocol::record::{JobOptions, JobRecord, OnError};
+use credd_protocol::{Invalid, JobId, JobToken, Uid};
+use slurm_spank::{Environment, Job, Level};
+
+use crate::credd;
+use crate::job_options::Asked;
+use crate::node_list;
+use crate::plugstack::{Plugstack, Policy};
+use crate::run_files::{RunFiles, Skipped};
+
+/// Writes the job's record where its partition is on, and tells credd. `now` is in seconds since 1970.
+pub fn job_prolog(job: &mut dyn Job, env: &dyn Environment, site: &Plugstack, asked: Asked, now: u64) {
+    for problem in &site.problems {
+        job.log(Level::Error, &format!("spank_credd: {problem}"));
+    }
+    let Some(id) = job.id().ok().and_then(|id| JobId::try_from(id).ok()) else {
+        return job.log(Level::Error, "spank_credd: Slurm gave the prolog no job id; the job gets no AWS credentials");
+    };
+    let policy = site.policy(&variable(env, "SLURM_JOB_PARTITION").unwrap_or_default());
+    if let Err(error) = start(job, env, site, id, policy, asked, now) {
+        job.log(Level::Error, &format!("spank_credd: job {id} gets no AWS credentials on this node: {error}"));
+    }
+}
+
+fn start(
+    job: &dyn Job,
+    env: &dyn Environment,
+    site: &Plugstack,
+    id: JobId,
+    policy: Policy,
+    asked: Asked,
+    now: u64,
+) -> io::Result<()> {
+    // A directory of this id belongs to a life before: the id came again, or a requeue without an epilog.
+    if let Some(files) = RunFiles::open(&site.run_dir)?
+        && files.end(id)?
+    {
+        let _ = credd::tell(&site.run_dir, &Request::Ended { job: id });
+    }
+    let options = match policy {
+        Policy::Off => return Ok(()),
+        Policy::Broken(why) => return skip(site, id, &Skipped::Failed { on_error: OnError::Continue, why }),
+        Policy::On(_) if asked.aws == Some(false) => return skip(site, id, &Skipped::Asked),
+        Policy::On(options) => options,
+    };
+    let on_error = options.on_error;
+    let written = facts(job, env, id, options, asked, now)
+        .map_err(|error| error.to_string())
+        .and_then(|record| write(site, &record).map_err(|error| error.to_string()));
+    match written {
+        Ok(()) => {
+            // credd finds the record by itself as well; this only saves time.
+            if let Err(error) = credd::tell(&site.run_dir, &Request::Started { job: id }) {
+                job.log(Level::Info, &format!("spank_credd: job {id}: credd was not told at once: {error}"));
+            }
+            Ok(())
+        }
+        Err(why) => {
+            let told = format!("this node could not prepare them ({why}); tell your administrator");
+            skip(site, id, &Skipped::Failed { on_error, why: told })
+                .map_err(|error| io::Error::other(format!("{why}; and no note of it was left: {error}")))?;
+            Err(io::Error::other(why))
+        }
+    }
+}
+
+fn skip(site: &Plugstack, id: JobId, skipped: &Skipped) -> io::Result<()> {
+    RunFiles::open_or_create(&site.run_dir)?.write_skipped(id, skipped)
+}
+
+fn write(site: &Plugstack, record: &JobRecord) -> io::Result<()> {
+    let files = RunFiles::open_or_create(&site.run_dir)?;
+    if record.options.token_file {
+        files.write_token_file(record.job, &record.token, record.uid.0)?;
+    }
+    files.write_record(record)
+}
+
+fn facts(
+    job: &dyn Job,
+    env: &dyn Environment,
+    id: JobId,
+    options: JobOptions,
+    asked: Asked,
+    now: u64,
+) -> Result<JobRecord, Invalid> {
+    let missing = |name: &'static str| Invalid::new(name, "", "slurmd did not set it for the prolog");
+    let need = |name: &'static str| variable(env, name).ok_or_else(|| missing(name));
+    let uid = Uid(job.uid().map_err(|_| missing("S_JOB_UID"))?);
+    let same = |name: &'static str, item: u32| match variable(env, name) {
+        Some(text) if text.parse() != Ok(item) => Err(Invalid::new(name, &text, format!("the prolog runs for {item}"))),
+        _ => Ok(()),
+    };
+    same("SLURM_JOB_ID", id.get())?;
+    same("SLURM_JOB_UID", uid.0)?;
+    let node = need("SLURMD_NODENAME")?;
+    Ok(JobRecord {
+        version: JobRecord::VERSION,
+        job: id,
+        restart: match variable(env, "SLURM_JOB_RESTART_COUNT") {
+            None => 0,
+            Some(text) => {
+                text.parse().map_err(|_| Invalid::new("SLURM_JOB_RESTART_COUNT", &text, "it must be a number"))?
+            }
+        },
+        cluster: need("SLURM_CLUSTER_NAME")?.parse()?,
+        user: need("SLURM_JOB_USER")?.parse()?,
+        uid,
+        gid: job.gid().map_err(|_| missing("S_JOB_GID"))?,
+        account: variable(env, "SLURM_JOB_ACCOUNT").map(|text| text.parse()).transpose()?,
+        partition: need("SLURM_JOB_PARTITION")?.parse()?,
+        first_node: variable(env, "SLURM_NODELIST").and_then(|list| node_list::first(&list)).is_some_and(|n| n == node),
+        node: node.parse()?,
+        created: now,
+        token: JobToken::mint().map_err(|error| Invalid::new("token", "", error.to_string()))?,
+        options: JobOptions { token_file: options.token_file || asked.token_file, ..options },
+    })
+}
+
+/// A variable's text; an empty one counts as absent, as slurmctld means it.
+fn variable(env: &dyn Environment, name: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(&env.get(name)?).into_owned();
+    // "(null)" is what some releases print for an absent string.
+    (!text.is_empty() && text != "(null)").then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted_job::{ScriptedJob, prolog_environment, run_dir};
+    use credd_protocol::record::RunDir;
+
+    fn site(paths: &RunDir, arguments: &str) -> Plugstack {
+        let run_dir = format!("run-dir={}", paths.path().display());
+        Plugstack::parse(&arguments.split_whitespace().map(str::to_owned).chain([run_dir]).collect::<Vec<_>>())
+    }
+
+    fn prolog(paths: &RunDir, arguments: &str, asked: Asked) -> (RunFiles, ScriptedJob, JobId) {
+        let mut job = ScriptedJob::new();
+        job_prolog(&mut job, &prolog_environment(), &site(paths, arguments), asked, 1000);
+        (RunFiles::open(paths).unwrap().unwrap(), job, JobId::try_from(12).unwrap())
+    }
+
+    #[test]
+    fn the_record_holds_slurmctlds_facts_and_the_partitions_options() {
+        let (_temp, paths) = run_dir();
+        let (files, job, id) = prolog(&paths, "default=off partition:batch=on,role=train,wait=2s", Asked::default());
+        let record = files.read_record(id).unwrap().unwrap();
+        assert_eq!((record.restart, record.created, record.first_node), (1, 1000, true));
+        assert_eq!((record.user.as_str(), record.uid, record.gid), ("alice", Uid(job.uid), 1001));
+        assert_eq!(record.account.as_ref().unwrap().as_str(), "genomics");
+        assert_eq!((record.options.role.as_str(), record.options.wait_ms), ("train", 2000));
+        assert!(!paths.token_file(id).exists());
+    }
+
+    #[test]
+    fn off_writes_nothing_and_a_users_off_leaves_a_note() {
+        let (_temp, paths) = run_dir();
+        let (files, _, id) = prolog(&paths, "default=off", Asked { aws: Some(true), token_file: true });
+        assert_eq!((files.read_record(id).unwrap(), files.skipped(id)), (None, None));
+        let (files, _, id) = prolog(&paths, "default=on", Asked { aws: Some(false), token_file: true });
+        assert_eq!((files.read_record(id).unwrap(), files.skipped(id)), (None, Some(Skipped::Asked)));
+        assert!(!paths.token_file(id).exists());
+    }
+
+    #[test]
+    fn a_record_left_by_another_life_is_ended_first() {
+        let (_temp, paths) = run_dir();
+        let (files, _, id) = prolog(&paths, "", Asked { aws: None, token_file: true });
+        let old = files.read_record(id).unwrap().unwrap();
+        assert!(old.options.token_file && paths.token_file(id).exists());
+        let (files, _, _) = prolog(&paths, "", Asked::default());
+        assert_ne!(files.read_record(id).unwrap().unwrap().token, old.token);
+        assert!(!paths.token_file(id).exists());
+        assert_eq!(std::fs::read_dir(paths.ended()).unwrap().count(), 1);
+        prolog(&paths, "default=off", Asked::default());
+        assert_eq!(std::fs::read_dir(paths.ended()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_missing_or_contradicting_fact_leaves_a_note_instead_of_a_record() {
+        for (name, value) in [
+            ("SLURM_CLUSTER_NAME", None),
+            ("SLURM_JOB_USER", Some("bad user")),
+            ("SLURM_JOB_UID", Some("0")),
+            ("SLURM_JOB_ID", Some("13")),
+            ("SLURM_JOB_RESTART_COUNT", Some("x")),
+        ] {
+            let (_temp, paths) = run_dir();
+            let (mut env, mut job) = (prolog_environment(), ScriptedJob::new());
+            env.remove(name);
+            if let Some(value) = value {
+                env.insert(name.into(), value.into());
+            }
+            job_prolog(&mut job, &env, &site(&paths, "default=on,on-error=fail"), Asked::default(), 0);
+            let files = RunFiles::open(&paths).unwrap().unwrap();
+            let id = JobId::try_from(12).unwrap();
+            assert_eq!(files.read_record(id).unwrap(), None, "{name}");
+            assert!(matches!(files.skipped(id), Some(Skipped::Failed { on_error: OnError::Fail, .. })), "{name}");
+            assert!(job.said(Level::Error).contains("job 12 gets no AWS credentials"), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unusable_run_directory_is_reported() {
+        let paths = RunDir::new("/proc/no/such");
+        let mut job = ScriptedJob::new();
+        job_prolog(&mut job, &prolog_environment(), &site(&paths, "default=on nonsense"), Asked::default(), 0);
+        let said = job.said(Level::Error);
+        assert!(said.contains("argument 2") && said.contains("no note of it was left"), "{said}");
+    }
+}

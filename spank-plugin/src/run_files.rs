@@ -1,0 +1,291 @@
+//! The files under the node's run directory ([`credd_protocol::record`]), as root.
+//!
+//! The directory must be root's own and writable by nobody else: then no path below it can be turned elsewhere by a
+//! user, and plain paths are safe. Everything is opened close-on-exec (std does) and never through a symbolic link.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, OnError, RunDir, file};
+use credd_protocol::{JobId, secret::JobToken};
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
+
+/// A sentence for a user is not longer.
+const MAX_SENTENCE_BYTES: u64 = 2000;
+
+/// A run directory that has been looked at.
+#[derive(Debug, Clone)]
+pub struct RunFiles {
+    paths: RunDir,
+}
+
+/// Why a job has no record although the prolog ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Skipped {
+    /// The job was submitted with `--aws=off`.
+    Asked,
+    /// The prolog could not write one.
+    Failed {
+        /// What its partition makes of that.
+        on_error: OnError,
+        /// A sentence for its user.
+        why: String,
+    },
+}
+
+impl RunFiles {
+    /// Looks at the run directory; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// Where it is not a directory of this user's (root's) that nobody else may write to.
+    pub fn open(paths: &RunDir) -> io::Result<Option<Self>> {
+        let meta = match fs::symlink_metadata(paths.path()) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+            let why = format!("{} must be a directory of root that only root may write to", paths.path().display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        Ok(Some(RunFiles { paths: paths.clone() }))
+    }
+
+    /// As [`RunFiles::open`], but makes it and its parts if they are missing. credd or systemd-tmpfiles has as a rule.
+    ///
+    /// # Errors
+    /// Where that fails.
+    pub fn open_or_create(paths: &RunDir) -> io::Result<Self> {
+        make_dir(paths.path(), 0o755)?;
+        let files = Self::open(paths)?.ok_or(io::ErrorKind::NotFound)?;
+        make_dir(&paths.jobs(), 0o700)?;
+        make_dir(&paths.ended(), 0o700)?;
+        Ok(files)
+    }
+
+    /// Leaves a job's record, whole or not at all. A directory of the same job id must have been ended before.
+    ///
+    /// # Errors
+    /// Where a file operation fails.
+    pub fn write_record(&self, record: &JobRecord) -> io::Result<()> {
+        let done = self.paths.job(record.job);
+        let new = done.with_extension("new");
+        // Left by a prolog that was killed in between.
+        match fs::remove_dir_all(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o700).create(&new)?;
+        create(&new.join(file::RECORD), 0o600)?.write_all(&record.to_json())?;
+        fs::rename(&new, &done)
+    }
+
+    /// A running job's record; `None` if there is none.
+    ///
+    /// # Errors
+    /// A sentence: a file that is not root's alone, or is no record.
+    pub fn read_record(&self, job: JobId) -> Result<Option<JobRecord>, String> {
+        let path = self.paths.job(job).join(file::RECORD);
+        let file = match open_read(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        let bytes = (|| {
+            let meta = file.metadata()?;
+            if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+                return Err(io::Error::other("it is not a file of root's alone"));
+            }
+            read_bounded(file, MAX_RECORD_BYTES + 1)
+        })();
+        let bytes = bytes.map_err(|error| format!("{}: {error}", path.display()))?;
+        JobRecord::from_json(&bytes).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Why credvend refused the job, if it did.
+    pub fn refused(&self, job: JobId) -> Option<String> {
+        let bytes = read_bounded(open_read(&self.paths.job(job).join(file::REFUSED)).ok()?, MAX_SENTENCE_BYTES).ok()?;
+        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        Some(if text.is_empty() { "credvend refused the job and gave no reason".into() } else { text })
+    }
+
+    /// The endpoint's port, if credd says that the listener is its own.
+    pub fn endpoint(&self) -> Option<u16> {
+        let bytes = read_bounded(open_read(&self.paths.endpoint()).ok()?, 16).ok()?;
+        std::str::from_utf8(&bytes).ok()?.trim().parse().ok().filter(|port| *port != 0)
+    }
+
+    /// Ends a job: moves its directory to `ended/` and removes what else it left. `false` if it had no directory.
+    ///
+    /// # Errors
+    /// Where the directory could not be moved.
+    pub fn end(&self, job: JobId) -> io::Result<bool> {
+        remove(&self.paths.token_file(job))?;
+        remove(&self.paths.skipped(job))?;
+        let dir = self.paths.job(job);
+        if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Ok(false);
+        }
+        let restart = self.read_record(job).ok().flatten().map_or(0, |record| record.restart);
+        make_dir(&self.paths.ended(), 0o700)?;
+        fs::rename(dir, self.paths.ended().join(format!("{job}.{restart}.{:016x}", nonce()?)))?;
+        Ok(true)
+    }
+
+    /// Writes a job's token file: its user's, readable only to it. An older one is replaced.
+    ///
+    /// # Errors
+    /// Where a file operation fails.
+    pub fn write_token_file(&self, job: JobId, token: &JobToken, uid: u32) -> io::Result<PathBuf> {
+        let path = self.paths.token_file(job);
+        // Users may pass to their own file and not list the others'.
+        make_dir(&self.paths.tokens(), 0o711)?;
+        remove(&path)?;
+        let mut file = create(&path, 0o400)?;
+        // No newline: nearly every client would choke on it.
+        file.write_all(token.expose().as_bytes())?;
+        fchown(&file, Some(uid), None)?;
+        Ok(path)
+    }
+
+    /// Notes that a job has no record, and why.
+    ///
+    /// # Errors
+    /// Where a file operation fails.
+    pub fn write_skipped(&self, job: JobId, skipped: &Skipped) -> io::Result<()> {
+        let path = self.paths.skipped(job);
+        make_dir(&self.paths.path().join("skipped"), 0o700)?;
+        remove(&path)?;
+        let text = match skipped {
+            Skipped::Asked => "asked\n".to_owned(),
+            Skipped::Failed { on_error: OnError::Continue, why } => format!("continue {why}\n"),
+            Skipped::Failed { on_error: OnError::Fail, why } => format!("fail {why}\n"),
+        };
+        create(&path, 0o600)?.write_all(text.as_bytes())
+    }
+
+    /// Why a job has no record, if its prolog noted it.
+    pub fn skipped(&self, job: JobId) -> Option<Skipped> {
+        let bytes = read_bounded(open_read(&self.paths.skipped(job)).ok()?, MAX_SENTENCE_BYTES).ok()?;
+        let text = String::from_utf8_lossy(&bytes);
+        match text.trim().split_once(' ') {
+            Some(("continue", why)) => Some(Skipped::Failed { on_error: OnError::Continue, why: why.into() }),
+            Some(("fail", why)) => Some(Skipped::Failed { on_error: OnError::Fail, why: why.into() }),
+            _ => Some(Skipped::Asked),
+        }
+    }
+}
+
+/// Exactly this mode, whatever the umask. An existing directory is left as it is.
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    }
+}
+
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
+}
+
+fn open_read(path: &Path) -> io::Result<File> {
+    // O_NONBLOCK: a fifo would hang the job's start.
+    OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
+}
+
+fn read_bounded(file: File, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Keeps the runs of one job id apart in `ended/`.
+fn nonce() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted_job::{record, run_dir};
+
+    #[test]
+    fn a_record_is_written_read_and_ended() {
+        let (_temp, paths) = run_dir();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let record = record();
+        fs::create_dir(paths.jobs().join("12.new")).unwrap();
+        files.write_record(&record).unwrap();
+        assert_eq!(files.read_record(record.job).unwrap().unwrap(), record);
+        let modes = [paths.job(record.job), paths.job(record.job).join("record")]
+            .map(|path| fs::symlink_metadata(path).unwrap().mode() & 0o7777);
+        assert_eq!(modes, [0o700, 0o600]);
+
+        files.write_token_file(record.job, &record.token, geteuid().as_raw()).unwrap();
+        let path = files.write_token_file(record.job, &record.token, geteuid().as_raw()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), record.token.expose());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
+        assert_eq!(fs::metadata(paths.tokens()).unwrap().mode() & 0o7777, 0o711);
+
+        assert!(files.end(record.job).unwrap());
+        assert!(!path.exists() && files.read_record(record.job).unwrap().is_none());
+        assert!(!files.end(record.job).unwrap());
+        let ended: Vec<_> = fs::read_dir(paths.ended()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(ended.len(), 1);
+        assert!(ended[0].to_str().unwrap().starts_with("12.3."), "{ended:?}");
+    }
+
+    #[test]
+    fn what_is_not_roots_alone_is_not_believed() {
+        let (_temp, paths) = run_dir();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let record = record();
+        files.write_record(&record).unwrap();
+        let path = paths.job(record.job).join("record");
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert!(files.read_record(record.job).unwrap_err().contains("root's alone"));
+        fs::rename(&path, path.with_extension("real")).unwrap();
+        std::os::unix::fs::symlink(path.with_extension("real"), &path).unwrap();
+        assert!(files.read_record(record.job).is_err());
+
+        fs::set_permissions(paths.path(), Permissions::from_mode(0o777)).unwrap();
+        assert!(RunFiles::open(&paths).is_err());
+        assert!(RunFiles::open(&RunDir::new("/nonexistent/run")).unwrap().is_none());
+    }
+
+    #[test]
+    fn notes_and_reasons_survive() {
+        let (_temp, paths) = run_dir();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let job = record().job;
+        assert_eq!((files.skipped(job), files.refused(job), files.endpoint()), (None, None, None));
+        for skipped in [
+            Skipped::Asked,
+            Skipped::Failed { on_error: OnError::Fail, why: "no account is set".into() },
+            Skipped::Failed { on_error: OnError::Continue, why: "x".into() },
+        ] {
+            files.write_skipped(job, &skipped).unwrap();
+            assert_eq!(files.skipped(job), Some(skipped));
+        }
+        for (text, port) in [("9999\n", Some(9999)), ("0", None), ("", None), ("99999", None), ("x", None)] {
+            fs::write(paths.endpoint(), text).unwrap();
+            assert_eq!(files.endpoint(), port, "{text}");
+        }
+        fs::create_dir(paths.job(job)).unwrap();
+        fs::write(paths.job(job).join("refused"), "no role\n").unwrap();
+        assert_eq!(files.refused(job).unwrap(), "no role");
+    }
+}

@@ -1,0 +1,420 @@
+//! A step's slurmstepd, as root: cleans the step's environment, sets what the SDKs need, and, where the partition has
+//! `on-error=fail`, refuses the job if there are no credentials.
+//!
+//! The step's environment comes from the user and is believed in nothing that gives anything: job id and uid are
+//! Slurm's items, all else is the record's. Its `SLURM_JOB_PARTITION` is read only where there is no record, to choose
+//! between keeping silent, a message and a refusal; whoever forges it changes the fate of his own job alone.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use credd_protocol::local::Outcome;
+use credd_protocol::record::{JobRecord, OnError, RunDir};
+use credd_protocol::{JobId, Uid};
+use slurm_spank::{Job, Level, StepId};
+
+use crate::job_options::Asked;
+use crate::plugstack::{Plugstack, Policy};
+use crate::run_files::{RunFiles, Skipped};
+use crate::{credd, environment};
+
+/// What the hooks after `init_post_opt` have left to do. Those run where root's files cannot be read (`user_init`), or in
+/// the forked child of each task.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// For the user's stderr, once a step.
+    pub notices: Vec<String>,
+    /// Whether the tasks may start.
+    pub gate: Gate,
+}
+
+/// Whether a task may start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// It may.
+    #[default]
+    Pass,
+    /// It may not, for this reason.
+    Closed(String),
+    /// credd knows.
+    Ask {
+        /// Which job.
+        job: JobId,
+        /// For how long at most.
+        wait: Duration,
+        /// Where credd is asked.
+        run_dir: PathBuf,
+    },
+}
+
+/// Why a step has no credentials, and what its partition makes of that.
+struct Without {
+    why: String,
+    on_error: OnError,
+}
+
+/// Cleans and sets the step's variables.
+pub fn init_post_opt(job: &mut dyn Job, site: &Plugstack, asked: Asked) -> Plan {
+    let mut plan = Plan::default();
+    // First of all, and whatever follows: a parent job's token must not be this job's.
+    if let Err(error) = environment::clean_inherited(job, &site.run_dir) {
+        job.log(Level::Error, &format!("spank_credd: a parent job's AWS variables could not be removed: {error}"));
+    }
+    if matches!(job.step(), Ok(StepId::Extern)) || asked.aws == Some(false) {
+        return plan;
+    }
+    match prepare(job, site, asked, &mut plan) {
+        Ok(()) => {}
+        Err(Without { why, on_error: OnError::Continue }) => {
+            job.log(Level::Info, &format!("spank_credd: a step starts without AWS credentials: {why}"));
+            plan.notices.push(format!("credd: no AWS credentials: {why}"));
+        }
+        Err(Without { why, on_error: OnError::Fail }) => plan.gate = Gate::Closed(why),
+    }
+    plan
+}
+
+fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -> Result<(), Without> {
+    let Some((files, record)) = find_record(job, site, asked, plan)? else { return Ok(()) };
+    let on_error = record.options.on_error;
+    let without = |why: String| Without { why, on_error };
+    if let Some(reason) = files.refused(record.job) {
+        return Err(without(reason));
+    }
+    let port = files
+        .endpoint()
+        .ok_or_else(|| without(format!("credd does not serve on node {}; tell your administrator", record.node)))?;
+    let token_file = token_file(&files, &site.run_dir, &record, asked, plan);
+    environment::inject(job, &record, port, token_file.as_deref())
+        .map_err(|error| without(format!("Slurm did not take the variables: {error}")))?;
+    if environment::has_own_keys(job) && is_first_step(job) {
+        plan.notices.push(
+            "credd: AWS_ACCESS_KEY_ID is set in the job's environment and wins over the project's role; \
+             unset it to use the role"
+                .into(),
+        );
+    }
+    if on_error == OnError::Fail {
+        let wait = Duration::from_millis(record.options.wait_ms.into());
+        plan.gate = Gate::Ask { job: record.job, wait, run_dir: site.run_dir.path().to_owned() };
+    }
+    Ok(())
+}
+
+/// The job's record, if this step is to have credentials. Without one the notes and the partition's policy say whether
+/// that is as it should be.
+fn find_record(
+    job: &mut dyn Job,
+    site: &Plugstack,
+    asked: Asked,
+    plan: &mut Plan,
+) -> Result<Option<(RunFiles, JobRecord)>, Without> {
+    let partition = job.get("SLURM_JOB_PARTITION").map(|name| String::from_utf8_lossy(&name).into_owned());
+    let policy = site.policy(partition.as_deref().unwrap_or_default());
+    let on_error = if let Policy::On(options) = &policy { options.on_error } else { OnError::Continue };
+    let without = |why: String| Without { why, on_error };
+
+    let id = job.id().ok().and_then(|id| JobId::try_from(id).ok());
+    let (Some(id), Ok(uid)) = (id, job.uid()) else {
+        return Err(without("Slurm did not say whose job this is".into()));
+    };
+    let files = RunFiles::open(&site.run_dir).map_err(|error| without(error.to_string()))?;
+    if let Some(files) = &files {
+        match files.read_record(id).map_err(without)? {
+            Some(record) if record.job == id && record.uid == Uid(uid) => return Ok(Some((files.clone(), record))),
+            Some(_) => return Err(without(format!("the record of job {id} on this node is another job's"))),
+            None => {}
+        }
+    }
+    match (files.and_then(|files| files.skipped(id)), policy) {
+        (Some(Skipped::Failed { on_error, why }), _) => Err(Without { why, on_error }),
+        (Some(Skipped::Asked), _) => {
+            if asked.aws == Some(true) {
+                plan.notices.push("credd: no AWS credentials: the job itself was submitted with --aws=off".into());
+            }
+            Ok(None)
+        }
+        (None, Policy::Off) => {
+            if asked.aws == Some(true) {
+                let partition = partition.unwrap_or_default();
+                plan.notices.push(format!(
+                    "credd: no AWS credentials: they are switched off for partition {partition}, which --aws=on cannot change"
+                ));
+            }
+            Ok(None)
+        }
+        (None, Policy::Broken(why)) => Err(without(why)),
+        (None, Policy::On(_)) => Err(without(format!(
+            "the start of job {id} left no record on this node; tell your administrator, unless the job is older than \
+             this cluster's credd"
+        ))),
+    }
+}
+
+/// The path to offer, where the job or its partition asked for one.
+fn token_file(
+    files: &RunFiles,
+    run_dir: &RunDir,
+    record: &JobRecord,
+    asked: Asked,
+    plan: &mut Plan,
+) -> Option<Vec<u8>> {
+    if !record.options.token_file && !asked.token_file {
+        return None;
+    }
+    let path = run_dir.token_file(record.job);
+    // The prolog has written it, unless only this step asks for it.
+    let result = if path.exists() { Ok(path) } else { files.write_token_file(record.job, &record.token, record.uid.0) };
+    match result {
+        Ok(path) => Some(path.into_os_string().into_encoded_bytes()),
+        Err(error) => {
+            plan.notices.push(format!("credd: the token file could not be written: {error}"));
+            None
+        }
+    }
+}
+
+/// So that one job says one thing once.
+fn is_first_step(job: &dyn Job) -> bool {
+    matches!(job.step(), Ok(StepId::Batch | StepId::Interactive | StepId::Number(0)))
+}
+
+/// Tells the user; once, not on each of ten thousand nodes.
+pub fn user_init(job: &dyn Job, plan: &Plan) {
+    if job.node_index() == Ok(0) {
+        for notice in &plan.notices {
+            job.log(Level::Notice, notice);
+        }
+    }
+}
+
+/// Whether the task may start; if not, says why.
+pub fn task_init_privileged(job: &dyn Job, plan: &Plan) -> slurm_spank::Outcome {
+    let why = match &plan.gate {
+        Gate::Pass => return slurm_spank::Outcome::Proceed,
+        Gate::Closed(why) => why.clone(),
+        Gate::Ask { job, wait, run_dir } => match credd::outcome(&RunDir::new(run_dir), *job, *wait) {
+            Ok(Outcome::Open) => return slurm_spank::Outcome::Proceed,
+            Ok(Outcome::Refused { reason }) => reason,
+            Ok(Outcome::Opening { reason }) => format!(
+                "they were not there within {} ms{}",
+                wait.as_millis(),
+                reason.map_or(String::new(), |reason| format!(" ({reason})"))
+            ),
+            Ok(Outcome::Unknown) => "credd on this node does not know the job; tell your administrator".into(),
+            Err(why) => format!("{why}; tell your administrator"),
+        },
+    };
+    if job.task_index().is_ok_and(|index| index == 0) {
+        job.log(
+            Level::Error,
+            &format!(
+                "credd: the job is stopped, since its partition demands AWS credentials and there are none: {why}"
+            ),
+        );
+    }
+    slurm_spank::Outcome::Refuse
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::{FULL_URI, TOKEN, TOKEN_FILE};
+    use crate::scripted_job::{ScriptedJob, answering, record, run_dir};
+    use slurm_spank::{Environment, Outcome as Verdict};
+    use std::fs;
+
+    struct Lab {
+        _temp: tempfile::TempDir,
+        paths: RunDir,
+        site: Plugstack,
+        job: ScriptedJob,
+        record: JobRecord,
+    }
+
+    /// A node whose prolog left `record` and whose credd serves.
+    fn lab(arguments: &str, edit: impl FnOnce(&mut JobRecord)) -> Lab {
+        let (temp, paths) = run_dir();
+        let run_dir = format!("run-dir={}", paths.path().display());
+        let site =
+            Plugstack::parse(&arguments.split_whitespace().map(str::to_owned).chain([run_dir]).collect::<Vec<_>>());
+        let mut record = record();
+        edit(&mut record);
+        RunFiles::open_or_create(&paths).unwrap().write_record(&record).unwrap();
+        fs::write(paths.endpoint(), "9999\n").unwrap();
+        Lab { _temp: temp, paths, site, job: ScriptedJob::new(), record }
+    }
+
+    impl Lab {
+        fn init(&mut self, asked: Asked) -> Plan {
+            init_post_opt(&mut self.job, &self.site, asked)
+        }
+
+        fn token(&self) -> Option<String> {
+            self.job.get(TOKEN).map(|value| String::from_utf8(value).unwrap())
+        }
+    }
+
+    fn asked(aws: Option<bool>) -> Asked {
+        Asked { aws, token_file: false }
+    }
+
+    #[test]
+    fn a_step_of_the_job_gets_its_variables_and_nothing_is_said() {
+        let mut lab = lab("", |_| {});
+        lab.job.set(TOKEN, b"credd1-of-the-parent").unwrap();
+        assert_eq!(lab.init(asked(None)), Plan::default());
+        assert_eq!(lab.token().unwrap(), lab.record.token.expose());
+        assert!(lab.job.get(FULL_URI).is_some() && lab.job.get(TOKEN_FILE).is_none());
+    }
+
+    #[test]
+    fn inherited_variables_go_whatever_follows() {
+        type Case = fn(&mut Lab) -> Asked;
+        let cases: [(&str, Case); 7] = [
+            ("", |_| asked(Some(false))),
+            ("", |lab| {
+                lab.job.step = StepId::Extern;
+                asked(None)
+            }),
+            ("", |lab| {
+                fs::write(lab.paths.job(lab.record.job).join("refused"), "no").unwrap();
+                asked(None)
+            }),
+            ("", |lab| {
+                fs::remove_file(lab.paths.endpoint()).unwrap();
+                asked(None)
+            }),
+            ("", |lab| {
+                lab.job.uid += 1;
+                asked(None)
+            }),
+            ("default=off", |lab| {
+                fs::remove_dir_all(lab.paths.job(lab.record.job)).unwrap();
+                asked(None)
+            }),
+            ("default=on,nonsense", |lab| {
+                fs::remove_dir_all(lab.paths.path()).unwrap();
+                asked(None)
+            }),
+        ];
+        for (at, (arguments, case)) in cases.into_iter().enumerate() {
+            let mut lab = lab(arguments, |_| {});
+            lab.job.set(TOKEN, b"credd1-of-the-parent").unwrap();
+            lab.job.set(FULL_URI, b"http://127.0.0.1:9999/sessions/7/cluster/lab/project/p").unwrap();
+            lab.job.set(TOKEN_FILE, b"/run/credd/tokens/7").unwrap();
+            let asked = case(&mut lab);
+            lab.init(asked);
+            assert_eq!((lab.token(), lab.job.get(FULL_URI), lab.job.get(TOKEN_FILE)), (None, None, None), "case {at}");
+        }
+    }
+
+    #[test]
+    fn without_credentials_the_reason_is_told_on_the_first_node_only() {
+        let mut lab = lab("", |_| {});
+        fs::write(lab.paths.job(lab.record.job).join("refused"), "project genomics has no role").unwrap();
+        let plan = lab.init(asked(None));
+        assert_eq!((plan.gate.clone(), plan.notices.len()), (Gate::Pass, 1));
+        assert_eq!(task_init_privileged(&lab.job, &plan), Verdict::Proceed);
+        user_init(&lab.job, &plan);
+        assert!(lab.job.said(Level::Notice).contains("project genomics has no role"));
+        lab.job.node_index = 1;
+        lab.job.forget();
+        user_init(&lab.job, &plan);
+        assert_eq!(lab.job.said(Level::Notice), "");
+    }
+
+    #[test]
+    fn another_users_record_is_not_used() {
+        let mut lab = lab("", |record| record.uid = Uid(record.uid.0 + 1));
+        let plan = lab.init(asked(None));
+        assert_eq!(lab.token(), None);
+        assert!(plan.notices[0].contains("another job's"), "{plan:?}");
+    }
+
+    #[test]
+    fn a_job_without_a_record_hears_why_only_where_it_should_have_one() {
+        let told = |arguments: &str, asked: Asked, note: Option<Skipped>| {
+            let mut lab = lab(arguments, |_| {});
+            let files = RunFiles::open(&lab.paths).unwrap().unwrap();
+            files.end(lab.record.job).unwrap();
+            if let Some(note) = note {
+                files.write_skipped(lab.record.job, &note).unwrap();
+            }
+            lab.job.set("SLURM_JOB_PARTITION", b"batch").unwrap();
+            let plan = lab.init(asked);
+            assert_eq!(lab.token(), None);
+            plan
+        };
+        assert_eq!(told("default=off", asked(None), None), Plan::default());
+        assert_eq!(told("default=on", asked(None), Some(Skipped::Asked)), Plan::default());
+        assert!(told("default=off", asked(Some(true)), None).notices[0].contains("switched off for partition batch"));
+        assert!(told("", asked(Some(true)), Some(Skipped::Asked)).notices[0].contains("--aws=off"));
+        assert!(told("", asked(None), None).notices[0].contains("left no record"));
+        assert!(told("default=on,x", asked(None), None).notices[0].contains("mistake"));
+        assert!(matches!(told("default=on,on-error=fail", asked(None), None).gate, Gate::Closed(_)));
+        let note = Skipped::Failed { on_error: OnError::Fail, why: "disk full".into() };
+        assert_eq!(told("", asked(None), Some(note)).gate, Gate::Closed("disk full".into()));
+    }
+
+    #[test]
+    fn a_step_may_ask_for_the_token_file_by_itself() {
+        let mut lab = lab("", |record| record.uid = Uid(nix::unistd::geteuid().as_raw()));
+        lab.job.uid = lab.record.uid.0;
+        lab.init(Asked { aws: None, token_file: true });
+        let path = String::from_utf8(lab.job.get(TOKEN_FILE).unwrap()).unwrap();
+        assert_eq!(fs::read_to_string(path).unwrap(), lab.record.token.expose());
+    }
+
+    #[test]
+    fn a_users_own_keys_are_mentioned_once() {
+        let mut lab = lab("", |_| {});
+        lab.job.set("AWS_ACCESS_KEY_ID", b"AKIAEXAMPLE").unwrap();
+        assert!(lab.init(asked(None)).notices[0].contains("AWS_ACCESS_KEY_ID"));
+        lab.job.step = StepId::Number(1);
+        assert_eq!(lab.init(asked(None)), Plan::default());
+    }
+
+    #[test]
+    fn on_error_fail_stops_the_job_with_the_reason_and_only_then() {
+        let fail = |record: &mut JobRecord| {
+            record.options.on_error = OnError::Fail;
+            record.options.wait_ms = 10_000;
+        };
+        for (answer, verdict, why) in [
+            (r#"{"outcome":{"state":"open"}}"#, Verdict::Proceed, ""),
+            (
+                r#"{"outcome":{"state":"refused","reason":"no role for climate"}}"#,
+                Verdict::Refuse,
+                "no role for climate",
+            ),
+        ] {
+            let mut lab = lab("", fail);
+            let plan = lab.init(asked(None));
+            assert!(matches!(plan.gate, Gate::Ask { .. }));
+            let lines = answering(&lab.paths, vec![answer.into()]);
+            assert_eq!(task_init_privileged(&lab.job, &plan), verdict);
+            assert!(lab.job.said(Level::Error).contains(why));
+            lines.join().unwrap();
+        }
+        // Nobody answers.
+        let mut silent = lab("", |record| {
+            fail(record);
+            record.options.wait_ms = 30;
+        });
+        let plan = silent.init(asked(None));
+        assert_eq!(task_init_privileged(&silent.job, &plan), Verdict::Refuse);
+        assert!(silent.job.said(Level::Error).contains("did not answer within 30 ms"));
+        // Only the node's first task speaks.
+        silent.job.task_index = 1;
+        silent.job.forget();
+        assert_eq!(task_init_privileged(&silent.job, &plan), Verdict::Refuse);
+        assert_eq!(silent.job.said(Level::Error), "");
+        // The endpoint is not credd's, or the job is refused already: no need to ask.
+        fs::remove_file(silent.paths.endpoint()).unwrap();
+        assert!(matches!(silent.init(asked(None)).gate, Gate::Closed(_)));
+        fs::write(silent.paths.job(silent.record.job).join("refused"), "no").unwrap();
+        assert_eq!(silent.init(asked(None)).gate, Gate::Closed("no".into()));
+        assert_eq!(silent.init(asked(Some(false))), Plan::default());
+    }
+}
