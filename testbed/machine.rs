@@ -21,7 +21,7 @@ const PROGRAMS: [(&str, &str); 12] = [
 const PLACES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// Everything that stands in the way of a cluster; empty if nothing does.
-fn missing() -> Vec<String> {
+pub fn missing() -> Vec<String> {
     let mut missing = Vec::new();
     if !is_root() {
         missing.push("not root: network namespaces and job users need it".to_owned());

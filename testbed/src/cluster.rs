@@ -56,10 +56,8 @@ impl Cluster {
         }
         let started = Instant::now();
         let run = make_run_dir()?;
-        let started_hosts = lay_out(&run, &plan);
         // From there on the keeper removes it.
-        let (layout, (keeper, hosts)) = started_hosts.inspect_err(|_| drop(fs::remove_dir_all(&run)))?;
-        let mut cluster = Cluster { plan, layout, hosts, aws: None, keeper };
+        let mut cluster = Self::lay_out(&run, plan).inspect_err(|_| drop(fs::remove_dir_all(&run)))?;
         let outcome = cluster.start_everything();
         if let Err(e) = outcome {
             bail!("the cluster did not come up: {e:#}\n{}", cluster.last_log_lines(15));
@@ -68,6 +66,14 @@ impl Cluster {
             eprintln!("testbed: {} up in {:?}", cluster.run_dir().display(), started.elapsed());
         }
         Ok(cluster)
+    }
+
+    fn lay_out(run: &Path, plan: Plan) -> Result<Self> {
+        let layout = Arc::new(Layout::create(run.to_path_buf(), plan.aws)?);
+        slurm_files::write(&layout, &plan)?;
+        let binds = install(&layout, &plan)?;
+        let (keeper, hosts) = start_hosts(&layout, &plan, &binds)?;
+        Ok(Cluster { plan, layout, hosts, aws: None, keeper })
     }
 
     fn start_everything(&mut self) -> Result<()> {
@@ -138,6 +144,11 @@ impl Cluster {
     /// The compute nodes.
     pub fn nodes(&self) -> &[Host] {
         &self.hosts[self.hosts.len() - self.plan.nodes..]
+    }
+
+    /// Every host.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
     }
 
     /// A compute node.
@@ -250,14 +261,6 @@ impl Drop for LogsOnPanic<'_> {
             eprintln!("{}", self.0.last_log_lines(30));
         }
     }
-}
-
-fn lay_out(run: &Path, plan: &Plan) -> Result<(Arc<Layout>, (Keeper, Vec<Host>))> {
-    let layout = Arc::new(Layout::create(run.to_path_buf(), plan.aws)?);
-    slurm_files::write(&layout, plan)?;
-    let binds = install(&layout, plan)?;
-    let hosts = start_hosts(&layout, plan, &binds)?;
-    Ok((layout, hosts))
 }
 
 fn make_run_dir() -> Result<PathBuf> {

@@ -153,6 +153,11 @@ impl Host {
         command.spawn().context("nsenter")
     }
 
+    /// What a login here gives a user.
+    pub fn login_environment(&self, user: &str) -> Vec<(String, String)> {
+        self.layout.login_environment(user)
+    }
+
     /// A path of this host as the test can open it (`/run/…` differs between hosts).
     pub fn path(&self, inside: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
@@ -196,6 +201,21 @@ impl Host {
     /// Lets a listener of the init go.
     pub fn unlisten(&self, name: &str) -> Result<()> {
         self.ask(&Request::Close(name.to_owned())).map(drop)
+    }
+
+    /// Starts a daemon that is none of the cluster's own, as root, with listeners that the init holds.
+    pub fn start_service(&self, name: &str, argv: &[&str], listeners: &[&str]) -> Result<()> {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let mut service = crate::slurm_daemons::service(self, name, owned(argv));
+        service.listeners = owned(listeners);
+        self.start(&service)
+    }
+
+    /// Writes a file into the run directory, readable by everybody, and gives its path, which is the same on all hosts.
+    pub fn layout_file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.layout.run.join("etc").join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
     }
 
     pub(crate) fn start(&self, service: &Service) -> Result<()> {

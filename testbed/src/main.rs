@@ -16,6 +16,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Words {
+    /// A tour: who jobs are in AWS, what they may read, what is refused.
+    Demo,
+    /// A cluster and a shell in it.
+    Shell {
+        /// Slurm alone: no plugin, no credd, no credvend, no AWS.
+        #[arg(long)]
+        bare: bool,
+    },
     /// Brings a cluster up and keeps it until standard input ends.
     Up {
         /// Slurm alone: no plugin, no credd, no credvend, no AWS.
@@ -49,6 +57,10 @@ enum Words {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Words::Demo => able().and_then(|()| testbed::demo::run()),
+        Words::Shell { bare } => {
+            able().and_then(|()| testbed::shell::run(if bare { Plan::bare() } else { Plan::default() }))
+        }
         Words::Up { bare, aws } => up(bare, aws),
         Words::Keep { run_dir, hosts } => testbed::keeper::keep(&run_dir, &hosts),
         Words::Host { spec } => testbed::keeper::host(&spec),
@@ -63,6 +75,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says everything that stands in the way at once.
+fn able() -> anyhow::Result<()> {
+    let missing = testbed::machine::missing();
+    anyhow::ensure!(missing.is_empty(), "no cluster can run here:\n  {}", missing.join("\n  "));
+    Ok(())
 }
 
 fn up(bare: bool, aws: bool) -> anyhow::Result<()> {

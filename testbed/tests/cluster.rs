@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use testbed::{Cluster, Plan, wait_for};
+use testbed::{Cluster, Listener, Plan, wait_for};
 
 fn cluster() -> Cluster {
     Cluster::up(Plan::bare()).expect("a bare cluster")
@@ -43,6 +43,20 @@ fn users_run_jobs_on_every_node_as_themselves() {
     cluster.node("n1").slurmd().start().expect("started");
     assert_eq!(alice.srun(&["-w", "n1", "hostname"]).expect_ok(), "n1");
     cluster.assert_nodes_healthy();
+
+    // A listener outlives the one who serves it: a connection made meanwhile is answered by the next.
+    let node = cluster.node("n1");
+    node.listen("http", Listener::Tcp(([127, 0, 0, 1], 9999).into())).expect("held");
+    let program = node.layout_file("answers.py", ANSWERS).expect("written");
+    node.start_service("answers", &["/usr/bin/python3", &program], &["http"]).expect("started");
+    let ask = ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9999; cat <&3"];
+    assert_eq!(node.run_as("bob", &ask).expect_ok(), "http 1 true");
+    node.daemon("answers").kill9().expect("killed");
+    let taken = node.run_as("bob", &["python3", "-c", "import socket; socket.create_server(('127.0.0.1', 9999))"]);
+    assert!(taken.expect_failure().contains("Address already in use"));
+    let early = node.start_as("bob", &ask).expect("started");
+    node.daemon("answers").start().expect("started again");
+    assert_eq!(early.wait_with_output().expect("ended").stdout, b"http 1 true\n");
 
     let (run, pid) = (cluster.run_dir().to_path_buf(), cluster.head().pid());
     drop(cluster);
@@ -119,6 +133,17 @@ fn the_pretend_aws_enforces_and_keeps_a_log() {
     assert!(log.iter().any(|r| r.action == "GetCallerIdentity" && r.access_key_id == id), "{log:?}");
     assert!(log.iter().any(|r| r.service == "s3" && r.access_key_id == id), "{log:?}");
 }
+
+/// Serves the listener it was given: which, how many, and whether it was meant.
+const ANSWERS: &str = r#"
+import os, socket
+listener = socket.socket(fileno=3)
+while True:
+    client, _ = listener.accept()
+    meant = str(os.getpid() == int(os.environ["LISTEN_PID"])).lower()
+    client.sendall(f"{os.environ['LISTEN_FDNAMES']} {os.environ['LISTEN_FDS']} {meant}\n".encode())
+    client.close()
+"#;
 
 /// No directory, no mount, no process in the host's namespaces, no process that names the run directory.
 fn assert_nothing_left(run: &Path, init: u32) {
