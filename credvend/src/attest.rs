@@ -6,7 +6,11 @@
 use async_trait::async_trait;
 use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
 
+pub mod command;
+pub mod hostlist;
+pub mod site;
 pub mod slurm;
+pub mod squeue;
 
 /// A job as Slurm states it.
 #[derive(Debug, Clone, PartialEq, Eq)]

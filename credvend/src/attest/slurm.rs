@@ -1,1 +1,371 @@
-//! Asks slurmctld through squeue(1), sinfo(1) and scontrol(1).
+//! Asks a cluster's slurmctld through Slurm's own commands: squeue(1), sinfo(1), scontrol(1), of Slurm 22.05 and later.
+//!
+//! The commands speak every release's protocol of the Slurm that they belong to, authenticate as the site is set up to,
+//! and fail over to a backup controller; one squeue for one job costs some 4 ms.
+//!
+//! **Sharing.** Callers put their job into one waiting list. A question takes all that wait when it *starts*, never one
+//! that came later, so no caller gets an answer that was asked for before its call. While as many questions run as may,
+//! the list grows, and the next takes it whole: no timer, no delay when idle, few questions when many ask.
+//!
+//! **Absence** is concluded from a complete and successful answer only: one with its header line, from a squeue that
+//! exited with 0, or the one sentence that slurmctld has for an id it does not know. Where `PrivateData=jobs` hides jobs
+//! from the uid that credvend runs as, that very sentence is a lie, and no absence is concluded at all.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use credd_protocol::{ClusterName, JobId, NodeName, Uid};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
+
+use super::command::{CommandError, Commands, Said};
+use super::site::{self, Settings};
+use super::{Answer, AttestError, Attestor, JobFacts, squeue};
+
+/// squeue's words, and nothing else on its standard error, when it is asked for one id that slurmctld does not know
+/// (seen with 22.05.8; exit status 1). Of several ids it silently leaves out the unknown ones and exits with 0.
+const UNKNOWN_ID: &str = "slurm_load_jobs error: Invalid job id specified";
+
+/// The most jobs in one question: their ids stay well below ARG_MAX.
+const BATCH: usize = 1000;
+/// The most callers that wait at a time.
+const MAX_WAITING: usize = 50_000;
+/// The most nodes of one job.
+const MAX_NODES: usize = 100_000;
+/// The most node names in one listing of all jobs; jobs after that are listed without nodes.
+const MAX_LISTED_NODES: usize = 500_000;
+/// The most bytes in an answer about single jobs, besides [`squeue::FIXED`] for each.
+const ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes in a listing of all jobs: some 100,000 of them.
+const LISTING_BYTES: usize = 64 * 1024 * 1024;
+/// The most bytes of `scontrol show config` and of sinfo about one node.
+const SMALL_BYTES: usize = 1024 * 1024;
+/// How long `PrivateData` is remembered.
+const SETTINGS_LIVE: Duration = Duration::from_secs(60);
+
+/// How long each kind of question may take. slurmctld answers in milliseconds; commands retry for 9 to 10 s when it is
+/// gone or stuck (seen), so these end before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// About single jobs, a node, the settings.
+    pub question: Duration,
+    /// About all jobs.
+    pub listing: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { question: Duration::from_secs(5), listing: Duration::from_secs(30) }
+    }
+}
+
+/// How to reach one cluster's Slurm.
+#[derive(Debug, Clone)]
+pub struct SlurmConfig {
+    /// The cluster, for messages.
+    pub cluster: ClusterName,
+    /// Its slurm.conf; without it Slurm looks by itself (`/etc/slurm/slurm.conf`, or a configless controller).
+    pub slurm_conf: Option<PathBuf>,
+    /// Where the commands are; without it, the usual directories.
+    pub bin_dir: Option<PathBuf>,
+    /// How long questions may take.
+    pub timeouts: Timeouts,
+    /// How many questions about single jobs run at a time. Each is a process of a few milliseconds.
+    pub concurrency: usize,
+    /// Believe absence although `PrivateData=jobs` is set and credvend runs neither as root nor as SlurmUser: its user
+    /// is a Slurm operator (`sacctmgr … AdminLevel=Operator`), who sees all jobs.
+    pub sees_private_jobs: bool,
+}
+
+impl SlurmConfig {
+    /// The cluster with everything else as usual.
+    pub fn new(cluster: ClusterName) -> Self {
+        SlurmConfig {
+            cluster,
+            slurm_conf: None,
+            bin_dir: None,
+            timeouts: Timeouts::default(),
+            concurrency: 4,
+            sees_private_jobs: false,
+        }
+    }
+}
+
+type Outcome = Result<Answer, AttestError>;
+
+/// Jobs that callers wait for, and whether a task is about to ask.
+#[derive(Default)]
+struct Waiting {
+    jobs: BTreeMap<JobId, Vec<oneshot::Sender<Outcome>>>,
+    callers: usize,
+    asker_due: bool,
+}
+
+/// One cluster's Slurm.
+#[derive(Clone)]
+pub struct Slurm {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: SlurmConfig,
+    /// Whose eyes slurmctld thinks it is talking to.
+    uid: u32,
+    commands: Commands,
+    questions: Arc<Semaphore>,
+    waiting: Mutex<Waiting>,
+    settings: tokio::sync::Mutex<Option<(Instant, Settings)>>,
+}
+
+impl Slurm {
+    /// Does not ask anything yet: Slurm may come up after credvend.
+    pub fn new(config: SlurmConfig) -> Self {
+        Self::read_by(nix::unistd::geteuid().as_raw(), config)
+    }
+
+    fn read_by(uid: u32, config: SlurmConfig) -> Self {
+        let concurrency = config.concurrency.max(1);
+        // Two more places, so that neither a long listing nor a question about a node has to wait for the job questions.
+        let commands = Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), concurrency + 2);
+        Slurm {
+            inner: Arc::new(Inner {
+                config,
+                uid,
+                commands,
+                questions: Arc::new(Semaphore::new(concurrency)),
+                waiting: Mutex::default(),
+                settings: tokio::sync::Mutex::default(),
+            }),
+        }
+    }
+
+    /// The settings that bear on trust, asked for now.
+    ///
+    /// # Errors
+    /// No complete answer.
+    pub async fn settings(&self) -> Result<Settings, AttestError> {
+        self.inner.settings().await
+    }
+}
+
+impl Inner {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unavailable(&self, why: impl ToString) -> AttestError {
+        AttestError::Unavailable { cluster: self.config.cluster.clone(), why: why.to_string() }
+    }
+
+    fn unreliable(&self, why: impl ToString) -> AttestError {
+        AttestError::Unreliable { cluster: self.config.cluster.clone(), why: why.to_string() }
+    }
+
+    /// In a task of its own: a caller may go away, those who share its question stay.
+    fn ask_soon(self: &Arc<Self>) {
+        tokio::spawn(Arc::clone(self).ask_for_waiting());
+    }
+
+    /// Asks for what waits now, and for what came meanwhile in further rounds.
+    async fn ask_for_waiting(self: Arc<Self>) {
+        // Never closed.
+        let Ok(_turn) = Arc::clone(&self.questions).acquire_owned().await else { return };
+        let taken = {
+            let mut waiting = self.waiting();
+            let rest = match waiting.jobs.keys().nth(BATCH).copied() {
+                Some(first_left) => waiting.jobs.split_off(&first_left),
+                None => BTreeMap::new(),
+            };
+            let taken = std::mem::replace(&mut waiting.jobs, rest);
+            waiting.callers -= taken.values().map(Vec::len).sum::<usize>();
+            waiting.asker_due = !waiting.jobs.is_empty();
+            if waiting.asker_due {
+                self.ask_soon();
+            }
+            taken
+        };
+        let ids: Vec<JobId> = taken.keys().copied().collect();
+        let mut outcomes = self.ask(&ids).await;
+        for (job, callers) in taken {
+            let outcome =
+                outcomes.remove(&job).unwrap_or_else(|| Err(self.unreliable("a question went without answer")));
+            for caller in callers {
+                // A caller that has gone away wants no answer.
+                let _ = caller.send(outcome.clone());
+            }
+        }
+    }
+
+    /// One squeue about these jobs.
+    async fn ask(&self, jobs: &[JobId]) -> BTreeMap<JobId, Outcome> {
+        let said = match self.squeue_jobs(jobs).await {
+            Ok(said) => said,
+            Err(error) => return jobs.iter().map(|job| (*job, Err(error.clone()))).collect(),
+        };
+        let rows = match &said {
+            // slurmctld's own word that it does not know the id.
+            None => Ok(Vec::new()),
+            Some(stdout) => squeue::parse(stdout),
+        };
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(why) => return jobs.iter().map(|job| (*job, Err(self.unreliable(&why)))).collect(),
+        };
+        let mut outcomes = BTreeMap::new();
+        for job in jobs {
+            // The leader of a het job, and an array's first id, bring their siblings along: only the raw id counts.
+            let mut mine = rows.iter().filter(|row| row.job == *job);
+            let outcome = match (mine.next(), mine.next()) {
+                (Some(row), None) => {
+                    row.facts(MAX_NODES, &is_nobody).map(Answer::Known).map_err(|why| self.unreliable(why))
+                }
+                (None, _) => self.absent().await,
+                (Some(_), Some(_)) => Err(self.unreliable(format!("squeue has job {job} twice"))),
+            };
+            outcomes.insert(*job, outcome);
+        }
+        outcomes
+    }
+
+    /// squeue's output, or `None` if slurmctld says that it does not know the one id that it was asked for.
+    async fn squeue_jobs(&self, jobs: &[JobId]) -> Result<Option<Vec<u8>>, AttestError> {
+        let ids: Vec<String> = jobs.iter().map(JobId::to_string).collect();
+        let format = format!("--Format={}", squeue::format());
+        let jobs_arg = format!("--jobs={}", ids.join(","));
+        let most = ANSWER_BYTES + jobs.len() * 4 * squeue::FIXED;
+        let said = self
+            .commands
+            .run(
+                "squeue",
+                &["--all", "--local", "--states=all", &format, &jobs_arg],
+                self.config.timeouts.question,
+                most,
+            )
+            .await
+            .map_err(|error| self.unavailable(error))?;
+        if said.success {
+            return Ok(Some(said.stdout));
+        }
+        if jobs.len() == 1 && said.stdout.is_empty() && said.stderr.trim_ascii() == UNKNOWN_ID.as_bytes() {
+            return Ok(None);
+        }
+        Err(self.unavailable(said.complaint()))
+    }
+
+    /// Absence, if this reader sees all jobs.
+    async fn absent(&self) -> Outcome {
+        self.sees_all_jobs().await.map(|()| Answer::Absent)
+    }
+
+    async fn sees_all_jobs(&self) -> Result<(), AttestError> {
+        let uid = self.uid;
+        if self.config.sees_private_jobs || uid == 0 {
+            return Ok(());
+        }
+        let mut kept = self.settings.lock().await;
+        let fresh = kept.as_ref().filter(|(at, _)| at.elapsed() < SETTINGS_LIVE).map(|(_, s)| s.hides_jobs_from(uid));
+        let hides = match fresh {
+            Some(hides) => hides,
+            None => {
+                let settings = self.settings().await?;
+                let hides = settings.hides_jobs_from(uid);
+                *kept = Some((Instant::now(), settings));
+                hides
+            }
+        };
+        if hides {
+            return Err(self.unreliable(format!(
+                "PrivateData=jobs hides other users' jobs from uid {uid}, so a missing job may be running; run credvend as SlurmUser or root, or make its user a Slurm operator and set sees-private-jobs = true"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn settings(&self) -> Result<Settings, AttestError> {
+        let said = self.small("scontrol", &["show", "config"]).await?;
+        if !said.success {
+            return Err(self.unavailable(said.complaint()));
+        }
+        Settings::parse(&said.stdout).map_err(|why| self.unreliable(why))
+    }
+
+    async fn small(&self, name: &'static str, args: &[&str]) -> Result<Said, AttestError> {
+        let run = self.commands.run(name, args, self.config.timeouts.question, SMALL_BYTES).await;
+        run.map_err(|error: CommandError| self.unavailable(error))
+    }
+}
+
+/// Whether this machine's name of the uid is `nobody`.
+fn is_nobody(uid: Uid) -> bool {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid.0));
+    matches!(user, Ok(Some(user)) if user.name == "nobody")
+}
+
+#[async_trait]
+impl Attestor for Slurm {
+    async fn job(&self, job: JobId) -> Outcome {
+        let (send, receive) = oneshot::channel();
+        {
+            let mut waiting = self.inner.waiting();
+            if waiting.callers >= MAX_WAITING {
+                return Err(self.inner.unavailable(format!("{MAX_WAITING} questions wait for it already")));
+            }
+            waiting.callers += 1;
+            waiting.jobs.entry(job).or_default().push(send);
+            if !waiting.asker_due {
+                waiting.asker_due = true;
+                self.inner.ask_soon();
+            }
+        }
+        receive.await.unwrap_or_else(|_| Err(self.inner.unavailable("the question was given up")))
+    }
+
+    /// Unreadable accounts and names do not hide the other jobs: see [`squeue::Row::listed`]. Nodes are left out beyond
+    /// 500,000 names in all.
+    async fn all_jobs(&self) -> Result<Vec<JobFacts>, AttestError> {
+        let format = format!("--Format={}", squeue::format());
+        let said = self
+            .inner
+            .commands
+            .run("squeue", &["--all", "--local", &format], self.inner.config.timeouts.listing, LISTING_BYTES)
+            .await
+            .map_err(|error| self.inner.unavailable(error))?;
+        if !said.success {
+            return Err(self.inner.unavailable(said.complaint()));
+        }
+        let rows = squeue::parse(&said.stdout).map_err(|why| self.inner.unreliable(why))?;
+        self.inner.sees_all_jobs().await?;
+        let mut room = MAX_LISTED_NODES;
+        let mut jobs = Vec::with_capacity(rows.len());
+        for row in rows {
+            let facts = row.listed(room.min(MAX_NODES)).map_err(|why| self.inner.unreliable(why))?;
+            room -= facts.nodes.len();
+            // Without --states squeue lists what pends, runs or completes; a state that ended meanwhile may slip in.
+            if facts.state != super::JobState::Over {
+                jobs.push(facts);
+            }
+        }
+        Ok(jobs)
+    }
+
+    async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError> {
+        // sinfo, not scontrol: a node's line in scontrol holds free text (Reason, Comment, Extra).
+        let (nodes, format) = (format!("--nodes={node}"), format!("--Format={}", site::ADDRESS_FORMAT));
+        let said = self.inner.small("sinfo", &["--all", "--local", "--Node", &nodes, &format]).await?;
+        if !said.success {
+            return Err(self.inner.unavailable(said.complaint()));
+        }
+        site::address(&said.stdout, node).map_err(|why| self.inner.unreliable(why))
+    }
+
+    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
+        Ok(self.inner.settings().await?.why_accounts_are_not_enforced())
+    }
+}
+
+#[cfg(test)]
+#[path = "slurm_tests.rs"]
+mod tests;

@@ -1,0 +1,25 @@
+//! Tells the tests what this machine has, so that a test that cannot run says *ignored* and why.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(has_scontrol)");
+    println!("cargo:rustc-check-cfg=cfg(has_ministack)");
+    println!("cargo:rerun-if-env-changed=PATH");
+    println!("cargo:rerun-if-env-changed=CREDD_MINISTACK");
+    if on_path("scontrol").is_some() {
+        println!("cargo:rustc-cfg=has_scontrol");
+    }
+    let given = env::var_os("CREDD_MINISTACK").map(PathBuf::from).filter(|path| path.is_file());
+    if let Some(ministack) = given.or_else(|| on_path("ministack")) {
+        println!("cargo:rustc-cfg=has_ministack");
+        println!("cargo:rustc-env=CREDD_MINISTACK_FOUND={}", ministack.display());
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|dir| dir.join(name)).find(|candidate| Path::is_file(candidate))
+}

@@ -1,0 +1,147 @@
+//! What is asked of a cluster besides its jobs: its settings (`scontrol show config`), its nodes' addresses (sinfo(1)).
+
+use credd_protocol::NodeName;
+
+/// The settings that bear on trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `AccountingStorageType`.
+    pub storage: String,
+    /// `AccountingStorageEnforce`.
+    pub enforce: String,
+    /// `PrivateData`.
+    pub private_data: String,
+    /// The uid of `SlurmUser`.
+    pub slurm_uid: Option<u32>,
+}
+
+impl Settings {
+    /// Reads `scontrol show config`: lines of `Name   = value`. Only the administrators write there.
+    ///
+    /// # Errors
+    /// A sentence, if a setting is missing: an answer cut short has no say.
+    pub fn parse(answer: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(answer).map_err(|_| "scontrol show config did not answer in text")?;
+        if !text.ends_with('\n') {
+            return Err("scontrol show config was cut short".into());
+        }
+        let value = |name: &str| {
+            let mut values = text.lines().filter_map(|line| {
+                let (key, value) = line.split_once('=')?;
+                (key.trim_end() == name).then(|| value.trim().to_owned())
+            });
+            match (values.next(), values.next()) {
+                (Some(value), None) => Ok(value),
+                (None, _) => Err(format!("scontrol show config has no {name}")),
+                (Some(_), Some(_)) => Err(format!("scontrol show config has {name} twice")),
+            }
+        };
+        let slurm_user = value("SlurmUser")?;
+        let slurm_uid = slurm_user.strip_suffix(')').and_then(|u| u.rsplit_once('(')).and_then(|(_, u)| u.parse().ok());
+        Ok(Settings {
+            storage: value("AccountingStorageType")?,
+            enforce: value("AccountingStorageEnforce")?,
+            private_data: value("PrivateData")?,
+            slurm_uid,
+        })
+    }
+
+    /// Why an account may be the user's own invention; `None` if Slurm checks it at submission.
+    pub fn why_accounts_are_not_enforced(&self) -> Option<String> {
+        // Without slurmdbd there are no associations to check against, whatever is to be enforced.
+        if self.storage != "accounting_storage/slurmdbd" {
+            return Some(format!("AccountingStorageType is {:?}, not accounting_storage/slurmdbd", self.storage));
+        }
+        // `limits`, `qos` and `safe` imply it, and then it is listed (slurm.conf(5), AccountingStorageEnforce).
+        if !self.enforce.split(',').any(|word| matches!(word.trim(), "associations" | "all")) {
+            return Some(format!("AccountingStorageEnforce is {:?}, without associations", self.enforce));
+        }
+        None
+    }
+
+    /// Whether `PrivateData=jobs` hides other users' jobs from this uid. slurmctld then says "Invalid job id specified"
+    /// for a job that is running, as if it were over.
+    pub fn hides_jobs_from(&self, uid: u32) -> bool {
+        let private = self.private_data.split(',').any(|word| matches!(word.trim(), "jobs" | "all"));
+        private && uid != 0 && self.slurm_uid != Some(uid)
+    }
+}
+
+/// The argument of `sinfo --Format` for [`address`].
+pub const ADDRESS_FORMAT: &str = "NodeList:65,NodeAddr:0";
+const NAME_WIDTH: usize = 65;
+
+/// The address of one node from sinfo's answer, which has one row for each of the node's partitions. `None`: no row.
+///
+/// # Errors
+/// A sentence, if the answer is not whole, or names another node or two addresses.
+pub fn address(answer: &[u8], node: &NodeName) -> Result<Option<String>, String> {
+    let text = std::str::from_utf8(answer).map_err(|_| "sinfo did not answer in text")?;
+    let (header, rows) = text.split_once('\n').ok_or("sinfo's answer has no header line")?;
+    if !header.starts_with("NODELIST") || !header.get(NAME_WIDTH..).is_some_and(|h| h.starts_with("NODE_ADDR")) {
+        return Err("sinfo's answer does not have the columns that were asked for".into());
+    }
+    if !(rows.is_empty() || rows.ends_with('\n')) {
+        return Err("sinfo's answer is cut short".into());
+    }
+    let mut found: Option<&str> = None;
+    for row in rows.lines() {
+        let (name, address) = row.split_at_checked(NAME_WIDTH).ok_or("sinfo's answer has a short row")?;
+        let address = address.trim_end();
+        if name.trim_end() != node.as_str() || address.is_empty() || found.is_some_and(|other| other != address) {
+            return Err(format!("sinfo was asked for node {node} and answered {row:?}"));
+        }
+        found = Some(address);
+    }
+    Ok(found.map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(storage: &str, enforce: &str, private: &str) -> Settings {
+        let text = format!(
+            "Configuration data as of 2026-11-22T14:00:00\nAccountingStorageEnforce = {enforce}\nAccountingStorageType   = {storage}\nPrivateData             = {private}\nSlurmUser               = slurm(64030)\n\nSlurmctld(primary) at h is UP\n"
+        );
+        Settings::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn accounts_count_only_with_slurmdbd_and_associations() {
+        let why = |s, e| config(s, e, "none").why_accounts_are_not_enforced();
+        assert_eq!(why("accounting_storage/slurmdbd", "associations,limits"), None);
+        assert!(why("accounting_storage/slurmdbd", "none").unwrap().contains("without associations"));
+        assert!(why("accounting_storage/none", "associations").unwrap().contains("slurmdbd"));
+    }
+
+    #[test]
+    fn private_data_blinds_everyone_but_root_and_slurm() {
+        let settings = config("x", "none", "accounts,jobs");
+        assert!(settings.hides_jobs_from(1000));
+        assert!(!settings.hides_jobs_from(0) && !settings.hides_jobs_from(64030));
+        assert!(!config("x", "none", "none").hides_jobs_from(1000));
+    }
+
+    #[test]
+    fn settings_cut_short_have_no_say() {
+        assert!(Settings::parse(b"").is_err());
+        assert!(Settings::parse(b"AccountingStorageType = accounting_storage/slurmdbd\n").is_err());
+    }
+
+    #[test]
+    fn an_address_is_one_and_of_that_node() {
+        let node: NodeName = "n2".parse().unwrap();
+        let header = format!("{:65}NODE_ADDR\n", "NODELIST");
+        let with = |rows: &[(&str, &str)]| {
+            let rows: String = rows.iter().map(|(n, a)| format!("{n:65}{a}\n")).collect();
+            address(format!("{header}{rows}").as_bytes(), &node)
+        };
+        assert_eq!(with(&[]), Ok(None));
+        assert_eq!(with(&[("n2", "10.0.0.2"), ("n2", "10.0.0.2")]), Ok(Some("10.0.0.2".into())));
+        assert!(with(&[("n2", "10.0.0.2"), ("n2", "10.0.0.3")]).is_err());
+        assert!(with(&[("n1", "10.0.0.2")]).is_err());
+        assert!(with(&[("n2", "")]).is_err());
+        assert!(address(b"", &node).is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! The attestor over a scripted squeue; the suite in the top-level `tests/` asks a real Slurm.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::super::JobState;
+use super::squeue::made_up::{header, row};
+use super::*;
+
+/// Writes a command into `dir` that runs `body` with its arguments appended to `dir/asked` first.
+fn script(dir: &Path, name: &str, body: &str) {
+    let path = dir.join(name);
+    let probe = "[ \"$1\" = --probe ] && exit 0";
+    std::fs::write(&path, format!("#!/bin/sh\n{probe}\ncd {}\necho \"$*\" >> asked\n{body}\n", dir.display())).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A process that another test's thread is just forking may hold our descriptor for a moment: "text file busy".
+    while std::process::Command::new(&path).arg("--probe").status().is_err() {
+        std::thread::yield_now();
+    }
+}
+
+fn slurm(dir: &Path, concurrency: usize) -> Slurm {
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    config.bin_dir = Some(dir.into());
+    config.concurrency = concurrency;
+    Slurm::new(config)
+}
+
+fn id(n: u32) -> JobId {
+    JobId::try_from(n).unwrap()
+}
+
+fn running(job: &str) -> Vec<u8> {
+    row([job, "0", "2001", "RUNNING", "alice", "genomics", "batch"], "n1")
+}
+
+fn answer(dir: &Path, rows: &[Vec<u8>]) {
+    let mut all = header().into_bytes();
+    rows.iter().for_each(|row| all.extend(row));
+    std::fs::write(dir.join("answer"), all).unwrap();
+}
+
+fn questions(dir: &Path) -> Vec<String> {
+    let asked = std::fs::read_to_string(dir.join("asked")).unwrap_or_default();
+    asked.lines().filter_map(|l| l.split_once("--jobs=")).map(|(_, jobs)| jobs.to_owned()).collect()
+}
+
+/// Waits until `file` is there, at most half a minute.
+async fn appears(file: &Path) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !file.exists() {
+        assert!(std::time::Instant::now() < deadline, "{} did not appear", file.display());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn one_row_with_the_raw_id_is_the_answer_and_its_siblings_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", "cat answer");
+    answer(dir.path(), &[running("4"), row(["5", "0", "2002", "RUNNING", "bob", "climate", "batch"], "n2")]);
+    let slurm = slurm(dir.path(), 1);
+    let Ok(Answer::Known(facts)) = slurm.job(id(5)).await else { panic!("job 5 is there") };
+    assert_eq!((facts.user.as_str(), facts.state), ("bob", JobState::Running));
+    answer(dir.path(), &[running("4"), running("4")]);
+    assert!(matches!(slurm.job(id(4)).await, Err(AttestError::Unreliable { why, .. }) if why.contains("twice")));
+}
+
+#[tokio::test]
+async fn only_slurms_own_sentence_or_a_whole_answer_means_absence() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    config.bin_dir = Some(dir.path().into());
+    let slurm = Slurm::read_by(0, config);
+    let ask = async |body: &str| {
+        script(dir.path(), "squeue", body);
+        slurm.job(id(7)).await
+    };
+    let unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2";
+    assert_eq!(ask(&format!("{unknown}; exit 1")).await.unwrap(), Answer::Absent);
+    answer(dir.path(), &[running("8")]);
+    assert_eq!(ask("cat answer").await.unwrap(), Answer::Absent);
+    for no_answer in [
+        "exit 0",
+        "exit 1",
+        "kill -9 $$",
+        "cat answer; exit 1",
+        "cat answer; kill -15 $$",
+        "head -c 200 answer",
+        &format!("{unknown}; exit 0"),
+        &format!("echo something else >&2; {unknown}; exit 1"),
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+        "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1",
+        "echo 'squeue: error: Invalid job format specification: RestartCnt' >&2; echo JOBID; exit 0",
+    ] {
+        assert!(ask(no_answer).await.is_err(), "{no_answer}");
+    }
+}
+
+#[tokio::test]
+async fn callers_share_the_next_question_and_never_one_that_has_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first question waits for a file; so those who come meanwhile come too late for it.
+    script(dir.path(), "squeue", "touch begun; while [ ! -e go ]; do sleep 0.01; done; cat answer");
+    answer(dir.path(), &[running("1"), running("2"), running("3")]);
+    let slurm = slurm(dir.path(), 1);
+    let ask = |n| {
+        let slurm = slurm.clone();
+        tokio::spawn(async move { slurm.job(id(n)).await })
+    };
+    let first = ask(1);
+    appears(&dir.path().join("begun")).await;
+    let later: Vec<_> = [1, 1, 2, 3, 1].map(ask).into();
+    // They are all in the waiting list before the first question ends.
+    while slurm.inner.waiting().callers < 5 {
+        tokio::task::yield_now().await;
+    }
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert!(first.await.unwrap().is_ok());
+    for caller in later {
+        assert!(matches!(caller.await.unwrap(), Ok(Answer::Known(_))));
+    }
+    assert_eq!(questions(dir.path()), ["1", "1,2,3"]);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_takes_nobodys_answer_along() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", "touch begun; while [ ! -e go ]; do sleep 0.01; done; cat answer");
+    answer(dir.path(), &[running("1")]);
+    let slurm = slurm(dir.path(), 1);
+    let gone = {
+        let slurm = slurm.clone();
+        tokio::spawn(async move { slurm.job(id(1)).await })
+    };
+    appears(&dir.path().join("begun")).await;
+    gone.abort();
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert!(matches!(slurm.job(id(1)).await, Ok(Answer::Known(_))));
+}
+
+#[tokio::test]
+async fn a_strange_job_does_not_hide_the_others_from_a_listing() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", "cat answer");
+    script(
+        dir.path(),
+        "scontrol",
+        "printf 'AccountingStorageType = x\\nAccountingStorageEnforce = none\\nPrivateData = none\\nSlurmUser = root(0)\\n'",
+    );
+    let strange = row(["2", "0", "6", "NEW_STATE", &"u".repeat(90), "a\nb", "batch"], "n[3-1]");
+    let over = row(["4", "0", "6", "CANCELLED", "eve", "a", "batch"], "n1");
+    answer(dir.path(), &[running("1"), strange, running("3"), over]);
+    let slurm = slurm(dir.path(), 1);
+    let jobs = slurm.all_jobs().await.unwrap();
+    assert_eq!(jobs.iter().map(|j| j.job.get()).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!((jobs[1].user.as_str(), jobs[1].state, &jobs[1].account), ("uid=6", JobState::Completing, &None));
+    assert!(slurm.job(id(2)).await.is_err());
+}
+
+#[tokio::test]
+async fn private_jobs_make_absence_unreliable_for_a_reader_without_power() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", "cat answer");
+    script(
+        dir.path(),
+        "scontrol",
+        "printf 'AccountingStorageType = x\\nAccountingStorageEnforce = none\\nPrivateData = jobs\\nSlurmUser = root(0)\\n'",
+    );
+    answer(dir.path(), &[]);
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    config.bin_dir = Some(dir.path().into());
+    let slurm = Slurm::read_by(1000, config.clone());
+    assert!(matches!(slurm.job(id(1)).await, Err(AttestError::Unreliable { why, .. }) if why.contains("PrivateData")));
+    assert!(slurm.all_jobs().await.is_err());
+    config.sees_private_jobs = true;
+    assert_eq!(Slurm::read_by(1000, config.clone()).job(id(1)).await.unwrap(), Answer::Absent);
+    config.sees_private_jobs = false;
+    assert_eq!(Slurm::read_by(0, config).job(id(1)).await.unwrap(), Answer::Absent);
+}
