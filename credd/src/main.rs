@@ -1,6 +1,4 @@
 //! `credd`, the node daemon.
 #![forbid(unsafe_code)]
 
-fn main() -> std::process::ExitCode {
-    credd::cli::main()
-}
+fn main() {}

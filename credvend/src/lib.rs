@@ -2,21 +2,25 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`cli`] | the command line; `serve` puts the parts together |
+//! | [`config`] | `credvend.toml` |
+//! | [`server`] | the faces: who may ask for what, over which socket |
 //! | [`vending`] | what it does: every decision |
 //! | [`store`], [`attest`], [`source`], [`deny`] | its four seams, traits with their implementations below them |
 //! | [`projects`] | which project has which roles |
-//! | [`session_name`] | the names under which AWS sees jobs |
 //! | [`refusal`] | every way to say no |
 //! | [`events`] | what nodes are told at once |
 #![forbid(unsafe_code)]
 
 pub mod attest;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod deny;
 pub mod events;
 pub mod projects;
 pub mod refusal;
-pub mod session_name;
+pub mod server;
 pub mod source;
 pub mod store;
 pub mod vending;

@@ -1,4 +1,6 @@
-//! `credvend`, the central vending service. Under construction.
+//! `credvend`, the central vending service.
 #![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    credvend::cli::main()
+}

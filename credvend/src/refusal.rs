@@ -27,6 +27,15 @@ pub enum Refusal {
     /// A request that does not parse.
     #[error("the request is not valid: {0}")]
     BadRequest(String),
+    /// No such path.
+    #[error("{0}")]
+    NotFound(String),
+    /// A path with another method.
+    #[error("{0}")]
+    MethodNotAllowed(String),
+    /// A body that is too long.
+    #[error("the request is too large: {0}")]
+    TooLarge(String),
     /// A cluster that the configuration does not have.
     #[error("cluster {0} is not in credvend's configuration; add a [[cluster]] for it")]
     UnknownCluster(ClusterName),
@@ -136,6 +145,9 @@ impl Refusal {
             Refusal::Unauthenticated(_) => "Unauthenticated",
             Refusal::NotAllowed { .. } => "NotAllowed",
             Refusal::BadRequest(_) => "BadRequest",
+            Refusal::NotFound(_) => "NotFound",
+            Refusal::MethodNotAllowed(_) => "MethodNotAllowed",
+            Refusal::TooLarge(_) => "TooLarge",
             Refusal::UnknownCluster(_) => "UnknownCluster",
             Refusal::JobNotRunning { .. } => "JobNotRunning",
             Refusal::NotOnNode { .. } => "NotOnNode",
@@ -158,7 +170,9 @@ impl Refusal {
         match self {
             Refusal::Unauthenticated(_) => 401,
             Refusal::BadRequest(_) => 400,
-            Refusal::UnknownSession(_) => 404,
+            Refusal::UnknownSession(_) | Refusal::NotFound(_) => 404,
+            Refusal::MethodNotAllowed(_) => 405,
+            Refusal::TooLarge(_) => 413,
             Refusal::Unavailable(_) => 503,
             Refusal::Internal(_) => 500,
             _ => 403,

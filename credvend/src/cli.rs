@@ -1,0 +1,123 @@
+//! The command line. `serve` runs the service; the other commands ask a running one over the administrators' socket,
+//! or work on its files.
+//!
+//! Exit codes: 0 done; 1 not done, with the reason; 2 wrong usage; 78 (EX_CONFIG) a bad configuration.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, DEFAULT_PATH};
+
+mod call;
+mod check_config;
+mod hook;
+mod parts;
+mod pin;
+mod project;
+mod serve;
+mod session;
+mod status;
+mod table;
+mod user;
+
+/// `EX_CONFIG` of sysexits.h.
+const EX_CONFIG: u8 = 78;
+
+/// credvend gives the jobs of Slurm clusters the AWS credentials of their projects.
+#[derive(Debug, Parser)]
+#[command(name = "credvend", version, max_term_width = 100)]
+struct Cli {
+    /// The configuration; also CREDVEND_CONFIG [default: /etc/credvend/credvend.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    Serve,
+    /// Check the configuration and projects.toml, and tell every problem at once
+    CheckConfig(check_config::Args),
+    /// Print the pin of the server's certificate, and the line for the nodes' credd.toml
+    Pin(pin::Args),
+    /// Tell how the running service does
+    Status(status::Args),
+    /// Look at sessions, or end one
+    #[command(subcommand)]
+    Session(session::Command),
+    /// See or change which project has which roles
+    #[command(subcommand)]
+    Project(project::Command),
+    /// End all sessions of a user and revoke what was issued to them
+    #[command(subcommand)]
+    User(user::Command),
+    /// For PrologSlurmctld and EpilogSlurmctld of a head that pushes its jobs; always exits 0
+    Hook(hook::Args),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    // A hook that fails would requeue or hold jobs: whatever its arguments are, slurmctld gets a 0.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "hook") {
+        return hook::main();
+    }
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if let Some(error) = error.downcast_ref::<ConfigError>() {
+                for problem in &error.problems {
+                    eprintln!("{}: {problem}", error.path);
+                }
+                return ExitCode::from(EX_CONFIG);
+            }
+            eprintln!("credvend: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let path = config_path(cli.config);
+    let config = || Config::load(&path);
+    match cli.command {
+        Command::Serve => serve::run(config()?),
+        Command::CheckConfig(args) => check_config::run(&path, args),
+        Command::Pin(args) => pin::run(&config()?, args),
+        Command::Status(args) => status::run(&config()?, args),
+        Command::Session(command) => session::run(&config()?, command),
+        Command::Project(command) => project::run(&config()?, command),
+        Command::User(command) => user::run(&config()?, command),
+        Command::Hook(_) => Ok(()),
+    }
+}
+
+fn config_path(given: Option<PathBuf>) -> PathBuf {
+    given.or_else(|| std::env::var_os("CREDVEND_CONFIG").map(PathBuf::from)).unwrap_or_else(|| DEFAULT_PATH.into())
+}
+
+/// A runtime for one command.
+fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
+}
+
+/// Answers for programs.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,109 @@
+//! `credvend check-config`.
+
+use std::path::Path;
+
+use anyhow::bail;
+
+use super::parts;
+use crate::config::{Config, ConfigError};
+use crate::server::head_secrets::HeadSecrets;
+use crate::server::tls::{Certificates, Files};
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Also ask Slurm whether it enforces accounts, and AWS who credvend is
+    #[arg(long)]
+    online: bool,
+}
+
+pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let mut problems = Vec::new();
+    let projects = parts::projects(&config).map_err(|more| problems.extend(more)).ok();
+    if let Err(more) = HeadSecrets::open(parts::secret_files(&config)) {
+        problems.extend(more);
+    }
+    let files = Files::named(&config.tls, &config.state_dir);
+    let certificate = if config.plain_http {
+        "none, plain HTTP".to_owned()
+    } else if files.made_here && files.fingerprint().is_err() {
+        "is made at first start".to_owned()
+    } else {
+        match Certificates::open(files) {
+            Ok(certificates) => format!("sha256:{}", certificates.live().fingerprint),
+            Err(error) => {
+                problems.push(error.to_string());
+                String::new()
+            }
+        }
+    };
+    if !problems.is_empty() {
+        return Err(ConfigError { path: path.display().to_string(), problems }.into());
+    }
+    println!("{} is valid", path.display());
+    println!("certificate  {certificate}");
+    println!("projects     {}", projects.map_or(0, |map| map.projects.len()));
+    for warning in parts::warnings(&config) {
+        println!("warning      {warning}");
+    }
+    let mut bad = store(&config)?;
+    if args.online {
+        bad |= super::block_on(online(&config))??;
+    }
+    if bad {
+        bail!("the configuration is valid, but not everything it names works");
+    }
+    Ok(())
+}
+
+/// Whether something is wrong.
+fn store(config: &Config) -> anyhow::Result<bool> {
+    if !config.store.exists() {
+        println!("store        {} is made at first start", config.store.display());
+        return Ok(false);
+    }
+    let check = || -> anyhow::Result<()> {
+        let store = SqliteStore::open(&config.store)?;
+        super::block_on(store.check())??;
+        Ok(())
+    };
+    let result = check();
+    match &result {
+        Ok(()) => println!("store        {} works", config.store.display()),
+        Err(error) => println!("store        {error:#}"),
+    }
+    Ok(result.is_err())
+}
+
+/// Whether something is wrong.
+async fn online(config: &Config) -> anyhow::Result<bool> {
+    let mut bad = false;
+    for cluster in &config.clusters {
+        let Some(attestor) = parts::attestor(cluster) else {
+            println!("cluster {}  its head states the jobs", cluster.name);
+            continue;
+        };
+        match attestor.accounts_enforced().await {
+            Ok(None) => println!("cluster {}  answers, and enforces accounts", cluster.name),
+            Ok(Some(why)) => {
+                bad |= !cluster.trust_unenforced_accounts;
+                println!("cluster {}  answers, but does not enforce accounts: {why}", cluster.name);
+            }
+            Err(error) => {
+                bad = true;
+                println!("cluster {}  {error}", cluster.name);
+            }
+        }
+    }
+    let (source, _) = parts::aws(config).await?;
+    match source.identity().await {
+        Ok(arn) => println!("aws          credvend is {arn}; the projects' roles must trust it (sts:AssumeRole)"),
+        Err(error) => {
+            bad = true;
+            println!("aws          {error}");
+        }
+    }
+    Ok(bad)
+}

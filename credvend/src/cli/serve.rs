@@ -1,0 +1,253 @@
+//! `credvend serve`: puts the parts together, and runs them until SIGTERM.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use sd_notify::NotifyState;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{parts, pin};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Attest, Config, ConfigError};
+use crate::events::Events;
+use crate::projects::Projects;
+use crate::refusal::Refusal;
+use crate::server::admin::{About, Admin};
+use crate::server::head_secrets::HeadSecrets;
+use crate::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
+use crate::server::munge_claim::MungeVerifier;
+use crate::server::principal::Authenticator;
+use crate::server::tls::{Certificates, Files};
+use crate::server::{Server, Settings};
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+use crate::vending::{Parts, Vending};
+
+/// The mean pause between sweeps; each is up to a fifth longer or shorter.
+const SWEEP_PAUSE: Duration = Duration::from_secs(5);
+/// A sweep that takes longer is given up; the next one starts over.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs the service.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    harden()?;
+    log(&config);
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+/// Before anything secret is in memory: no core dump, no tracer of the same user, no file for others.
+fn harden() -> anyhow::Result<()> {
+    nix::sys::prctl::set_dumpable(false).context("core dumps cannot be switched off")?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("core dumps cannot be switched off")?;
+    umask(Mode::from_bits_truncate(0o077));
+    // Every node keeps a stream open.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    Ok(())
+}
+
+fn log(config: &Config) {
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let filter: tracing_subscriber::filter::Targets = config.log.filter.parse().unwrap_or_default();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = if config.log.json { lines.json().boxed() } else { lines.boxed() };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let config_error =
+        |problems| ConfigError { path: "credvend.toml names files that cannot be used".into(), problems };
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("state-dir {} cannot be made", config.state_dir.display()))?;
+    let certificates = match config.plain_http {
+        true => None,
+        false => {
+            let files = Files::prepare(&config.tls, &config.state_dir)?;
+            Some(Arc::new(Certificates::open(files)?))
+        }
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
+    let projects = Arc::new(Projects::new(parts::projects(&config).map_err(config_error)?));
+    let secrets = HeadSecrets::open(parts::secret_files(&config)).map_err(config_error)?;
+    let (stop, stopping) = watch::channel(false);
+    let (source, denier) = parts::aws(&config).await?;
+    let vending = Arc::new(Vending::new(Parts {
+        store: store.clone(),
+        clusters: parts::clusters(&config),
+        source,
+        denier,
+        projects: projects.clone(),
+        events: Arc::new(Events::new(uuid::Uuid::new_v4().to_string())),
+        clock: clock.clone(),
+    }));
+    let nodes = config.clusters.iter().filter(|c| c.attest == Attest::Slurm);
+    let munge = MungeVerifier::new(nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect(), store)?;
+    let authenticator =
+        Authenticator { clusters: config.clusters.iter().map(|c| c.name.clone()).collect(), secrets, munge };
+    let warnings = parts::warnings(&config);
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| {
+        let (server, config, certificates) = (server.clone(), config.clone(), certificates.clone());
+        let attests = |attest| if attest == Attest::Slurm { "slurm" } else { "head" };
+        let about = About {
+            started: OffsetDateTime::now_utc(),
+            clusters: config.clusters.iter().map(|c| (c.name.clone(), attests(c.attest))).collect(),
+            warnings,
+        };
+        let settings = settings(&config);
+        let reload = move || match server.upgrade() {
+            Some(server) => reload(&config, &server, &projects, certificates.as_deref()),
+            None => Ok(()),
+        };
+        Server {
+            vending: vending.clone(),
+            authenticator,
+            settings,
+            admin: Admin { reload: Arc::new(reload), about, ready: Default::default() },
+            streams: Default::default(),
+            refusals: Default::default(),
+            clock,
+            stopping,
+        }
+    });
+    listen_until_stopped(&config, server, vending, certificates, stop).await
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        public_url: config.public_url.clone(),
+        localhost_port: config.localhost_port,
+        session_tokens: config.session_tokens,
+        request_patience: Duration::from_secs(config.limits.request_seconds.into()),
+        max_streams_per_node: config.limits.max_streams_per_node as usize,
+    }
+}
+
+/// SIGHUP, or an administrator: each part on its own, and all problems at once.
+fn reload(
+    config: &Config,
+    server: &Server,
+    projects: &Projects,
+    certificates: Option<&Certificates>,
+) -> Result<(), Vec<String>> {
+    let mut problems = Vec::new();
+    match parts::projects(config) {
+        Ok(map) => projects.replace(map),
+        Err(more) => problems.extend(more),
+    }
+    if let Err(more) = server.authenticator.secrets.reload() {
+        problems.extend(more);
+    }
+    if let Some(Err(error)) = certificates.map(Certificates::reload) {
+        problems.push(error.to_string());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+async fn listen_until_stopped(
+    config: &Config,
+    server: Arc<Server>,
+    vending: Arc<Vending>,
+    certificates: Option<Arc<Certificates>>,
+    stop: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    // Before READY: a signal that comes early must not kill the process.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let limits =
+        Arc::new(ConnectionLimits::new(config.limits.max_connections, config.limits.max_connections_per_address));
+    let admin_limits = Arc::new(ConnectionLimits::new(64, 64));
+    if let Some(dir) = config.admin_socket.parent() {
+        make_socket_dir(dir)?;
+    }
+    let admin = AdminSocket::bind(&config.admin_socket, config.admin_group.as_deref())?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for address in &config.listen {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listen = {address}"))?;
+        let actual = listener.local_addr()?;
+        tracing::info!(address = %actual, tls = certificates.is_some(), "listening");
+        tasks.spawn(serve_tcp(server.clone(), listener, certificates.clone(), limits.clone()));
+    }
+    tasks.spawn(admin.serve(server.clone(), admin_limits.clone()));
+    tasks.spawn(sweep(vending, stop.subscribe()));
+    if let Some(certificates) = &certificates {
+        println!("certificate pin {}", pin::for_nodes(config, &certificates.live().fingerprint));
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                let reload = server.admin.reload.clone();
+                match tokio::task::spawn_blocking(move || reload()).await.unwrap_or_else(|e| Err(vec![e.to_string()])) {
+                    Ok(()) => tracing::info!("reloaded projects, head secrets and certificate"),
+                    Err(problems) => for problem in problems {
+                        tracing::error!("not reloaded, what was in force stays: {problem}");
+                    },
+                }
+            }
+        }
+    }
+    tracing::info!("stopping");
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    let _ = stop.send(true);
+    while tasks.join_next().await.is_some() {}
+    if !limits.drained().await || !admin_limits.drained().await {
+        tracing::warn!("some connections were cut off");
+    }
+    Ok(())
+}
+
+/// Everybody may pass through to the socket, which has its own mode and asks who calls.
+fn make_socket_dir(dir: &std::path::Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.and_then(|()| std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)))
+        .with_context(|| format!("the directory of admin-socket, {}, cannot be made", dir.display()))
+}
+
+async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
+    let mut last: Option<String> = None;
+    loop {
+        let pause = SWEEP_PAUSE.mul_f64(0.8 + 0.4 * f64::from(random_byte()) / 255.0);
+        tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        let swept = tokio::time::timeout(SWEEP_PATIENCE, vending.sweep()).await;
+        let swept = swept.unwrap_or_else(|_| Err(Refusal::Unavailable("the sweep took too long".into())));
+        let complaint = swept.as_ref().err().map(ToString::to_string);
+        match (&swept, &complaint) {
+            (Ok(closed), _) if *closed > 0 => tracing::info!(closed, "sessions of jobs that are over were closed"),
+            // Once, not every few seconds.
+            (_, Some(text)) if last != complaint => tracing::error!("the sweep did not finish: {text}"),
+            (Ok(_), _) if last.is_some() => tracing::info!("the sweep works again"),
+            _ => {}
+        }
+        last = complaint;
+    }
+}
+
+fn random_byte() -> u8 {
+    let mut byte = [0u8];
+    let _ = getrandom::fill(&mut byte);
+    byte[0]
+}

@@ -1,0 +1,386 @@
+//! `credvend.toml`: every option, its default, and what may stand there.
+//!
+//! Reading gathers all problems with their lines. [`Config::parse`] looks at the text alone; [`Config::load`] also at
+//! the files it names, and refuses secrets that others may read.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use credd_protocol::{ClusterName, Region};
+use toml_edit::{Document, Table};
+
+use crate::vending::AddressCheck;
+use fields::{Section, Source};
+
+mod fields;
+pub mod secret_file;
+
+/// Where the file is unless the command line or `CREDVEND_CONFIG` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/credvend/credvend.toml";
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `listen`: one address and port, or several.
+    pub listen: Vec<SocketAddr>,
+    /// `plain-http`: no TLS; loopback addresses only.
+    pub plain_http: bool,
+    /// `public-url`: how jobs outside the nodes' proxy reach this service; stands in the seed's answers.
+    pub public_url: String,
+    /// `localhost-port`: the port of the nodes' proxy, for the seed's answers.
+    pub localhost_port: u16,
+    /// `session-tokens`: whether the seed's GET with a session token is served.
+    pub session_tokens: bool,
+    /// `state-dir`: the store and the self-signed certificate.
+    pub state_dir: PathBuf,
+    /// `admin-socket`.
+    pub admin_socket: PathBuf,
+    /// `admin-group`: whose members may use the admin socket besides root and credvend's own user.
+    pub admin_group: Option<String>,
+    /// `projects`: path of projects.toml.
+    pub projects: PathBuf,
+    /// `[store] path`.
+    pub store: PathBuf,
+    /// `[tls]`.
+    pub tls: Tls,
+    /// `[aws]`.
+    pub aws: Aws,
+    /// `[[cluster]]`, at least one.
+    pub clusters: Vec<Cluster>,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[log]`.
+    pub log: Log,
+}
+
+/// `[tls]`: with neither certificate nor key, one is made at first start and pinned by the nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// `certificate`: a PEM chain, the server's own first.
+    pub certificate: Option<PathBuf>,
+    /// `key`: its private key, PEM.
+    pub key: Option<PathBuf>,
+    /// `client-ca`: PEM; certificates of these authorities identify nodes, heads and administrators.
+    pub client_ca: Option<PathBuf>,
+    /// `names`: host names and addresses for the self-signed certificate; the first stands in `public-url`'s default.
+    pub names: Vec<String>,
+}
+
+/// `[aws]`: how credvend itself reaches AWS. Its credentials come from the SDK's chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aws {
+    /// `region`.
+    pub region: Option<Region>,
+    /// `profile`: of the shared config files.
+    pub profile: Option<String>,
+    /// `sts-endpoint`: another STS, as in tests.
+    pub sts_endpoint: Option<String>,
+    /// `iam-endpoint`: another IAM.
+    pub iam_endpoint: Option<String>,
+    /// `default-duration`: seconds that credentials live where projects.toml says nothing.
+    pub default_duration: u32,
+    /// `allow-instance-metadata`: take credvend's own identity from a metadata service. Whoever else on this host
+    /// reaches that service has the same authority, so this is off.
+    pub allow_instance_metadata: bool,
+}
+
+/// Who states the facts about a cluster's jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attest {
+    /// The cluster's own slurmctld, asked from here.
+    Slurm,
+    /// A head that pushes, as in the first version.
+    Head,
+}
+
+/// `[[cluster]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// `name`: `ClusterName` of its slurm.conf.
+    pub name: ClusterName,
+    /// `attest`: `slurm` or `head`.
+    pub attest: Attest,
+    /// `slurm-conf`: `SLURM_CONF` for the questions to slurmctld; unset, Slurm's own default.
+    pub slurm_conf: Option<PathBuf>,
+    /// `slurm-bin`: the directory of squeue, sinfo and scontrol; unset, `PATH`.
+    pub slurm_bin: Option<PathBuf>,
+    /// `head-secret-file`: one file or several; every line is a valid secret.
+    pub head_secret_files: Vec<PathBuf>,
+    /// `trust-unenforced-accounts`.
+    pub trust_unenforced_accounts: bool,
+    /// `node-address-check`: `off`, `warn` or `require`.
+    pub node_address_check: AddressCheck,
+    /// `munge-socket`: of the munged that has this cluster's key; unset, libmunge's default.
+    pub munge_socket: Option<PathBuf>,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `max-connections`: open at once. A node holds two.
+    pub max_connections: u32,
+    /// `max-connections-per-address`.
+    pub max_connections_per_address: u32,
+    /// `max-streams-per-node`: a new stream ends the oldest.
+    pub max_streams_per_node: u32,
+    /// `request-seconds`: no request takes longer.
+    pub request_seconds: u32,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `format = "json"` instead of text.
+    pub json: bool,
+    /// `filter`: as in `RUST_LOG`.
+    pub filter: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {}", problems.join("\n"))]
+pub struct ConfigError {
+    /// Which file.
+    pub path: String,
+    /// Everything that is wrong with it.
+    pub problems: Vec<String>,
+}
+
+impl Config {
+    /// Reads the file and looks at the files that it names.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let error = |problems| ConfigError { path: path.display().to_string(), problems };
+        let text = std::fs::read_to_string(path).map_err(|e| error(vec![format!("cannot be read: {e}")]))?;
+        let config = Config::parse(&text).map_err(error)?;
+        let problems = config.file_problems();
+        if problems.is_empty() { Ok(config) } else { Err(error(problems)) }
+    }
+
+    /// Reads the text alone.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its line.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let source = Source::new(text);
+        let document = match Document::parse(text) {
+            Ok(document) => document,
+            Err(error) => {
+                let line = source.line(error.span().map_or(0, |span| span.start));
+                return Err(vec![format!("line {line}: {}", error.message())]);
+            }
+        };
+        let empty = Table::new();
+        let config = read(&Section::root(&source, document.as_table()), &empty);
+        let problems = source.into_problems();
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    fn file_problems(&self) -> Vec<String> {
+        let secrets = self.tls.key.iter().chain(self.clusters.iter().flat_map(|c| &c.head_secret_files));
+        let mut problems: Vec<String> = secrets.filter_map(|path| secret_file::problem(path)).collect();
+        let readable = self.tls.certificate.iter().chain(&self.tls.client_ca).chain([&self.projects]);
+        problems.extend(readable.filter_map(|path| {
+            std::fs::File::open(path).err().map(|error| format!("{} cannot be read: {error}", path.display()))
+        }));
+        problems
+    }
+
+    /// The addresses are all of this host alone.
+    pub fn loopback_only(&self) -> bool {
+        self.listen.iter().all(|address| address.ip().to_canonical().is_loopback())
+    }
+}
+
+fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
+    let listen = read_listen(root);
+    let plain_http = root.boolean("plain-http").unwrap_or(false);
+    if plain_http && !listen.iter().all(|address| address.ip().to_canonical().is_loopback()) {
+        root.problem_at("plain-http", "without TLS, only loopback addresses may be listened on");
+    }
+    let state_dir = root.path("state-dir").unwrap_or_else(|| "/var/lib/credvend".into());
+    let tls = read_tls(root.section("tls", empty), plain_http);
+    let store = root.section("store", empty);
+    let store_path = store.path("path").unwrap_or_else(|| state_dir.join("credvend.sqlite"));
+    store.finish();
+    let public_url = root.text("public-url");
+    if let Some(url) = &public_url
+        && let Err(why) = base_url(url)
+    {
+        root.problem_at("public-url", why);
+    }
+    let config = Config {
+        public_url: public_url
+            .map(|url| url.trim_end_matches('/').to_owned())
+            .unwrap_or_else(|| default_url(&listen, &tls, plain_http)),
+        localhost_port: root
+            .number("localhost-port", 1, 65_535)
+            .and_then(|port| port.try_into().ok())
+            .unwrap_or(credd_protocol::endpoint::DEFAULT_PORT),
+        session_tokens: root.boolean("session-tokens").unwrap_or(true),
+        admin_socket: root.path("admin-socket").unwrap_or_else(|| "/run/credvend/admin.sock".into()),
+        admin_group: root.text("admin-group"),
+        projects: root.path("projects").unwrap_or_else(|| "/etc/credvend/projects.toml".into()),
+        store: store_path,
+        aws: read_aws(root.section("aws", empty)),
+        clusters: read_clusters(root),
+        limits: read_limits(root.section("limits", empty)),
+        log: read_log(root.section("log", empty)),
+        listen,
+        plain_http,
+        state_dir,
+        tls,
+    };
+    root.finish();
+    config
+}
+
+fn read_listen(root: &Section<'_, '_>) -> Vec<SocketAddr> {
+    let texts = root.texts("listen").unwrap_or_else(|| vec!["0.0.0.0:8443".to_owned()]);
+    if texts.is_empty() {
+        root.problem_at("listen", "needs at least one address");
+    }
+    let parse = |text: &String| match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            root.problem_at("listen", format!("{text:?} must be an address and a port, as 10.0.0.1:8443 or [::]:8443"));
+            None
+        }
+    };
+    texts.iter().filter_map(parse).collect()
+}
+
+fn read_tls(section: Section<'_, '_>, plain_http: bool) -> Tls {
+    let tls = Tls {
+        certificate: section.path("certificate"),
+        key: section.path("key"),
+        client_ca: section.path("client-ca"),
+        names: section.texts("names").unwrap_or_default(),
+    };
+    match (&tls.certificate, &tls.key) {
+        (Some(_), None) => section.problem_at("certificate", "needs key beside it"),
+        (None, Some(_)) => section.problem_at("key", "needs certificate beside it"),
+        _ => {}
+    }
+    if plain_http && tls.client_ca.is_some() {
+        section.problem_at("client-ca", "has no effect with plain-http = true");
+    }
+    for name in &tls.names {
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:*_".contains(&b)) {
+            section.problem_at("names", format!("{name:?} is neither a host name nor an address"));
+        }
+    }
+    section.finish();
+    tls
+}
+
+fn read_aws(section: Section<'_, '_>) -> Aws {
+    let endpoint = |key: &'static str| {
+        let url = section.text(key)?;
+        base_url(&url).map_err(|why| section.problem_at(key, why)).ok()?;
+        Some(url)
+    };
+    let aws = Aws {
+        region: section.parsed("region"),
+        profile: section.text("profile"),
+        sts_endpoint: endpoint("sts-endpoint"),
+        iam_endpoint: endpoint("iam-endpoint"),
+        default_duration: section.number("default-duration", 900, 43_200).unwrap_or(3_600),
+        allow_instance_metadata: section.boolean("allow-instance-metadata").unwrap_or(false),
+    };
+    section.finish();
+    aws
+}
+
+fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
+    let sections = root.sections("cluster");
+    if sections.is_empty() {
+        root.problem("at least one [[cluster]] is needed");
+    }
+    let (mut names, mut clusters) = (BTreeSet::new(), Vec::new());
+    for section in sections {
+        let name: Option<ClusterName> = section.parsed("name");
+        let attest = section.word("attest", &[("slurm", Attest::Slurm), ("head", Attest::Head)]);
+        let check = [("off", AddressCheck::Off), ("warn", AddressCheck::Warn), ("require", AddressCheck::Require)];
+        let cluster = |name| Cluster {
+            name,
+            attest: attest.unwrap_or(Attest::Slurm),
+            slurm_conf: section.path("slurm-conf"),
+            slurm_bin: section.path("slurm-bin"),
+            head_secret_files: section.paths("head-secret-file"),
+            trust_unenforced_accounts: section.boolean("trust-unenforced-accounts").unwrap_or(false),
+            node_address_check: section.word("node-address-check", &check).unwrap_or_default(),
+            munge_socket: section.path("munge-socket"),
+        };
+        match name {
+            Some(name) => {
+                if !names.insert(name.clone()) {
+                    section.problem_at("name", format!("cluster {name} is there twice"));
+                }
+                clusters.push(cluster(name));
+            }
+            None => {
+                // The rest is read nevertheless, so that its problems are listed too.
+                let unnamed = cluster("unnamed".parse().expect("a valid name"));
+                if !section.has("name") {
+                    section.problem("needs a name");
+                }
+                drop(unnamed);
+            }
+        }
+        section.finish();
+    }
+    clusters
+}
+
+fn read_limits(section: Section<'_, '_>) -> Limits {
+    let limits = Limits {
+        max_connections: section.number("max-connections", 16, 1_000_000).unwrap_or(16_384),
+        max_connections_per_address: section.number("max-connections-per-address", 4, 1_000_000).unwrap_or(256),
+        max_streams_per_node: section.number("max-streams-per-node", 1, 16).unwrap_or(2),
+        request_seconds: section.number("request-seconds", 1, 600).unwrap_or(60),
+    };
+    section.finish();
+    limits
+}
+
+fn read_log(section: Section<'_, '_>) -> Log {
+    let filter = section.text("filter").unwrap_or_else(|| "info".into());
+    if let Err(error) = filter.parse::<tracing_subscriber::filter::Targets>() {
+        section.problem_at("filter", error);
+    }
+    let log = Log { json: section.word("format", &[("text", false), ("json", true)]).unwrap_or(false), filter };
+    section.finish();
+    log
+}
+
+/// `http(s)://host[:port][/path]`, nothing else.
+fn base_url(url: &str) -> Result<(), String> {
+    let uri: hyper::Uri = url.parse().map_err(|e| format!("{url:?} is no URL: {e}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return Err(format!("{url:?} must begin with http:// or https:// and a host"));
+    }
+    if uri.query().is_some() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+        return Err(format!("{url:?} must have no query and no user"));
+    }
+    Ok(())
+}
+
+fn default_url(listen: &[SocketAddr], tls: &Tls, plain_http: bool) -> String {
+    let scheme = if plain_http { "http" } else { "https" };
+    let Some(address) = listen.first() else { return String::new() };
+    match tls.names.first() {
+        Some(name) => format!("{scheme}://{name}:{}", address.port()),
+        None if !address.ip().is_unspecified() => format!("{scheme}://{address}"),
+        None => {
+            let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+            format!("{scheme}://{}:{}", host.unwrap_or_else(|| "localhost".into()), address.port())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

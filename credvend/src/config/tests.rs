@@ -1,0 +1,82 @@
+//! What the file may say, and that every problem is told at once.
+
+use super::*;
+use proptest::prelude::*;
+
+const SMALL: &str = "[[cluster]]\nname = \"lab\"\n";
+
+#[test]
+fn a_cluster_alone_is_enough() {
+    let config = Config::parse(SMALL).unwrap();
+    assert_eq!(config.listen, ["0.0.0.0:8443".parse().unwrap()]);
+    assert_eq!(config.store, Path::new("/var/lib/credvend/credvend.sqlite"));
+    assert_eq!((config.localhost_port, config.aws.default_duration), (9999, 3600));
+    assert_eq!(config.clusters[0].attest, Attest::Slurm);
+    assert!(!config.aws.allow_instance_metadata && config.session_tokens && !config.loopback_only());
+}
+
+#[test]
+fn the_shipped_example_is_valid() {
+    let config = Config::parse(include_str!("../../credvend.toml.example")).unwrap();
+    assert_eq!(config.clusters.len(), 1);
+}
+
+#[test]
+fn every_problem_is_listed_with_its_line() {
+    let text = r#"listen = ["127.0.0.1:1", "nowhere"]
+plain-http = "yes"
+state-dir = "relative"
+surprise = 1
+[tls]
+certificate = "/c"
+[aws]
+default-duration = 5
+region = "US EAST"
+sts-endpoint = "ftp://x"
+[[cluster]]
+name = "a/b"
+attest = "magic"
+[[cluster]]
+name = "lab"
+node_address_check = "warn"
+[[cluster]]
+name = "lab"
+[log]
+format = "xml"
+"#;
+    let problems = Config::parse(text).unwrap_err();
+    let lines: Vec<&str> = problems.iter().map(|p| p.split(':').next().unwrap()).collect();
+    let expected = [1, 2, 3, 4, 6, 8, 9, 10, 12, 13, 16, 18, 20].map(|n| format!("line {n}"));
+    assert_eq!(lines, expected, "{problems:#?}");
+}
+
+#[test]
+fn plain_http_stays_on_the_host() {
+    for (address, good) in [("127.0.0.1:1", true), ("[::1]:1", true), ("0.0.0.0:1", false), ("10.0.0.1:1", false)] {
+        let text = format!("listen = \"{address}\"\nplain-http = true\n{SMALL}");
+        assert_eq!(Config::parse(&text).is_ok(), good, "{address}");
+    }
+}
+
+#[test]
+fn broken_toml_names_the_line() {
+    let problems = Config::parse("listen = \"127.0.0.1:1\"\n= 5\n").unwrap_err();
+    assert!(problems[0].starts_with("line 2: "), "{problems:?}");
+    assert!(Config::parse("").unwrap_err()[0].contains("[[cluster]]"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in ".*") {
+        let _ = Config::parse(&text);
+    }
+
+    #[test]
+    fn no_value_panics(
+        key in "(listen|plain-http|public-url|tls|tls\\.key|tls\\.names|cluster|log\\.filter|aws\\.region|limits\\.max-connections)",
+        value in "([0-9-]{1,20}|true|\"[ -!#-\\[\\]-~]{0,20}\"|\\[\\]|\\{\\}|\\[1, \"a\"\\]|1979-05-27|\\[\\{\\}\\])",
+    ) {
+        let _ = Config::parse(&format!("{key} = {value}\n"));
+        let _ = Config::parse(&format!("{key} = {value}\n{SMALL}"));
+    }
+}

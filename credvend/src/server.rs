@@ -1,0 +1,236 @@
+//! The network faces: who may ask for what, over TLS and over the administrator's Unix socket.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`listen`] | sockets, connections, their limits, the graceful stop |
+//! | [`tls`] | the certificate: given, or made at first start and pinned |
+//! | [`route`] | method and path → [`route::Verb`] |
+//! | [`principal`] | headers and certificate → [`principal::Principal`] |
+//! | [`seed`], [`node`], [`admin`] | the verbs; [`stream`] is the nodes' standing one |
+//! | [`answer`] | results and refusals → HTTP |
+//!
+//! The whole matrix of who may do what is one `match`, in [`Server::dispatch`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use credd_protocol::node_api::MAX_BODY_BYTES;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes};
+use hyper::{Request, Response, header};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::refusal::Refusal;
+use crate::vending::Vending;
+use answer::Reply;
+use principal::{Authenticator, Principal};
+use route::Verb;
+
+pub mod admin;
+pub mod answer;
+pub mod head_secrets;
+pub mod listen;
+pub mod munge_claim;
+pub mod node;
+pub mod principal;
+pub mod refusal_log;
+pub mod route;
+pub mod seed;
+pub mod stream;
+pub mod tls;
+
+/// How long a request's body may take to arrive.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a connection is known by before its first request.
+#[derive(Debug, Clone)]
+pub enum Connection {
+    /// TLS from the network.
+    Tls {
+        /// The other end.
+        peer: SocketAddr,
+        /// The client's certificate, of a configured authority.
+        certificate: Option<CertificateDer<'static>>,
+        /// SHA-256 of the certificate that this connection was shown, lower-case hex.
+        fingerprint: Arc<str>,
+    },
+    /// Plain HTTP on a loopback address.
+    Plain {
+        /// The other end.
+        peer: SocketAddr,
+    },
+    /// The administrator's socket; the caller may use it.
+    AdminSocket {
+        /// The caller, for the log.
+        name: String,
+    },
+}
+
+impl Connection {
+    /// The other end, if it has an address.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Connection::Tls { peer, .. } | Connection::Plain { peer } => Some(*peer),
+            Connection::AdminSocket { .. } => None,
+        }
+    }
+}
+
+/// What of the configuration the verbs need.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Without a slash at its end.
+    pub public_url: String,
+    /// The port of the nodes' proxy.
+    pub localhost_port: u16,
+    /// Whether session tokens are served.
+    pub session_tokens: bool,
+    /// No request takes longer.
+    pub request_patience: Duration,
+    /// A new stream of a node ends its oldest.
+    pub max_streams_per_node: usize,
+}
+
+/// Everything a request needs.
+pub struct Server {
+    /// What it does.
+    pub vending: Arc<Vending>,
+    /// Who asks.
+    pub authenticator: Authenticator,
+    /// How it answers.
+    pub settings: Settings,
+    /// What only an administrator asks.
+    pub admin: admin::Admin,
+    /// The nodes' standing streams.
+    pub streams: stream::Streams,
+    /// Refusals, for the log.
+    pub refusals: refusal_log::RefusalLog,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Turns true once: streams end, connections finish what they do.
+    pub stopping: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Answers one request; never fails, never takes longer than the settings allow.
+    pub async fn handle<B>(self: &Arc<Self>, connection: &Connection, request: Request<B>) -> Response<answer::AnyBody>
+    where
+        B: Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let target = request.uri().path_and_query().map_or("/", |t| t.as_str()).to_owned();
+        let method = request.method().clone();
+        let (verb, result) = match route::route(&method, &target) {
+            Ok(verb) => {
+                let result = self.authenticated(connection, &verb, &target, request).await;
+                (Some(verb), result)
+            }
+            Err(refusal) => (None, Err((None, refusal))),
+        };
+        match result {
+            Ok(reply) => reply.into_response(),
+            Err((who, refusal)) => {
+                let who = who.unwrap_or_else(|| "an unauthenticated caller".into());
+                self.refusals.note(&who, connection.peer(), method.as_str(), &target, &refusal);
+                let for_sdk = matches!(verb, Some(Verb::SessionCredentials { .. }));
+                answer::refused(&refusal, for_sdk).into_response()
+            }
+        }
+    }
+
+    async fn authenticated<B>(
+        self: &Arc<Self>,
+        connection: &Connection,
+        verb: &Verb,
+        target: &str,
+        request: Request<B>,
+    ) -> Result<Reply, (Option<String>, Refusal)>
+    where
+        B: Body<Data = Bytes> + Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match verb {
+            Verb::Health => return Ok(answer::json(200, &serde_json::json!({"status": "ok"}))),
+            Verb::Ready => return self.admin.ready(&self.vending).await.map_err(|refusal| (None, refusal)),
+            _ => {}
+        }
+        let (parts, body) = request.into_parts();
+        let body = read_body(&parts.headers, body).await.map_err(|refusal| (None, refusal))?;
+        let asked = principal::Asked { method: &parts.method, target, body: &body, headers: &parts.headers };
+        let principal = self
+            .authenticator
+            .authenticate(connection, &asked, self.clock.now())
+            .await
+            .map_err(|refusal| (None, refusal))?;
+        let who = principal.to_string();
+        // A caller that hangs up must not leave a revocation half done: the work goes on by itself.
+        let work = {
+            let (server, verb, connection) = (self.clone(), verb.clone(), connection.clone());
+            tokio::spawn(async move { server.dispatch(&connection, verb, principal, &body).await })
+        };
+        let result = match tokio::time::timeout(self.settings.request_patience, work).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(Refusal::Internal(format!("a defect, please report it: {panic}"))),
+            Err(_) => Err(Refusal::Unavailable(format!(
+                "no answer within {} s; the work goes on, ask again",
+                self.settings.request_patience.as_secs()
+            ))),
+        };
+        result.map_err(|refusal| (Some(who), refusal))
+    }
+
+    /// Who may do what. Whatever is not listed is refused.
+    async fn dispatch(
+        self: &Arc<Self>,
+        connection: &Connection,
+        verb: Verb,
+        principal: Principal,
+        body: &[u8],
+    ) -> Result<Reply, Refusal> {
+        match (verb, principal) {
+            (Verb::HeadOpen { stage }, Principal::Head(head)) => self.head_open(&head, stage.as_deref(), body).await,
+            (Verb::HeadSetStatus { session, cluster }, Principal::Head(head)) => {
+                self.head_set_status(&head, &session, cluster.as_ref(), body).await
+            }
+            (Verb::SessionCredentials { session, cluster, project, claimed }, Principal::Bearer(token)) => {
+                self.session_credentials(token, &session, &cluster, &project, claimed.as_deref()).await
+            }
+            (Verb::InvalidateUser { user }, Principal::Head(head)) => {
+                let by = format!("the head of cluster {}", head.cluster);
+                self.invalidate_user(&by, Some(&[head.cluster]), &user).await
+            }
+            (Verb::InvalidateUser { user }, Principal::Admin(name)) => self.invalidate_user(&name, None, &user).await,
+            (Verb::NodeOpen, Principal::Node(node)) => self.node_open(&node, body).await,
+            (Verb::NodeCredentials { session }, Principal::Node(node)) => {
+                self.node_credentials(&node, session, body).await
+            }
+            (Verb::NodeLeave { session }, Principal::Node(node)) => self.node_leave(&node, session, body).await,
+            (Verb::NodeStream, Principal::Node(node)) => Ok(self.node_stream(node)),
+            (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb).await,
+            (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),
+        }
+    }
+}
+
+/// The whole body, within [`MAX_BODY_BYTES`] and [`BODY_PATIENCE`].
+async fn read_body<B>(headers: &hyper::HeaderMap, body: B) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let too_large = || Refusal::TooLarge(format!("a body has at most {MAX_BODY_BYTES} bytes"));
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+        return Err(too_large());
+    }
+    let whole = Limited::new(body, MAX_BODY_BYTES);
+    match tokio::time::timeout(BODY_PATIENCE, async { std::pin::pin!(whole).collect().await }).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(Refusal::BadRequest(format!("the body cannot be read: {error}"))),
+        Err(_) => Err(Refusal::BadRequest(format!("the body did not arrive within {} s", BODY_PATIENCE.as_secs()))),
+    }
+}

@@ -1,0 +1,272 @@
+//! The administrators' verbs, and the types that the command line reads.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use credd_protocol::credentials::rfc3339_z;
+use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, Uid, UserName};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+use super::Server;
+use super::answer::{self, Reply};
+use super::route::AdminVerb;
+use crate::refusal::Refusal;
+use crate::store::{Cursor, Issuance, IssuedTo, Origin, Session};
+use crate::vending::Vending;
+
+/// How long an answer of `/ready` counts: anybody may ask, and the store is not asked each time.
+const READY_AGE: Duration = Duration::from_secs(2);
+
+/// Reads projects, secrets and certificate again; `Err` lists every problem, and what was in force stays.
+pub type Reload = dyn Fn() -> Result<(), Vec<String>> + Send + Sync;
+
+/// What only administrators ask for.
+pub struct Admin {
+    /// For `reload`.
+    pub reload: Arc<Reload>,
+    /// For `status`.
+    pub about: About,
+    /// The last answer of `/ready`.
+    pub ready: Mutex<Option<(Instant, Result<(), String>)>>,
+}
+
+/// What does not change while the process lives.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// When it started.
+    pub started: OffsetDateTime,
+    /// The configured clusters, and who attests.
+    pub clusters: Vec<(ClusterName, &'static str)>,
+    /// What an administrator should know about the configuration.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to `status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// This program's version.
+    pub version: String,
+    /// When it started.
+    #[serde(with = "rfc3339_z")]
+    pub started: OffsetDateTime,
+    /// `ok`, or what is wrong with the store.
+    pub store: String,
+    /// How many projects the map in force has.
+    pub projects: usize,
+    /// The clusters.
+    pub clusters: Vec<ClusterStatus>,
+    /// What an administrator should know.
+    pub warnings: Vec<String>,
+}
+
+/// One cluster in [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: ClusterName,
+    /// `slurm` or `head`.
+    pub attest: String,
+    /// Nodes with an open stream to this process.
+    pub nodes_connected: usize,
+}
+
+/// A session as administrators see it: without its token's hash.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionView {
+    /// credvend's own name for it.
+    pub session: SessionId,
+    /// ACTIVE, INVALIDATED or COMPLETED.
+    pub status: SessionStatus,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The user.
+    pub user: UserName,
+    /// The user's uid.
+    pub uid: Option<Uid>,
+    /// The project.
+    pub project: ProjectId,
+    /// `slurm` or `head`: who opened it.
+    pub origin: String,
+    /// Slurm's job.
+    pub job: Option<JobId>,
+    /// Which run of the job.
+    pub restart: Option<u32>,
+    /// The head's own session id.
+    pub head_session: Option<String>,
+    /// The partition.
+    pub partition: Option<PartitionName>,
+    /// The nodes when it was opened.
+    pub nodes: Vec<NodeName>,
+    /// When it was opened.
+    #[serde(with = "rfc3339_z")]
+    pub opened: OffsetDateTime,
+    /// When it ended.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended: Option<OffsetDateTime>,
+    /// Why.
+    pub why: Option<String>,
+}
+
+impl From<Session> for SessionView {
+    fn from(session: Session) -> Self {
+        let (origin, job, restart, head_session) = match session.origin {
+            Origin::Slurm { job, restart } => ("slurm", Some(job), Some(restart), None),
+            Origin::Head { head_session, .. } => ("head", None, None, Some(head_session)),
+        };
+        SessionView {
+            session: session.id,
+            status: session.status,
+            cluster: session.cluster,
+            user: session.user,
+            uid: session.uid,
+            project: session.project,
+            origin: origin.into(),
+            job,
+            restart,
+            head_session,
+            partition: session.partition,
+            nodes: session.nodes,
+            opened: session.opened,
+            ended: session.ended,
+            why: session.why,
+        }
+    }
+}
+
+/// A page of sessions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionPage {
+    /// Newest first.
+    pub sessions: Vec<SessionView>,
+    /// Where the next page begins.
+    pub next: Option<Cursor>,
+}
+
+/// A session with what was issued to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionDetail {
+    /// The session.
+    pub session: SessionView,
+    /// The newest issuances, one page of the store's.
+    pub issued: Vec<Issuance>,
+}
+
+/// A project's role as administrators see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RoleView {
+    /// The project.
+    pub project: ProjectId,
+    /// The role's name within it.
+    pub role: String,
+    /// Which role.
+    pub role_arn: String,
+    /// How long its credentials live.
+    pub duration_seconds: u32,
+    /// Whether SourceIdentity is sent.
+    pub source_identity: bool,
+    /// Whether session tags are sent.
+    pub session_tags: bool,
+}
+
+/// What a reload did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Reloaded {
+    /// Empty: everything is in force. Else what is wrong; the parts concerned keep their old state.
+    pub problems: Vec<String>,
+}
+
+impl Admin {
+    /// `GET /ready`.
+    pub(super) async fn ready(&self, vending: &Arc<Vending>) -> Result<Reply, Refusal> {
+        let mut ready = self.ready.lock().await;
+        let result = match &*ready {
+            Some((at, result)) if at.elapsed() < READY_AGE => result.clone(),
+            _ => {
+                let checked = vending.store().check().await.map_err(|e| e.to_string());
+                *ready = Some((Instant::now(), checked.clone()));
+                checked
+            }
+        };
+        // Anybody may ask: what is wrong stands in the log and in `credvend status`.
+        result.map_err(|_| Refusal::Unavailable("the session store cannot be used".into()))?;
+        Ok(answer::json(200, &serde_json::json!({"status": "ready"})))
+    }
+}
+
+impl Server {
+    /// Everything below `/admin/v1/`.
+    pub(super) async fn administer(&self, by: &str, verb: AdminVerb) -> Result<Reply, Refusal> {
+        let store = self.vending.store();
+        match verb {
+            AdminVerb::List { filter, from } => {
+                let page = store.list(&filter, from.as_ref()).await?;
+                let sessions = page.items.into_iter().map(SessionView::from).collect();
+                Ok(answer::json(200, &SessionPage { sessions, next: page.next }))
+            }
+            AdminVerb::Show(id) => {
+                let session = store.get(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
+                let issued = store.list_issuances(&IssuedTo::Session(id), OffsetDateTime::UNIX_EPOCH, None).await?;
+                Ok(answer::json(200, &SessionDetail { session: session.into(), issued: issued.items }))
+            }
+            AdminVerb::Close(id) => {
+                self.vending.close(by, id).await?;
+                tracing::info!(by, session = %id, "session closed");
+                Ok(answer::json(200, &serde_json::json!({})))
+            }
+            AdminVerb::Projects => Ok(answer::json(200, &self.roles())),
+            AdminVerb::Reload => {
+                let reload = self.admin.reload.clone();
+                let result = tokio::task::spawn_blocking(move || reload())
+                    .await
+                    .map_err(|_| Refusal::Internal("the reload was cut short".into()))?;
+                let problems = result.err().unwrap_or_default();
+                tracing::info!(by, ?problems, "reload asked for");
+                Ok(answer::json(if problems.is_empty() { 200 } else { 409 }, &Reloaded { problems }))
+            }
+            AdminVerb::Status => Ok(answer::json(200, &self.status().await)),
+        }
+    }
+
+    fn roles(&self) -> Vec<RoleView> {
+        let map = self.vending.projects().current();
+        let role = |project: &ProjectId, name: &credd_protocol::RoleName, role: &crate::projects::Role| RoleView {
+            project: project.clone(),
+            role: name.to_string(),
+            role_arn: role.arn.to_string(),
+            duration_seconds: role.duration_seconds,
+            source_identity: role.source_identity,
+            session_tags: role.session_tags,
+        };
+        map.projects
+            .iter()
+            .flat_map(|(project, roles)| roles.iter().map(move |(name, of)| role(project, name, of)))
+            .collect()
+    }
+
+    async fn status(&self) -> Status {
+        let store = self.vending.store().check().await;
+        let cluster = |(name, attest): &(ClusterName, &'static str)| ClusterStatus {
+            name: name.clone(),
+            attest: (*attest).to_owned(),
+            nodes_connected: self.streams.nodes_of(name),
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: self.admin.about.started,
+            store: store.err().map_or_else(|| "ok".into(), |error| error.to_string()),
+            projects: self.vending.projects().current().projects.len(),
+            clusters: self.admin.about.clusters.iter().map(cluster).collect(),
+            warnings: self.admin.about.warnings.clone(),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The nodes' standing streams: events, pings in between, an end at shutdown.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use credd_protocol::node_api::{Event, PING_SECONDS};
+use credd_protocol::{ClusterName, NodeName};
+use hyper::body::{Body, Bytes, Frame};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::Server;
+use super::answer::{self, Reply};
+use crate::events::Events;
+use crate::vending::Node;
+
+/// Lines that wait for a slow node; a node that takes none for as long as two pings is cut off.
+const WAITING_LINES: usize = 64;
+const WRITE_PATIENCE: Duration = Duration::from_secs(2 * PING_SECONDS);
+
+/// The open streams of each node.
+#[derive(Default)]
+pub struct Streams(Arc<Mutex<Open>>);
+
+#[derive(Default)]
+struct Open {
+    number: u64,
+    nodes: HashMap<(ClusterName, NodeName), VecDeque<(u64, oneshot::Sender<()>)>>,
+}
+
+/// Takes the stream off the list when it ends, however it ends.
+struct Entry {
+    open: Arc<Mutex<Open>>,
+    node: (ClusterName, NodeName),
+    number: u64,
+}
+
+impl Streams {
+    /// Registers a stream; beyond `most`, the node's oldest is told to end: it is as a rule a connection that died
+    /// without a word.
+    fn enter(&self, node: (ClusterName, NodeName), most: usize) -> (Entry, oneshot::Receiver<()>) {
+        let (end, ended) = oneshot::channel();
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.number += 1;
+        let number = open.number;
+        let of_node = open.nodes.entry(node.clone()).or_default();
+        of_node.push_back((number, end));
+        while of_node.len() > most {
+            of_node.pop_front();
+        }
+        (Entry { open: self.0.clone(), node, number }, ended)
+    }
+
+    /// How many nodes of each cluster hang on this process.
+    pub fn nodes_of(&self, cluster: &ClusterName) -> usize {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.nodes.keys().filter(|(of, _)| of == cluster).count()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_node) = open.nodes.get_mut(&self.node) {
+            of_node.retain(|(number, _)| *number != self.number);
+            if of_node.is_empty() {
+                open.nodes.remove(&self.node);
+            }
+        }
+    }
+}
+
+impl Server {
+    /// `GET /node/v1/stream`.
+    pub(super) fn node_stream(&self, node: Node) -> Reply {
+        let (entry, replaced) =
+            self.streams.enter((node.cluster.clone(), node.name.clone()), self.settings.max_streams_per_node);
+        let (sender, body) = mpsc::channel(WAITING_LINES);
+        let (events, stopping) = (self.vending.events().clone(), self.stopping.clone());
+        tracing::debug!(cluster = %node.cluster, node = %node.name, "stream opened");
+        tokio::spawn(async move {
+            let why = feed(&events, &sender, replaced, stopping).await;
+            tracing::debug!(cluster = %node.cluster, node = %node.name, why, "stream ended");
+            drop(entry);
+        });
+        answer::lines(Lines(body))
+    }
+}
+
+/// Writes events until something ends the stream; says what.
+async fn feed(
+    events: &Events,
+    to: &mpsc::Sender<Bytes>,
+    mut replaced: oneshot::Receiver<()>,
+    mut stopping: watch::Receiver<bool>,
+) -> &'static str {
+    let (hello, mut news) = events.subscribe();
+    let mut next = Some(hello);
+    let period = Duration::from_secs(PING_SECONDS);
+    let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        if let Some(event) = next.take() {
+            let Ok(mut line) = serde_json::to_vec(&event) else { return "an event cannot be written" };
+            line.push(b'\n');
+            match tokio::time::timeout(WRITE_PATIENCE, to.send(line.into())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return "the node went away",
+                Err(_) => return "the node does not read",
+            }
+        }
+        tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return "the service stops",
+            _ = &mut replaced => return "the node opened others",
+            () = to.closed() => return "the node went away",
+            event = news.recv() => match event {
+                Ok(event) => next = Some(event),
+                // It reconnects, and learns from the hello that it missed something.
+                Err(broadcast::error::RecvError::Lagged(_)) => return "the node is too far behind",
+                Err(broadcast::error::RecvError::Closed) => return "the service stops",
+            },
+            _ = ping.tick() => next = Some(Event::Ping { seq: events.seq() }),
+        }
+    }
+}
+
+/// A body of lines as they come.
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(line))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> (ClusterName, NodeName) {
+        ("lab".parse().unwrap(), "n1".parse().unwrap())
+    }
+
+    #[test]
+    fn a_nodes_new_stream_ends_its_oldest() {
+        let streams = Streams::default();
+        let (first, mut first_end) = streams.enter(node(), 2);
+        let (_second, mut second_end) = streams.enter(node(), 2);
+        assert!(first_end.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+        let (_third, _) = streams.enter(node(), 2);
+        assert!(first_end.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+        assert!(second_end.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+        drop(first);
+        assert_eq!(streams.nodes_of(&"lab".parse().unwrap()), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hello_events_pings_and_the_end() {
+        let events = Arc::new(Events::new("e1".into()));
+        let (stop, stopping) = watch::channel(false);
+        let (sender, mut lines) = mpsc::channel(4);
+        let (_entry, replaced) = Streams::default().enter(node(), 1);
+        let fed = events.clone();
+        let task = tokio::spawn(async move { feed(&fed, &sender, replaced, stopping).await });
+        let mut line = async || serde_json::from_slice::<Event>(&lines.recv().await.unwrap()).unwrap();
+        assert_eq!(line().await, Event::Hello { epoch: "e1".into(), seq: 0 });
+        events.invalidated(credd_protocol::SessionId::random(), "over");
+        assert!(matches!(line().await, Event::Invalidated { seq: 1, .. }));
+        assert_eq!(line().await, Event::Ping { seq: 1 });
+        stop.send(true).unwrap();
+        assert_eq!(task.await.unwrap(), "the service stops");
+    }
+}

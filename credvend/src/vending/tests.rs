@@ -1,9 +1,0 @@
-//! Every decision, with a scripted Slurm, AWS and clock, over the real SQLite store.
-
-mod addresses;
-mod heads;
-mod nodes;
-mod revoking;
-mod sweeping;
-mod vending_twice;
-mod world;
