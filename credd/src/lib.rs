@@ -5,6 +5,12 @@
 //! a user without powers: HTTP for the jobs, the users' socket, the cache, TLS to credvend. They talk in [`control`].
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod handover;
+pub mod keeper;
+pub mod line;
+mod logging;
+mod query;
 pub mod server;

@@ -1,4 +1,6 @@
 //! `credd`, the node daemon.
 #![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    credd::cli::main()
+}

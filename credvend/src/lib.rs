@@ -8,6 +8,7 @@
 //! | [`vending`] | what it does: every decision |
 //! | [`store`], [`attest`], [`source`], [`deny`] | its four seams, traits with their implementations below them |
 //! | [`projects`] | which project has which roles |
+//! | [`session_name`] | the names under which AWS sees jobs |
 //! | [`refusal`] | every way to say no |
 //! | [`events`] | what nodes are told at once |
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod events;
 pub mod projects;
 pub mod refusal;
 pub mod server;
+pub mod session_name;
 pub mod source;
 pub mod store;
 pub mod vending;

@@ -26,6 +26,21 @@ pub type Roles = BTreeMap<RoleName, Role>;
 pub struct ProjectMap {
     /// By project id; case matters.
     pub projects: BTreeMap<ProjectId, Roles>,
+    /// Which Slurm account (lower case, as Slurm writes it) is which project: one entry for each project.
+    pub accounts: BTreeMap<ProjectId, ProjectId>,
+}
+
+impl ProjectMap {
+    /// The project that a head names. Case matters.
+    pub fn by_id(&self, project: &ProjectId) -> Option<&Roles> {
+        self.projects.get(project)
+    }
+
+    /// The project of a Slurm account.
+    pub fn by_account(&self, account: &ProjectId) -> Option<(&ProjectId, &Roles)> {
+        let project = self.accounts.get(account)?;
+        self.projects.get_key_value(project)
+    }
 }
 
 /// The map in force. A reload replaces it as a whole or not at all.

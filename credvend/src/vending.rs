@@ -2,21 +2,43 @@
 //!
 //! The servers' faces ([`crate::server`]) authenticate a caller and call one function here. Everything that decides is
 //! here, over four seams (store, attestor, source, denier), so that it is tested without network, Slurm or AWS.
+//!
+//! | file | what |
+//! |---|---|
+//! | `nodes` | a node's verbs: open, credentials, leave |
+//! | `heads` | a head's verbs and the session token's GET, as in the seed |
+//! | `attesting` | what Slurm must say before a node gets anything |
+//! | `standing` | what is asked of Slurm about a cluster or node, and remembered shortly |
+//! | `issuing` | one AssumeRole for however many ask, recorded before it is served |
+//! | `revoking` | a user's sessions and issued credentials |
+//! | `denying` | the roles' Deny policies as a projection of the store |
+//! | `sweeping` | closes what Slurm no longer has |
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, OpenRequest, OpenResponse};
-use credd_protocol::seed_api::{OpenSession, SessionStatus};
-use credd_protocol::{ClusterName, NodeName, ProjectId, Secret, SessionId, TokenHash, UserName};
+use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::{ClusterName, NodeName, Secret, SessionId};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+mod attesting;
+mod denying;
+mod heads;
+mod issuing;
+mod nodes;
+mod revoking;
+mod standing;
+mod sweeping;
+#[cfg(test)]
+mod tests;
 
 use crate::attest::Attestor;
 use crate::deny::Denier;
 use crate::refusal::Refusal;
 use crate::source::Source;
-use crate::store::Store;
+use crate::store::{Ended, Session, Store, StoreError};
 
 /// A node that proved itself, by MUNGE as root or by a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,113 +123,24 @@ pub enum AddressCheck {
 /// The service.
 pub struct Vending {
     parts: Parts,
+    standing: HashMap<ClusterName, standing::Standing>,
+    attested: attesting::Attested,
+    issuing: Arc<issuing::Issuing>,
+    denying: denying::Denying,
+    sweeping: sweeping::Sweeping,
 }
 
 impl Vending {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        Vending { parts }
-    }
-
-    /// A node opens or joins the session of a job that Slurm says runs on it.
-    ///
-    /// # Errors
-    /// Every reason why not; see [`Refusal`].
-    pub async fn open_for_node(&self, _node: &Node, _request: &OpenRequest) -> Result<OpenResponse, Refusal> {
-        let _ = &self.parts;
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// Credentials of one role for a node's session.
-    ///
-    /// # Errors
-    /// Every reason why not.
-    pub async fn credentials_for_node(
-        &self,
-        _node: &Node,
-        _session: SessionId,
-        _request: &CredentialsRequest,
-    ) -> Result<CredentialsResponse, Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// A node says that the job ended there: Slurm is asked, and if it agrees the session is COMPLETED. Stale and
-    /// repeated leaves change nothing and succeed.
-    ///
-    /// # Errors
-    /// Only passing ones: the node tells again later.
-    pub async fn leave(&self, _node: &Node, _session: SessionId) -> Result<(), Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// A head states a job (the seed's POST).
-    ///
-    /// # Errors
-    /// Another cluster's name, an unknown project, a broken store.
-    pub async fn open_for_head(&self, _head: &Head, _request: &OpenSession) -> Result<HeadOpened, Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// A head sets a session's status (the seed's two PUT forms). Both ends are final; ACTIVE on an ended session is
-    /// refused, on an active one a no-op.
-    ///
-    /// # Errors
-    /// An unknown session, or one that ended otherwise.
-    pub async fn set_status_for_head(
-        &self,
-        _head: &Head,
-        _head_session: &str,
-        _cluster: Option<&ClusterName>,
-        _status: SessionStatus,
-    ) -> Result<(), Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// The seed's GET: credentials of a head's session for whoever bears its token. `claimed` is the caller's
-    /// `roleSessionName`: it goes to the audit log and nowhere else, except that its node part may not be believed.
-    ///
-    /// # Errors
-    /// An unknown session, a wrong token, a node-opened session (it has none), an ended one, AWS.
-    pub async fn credentials_for_token(
-        &self,
-        _token: TokenHash,
-        _head_session: &str,
-        _cluster: &ClusterName,
-        _project: &ProjectId,
-        _claimed: Option<&str>,
-    ) -> Result<CredentialsResponse, Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// Ends all of a user's ACTIVE sessions (of `clusters`, or of all where `None`), tells the nodes, and denies in AWS
-    /// everything issued to exactly this user that still lives, what ended sessions hold included.
-    ///
-    /// # Errors
-    /// Only when nothing could be done; what is lacking otherwise is in the report.
-    pub async fn invalidate_user(
-        &self,
-        _by: &str,
-        _clusters: Option<&[ClusterName]>,
-        _user: &UserName,
-    ) -> Result<RevocationReport, Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// An administrator ends one session.
-    ///
-    /// # Errors
-    /// An unknown session, a broken store.
-    pub async fn close(&self, _by: &str, _session: SessionId) -> Result<(), Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
-    }
-
-    /// Closes the sessions whose jobs Slurm, in one complete answer, no longer has; prunes what is old; brings the Deny
-    /// policies in line. Called every few seconds; must be cheap when nothing is open. Returns how many it closed.
-    ///
-    /// # Errors
-    /// Slurm or the store out of reach: nothing is closed on a guess.
-    pub async fn sweep(&self) -> Result<usize, Refusal> {
-        Err(Refusal::Internal("not built yet".into()))
+        Vending {
+            standing: parts.clusters.keys().map(|name| (name.clone(), standing::Standing::default())).collect(),
+            attested: attesting::Attested::default(),
+            issuing: Arc::new(issuing::Issuing::new(&parts)),
+            denying: denying::Denying::new(&parts),
+            sweeping: sweeping::Sweeping::default(),
+            parts,
+        }
     }
 
     /// The store, for listings by an administrator.
@@ -224,4 +157,57 @@ impl Vending {
     pub fn events(&self) -> &Arc<crate::events::Events> {
         &self.parts.events
     }
+
+    fn now(&self) -> OffsetDateTime {
+        self.parts.clock.now()
+    }
+
+    /// A configured cluster and the one that answers for its jobs.
+    fn attested_cluster(&self, node: &Node) -> Result<(&Cluster, &Arc<dyn Attestor>), Refusal> {
+        let cluster =
+            self.parts.clusters.get(&node.cluster).ok_or_else(|| Refusal::UnknownCluster(node.cluster.clone()))?;
+        let attestor = cluster.attestor.as_ref().ok_or_else(|| Refusal::NotAllowed {
+            who: format!("node {}", node.name),
+            why: format!("the head of cluster {} states its jobs; no Slurm is configured to be asked", node.cluster),
+        })?;
+        Ok((cluster, attestor))
+    }
+
+    /// Ends a session, forgets what is held for it, and tells the nodes if it did not end by itself.
+    async fn end(&self, id: SessionId, status: SessionStatus, why: &str) -> Result<Ended, StoreError> {
+        let ended = self.parts.store.end(id, status, self.now(), why).await?;
+        if let Ended::Now(session) = &ended {
+            self.ended(session, why);
+        }
+        Ok(ended)
+    }
+
+    fn ended(&self, session: &Session, why: &str) {
+        self.issuing.forget(session.id);
+        self.attested.forget(session.id);
+        if session.status == SessionStatus::Invalidated {
+            self.parts.events.invalidated(session.id, why);
+        }
+        tracing::info!(
+            session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
+            origin = ?session.origin, status = session.status.as_str(), why = ?why, "session ended"
+        );
+    }
+}
+
+/// The refusal of what an ended session asks for.
+fn require_active(session: &Session) -> Result<(), Refusal> {
+    match session.status {
+        SessionStatus::Active => Ok(()),
+        status => Err(Refusal::SessionEnded {
+            session: session.id,
+            status: status.as_str(),
+            why: session.why.clone().unwrap_or_else(|| "no reason was recorded".into()),
+        }),
+    }
+}
+
+/// Whether what was learned at `at` may still be relied on. A clock that was set back makes nothing last longer.
+fn fresh(at: OffsetDateTime, now: OffsetDateTime, for_: time::Duration) -> bool {
+    now >= at && now - at < for_
 }

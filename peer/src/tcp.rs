@@ -103,15 +103,24 @@ impl TcpPeers {
         Ok(Owner { uid: found.uid, inode: found.inode })
     }
 
-    /// The uid of whoever listens where a connection to `address` would arrive; `None` if nobody does.
+    /// Whoever listens where a connection to `address` would arrive; `None` if nobody does.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn listener(&self, address: SocketAddr) -> io::Result<Option<Owner>> {
+        let nowhere: IpAddr =
+            if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let found = self.lookup(address, SocketAddr::new(nowhere, 0))?;
+        let found = found.filter(|found| found.state == State::LISTEN && found.inode != 0);
+        Ok(found.map(|found| Owner { uid: found.uid, inode: found.inode }))
+    }
+
+    /// The uid of [`TcpPeers::listener`].
     ///
     /// # Errors
     /// The kernel could not be asked.
     pub fn listener_owner(&self, address: SocketAddr) -> io::Result<Option<u32>> {
-        let nowhere: IpAddr =
-            if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let found = self.lookup(address, SocketAddr::new(nowhere, 0))?;
-        Ok(found.filter(|found| found.state == State::LISTEN && found.inode != 0).map(|found| found.uid))
+        Ok(self.listener(address)?.map(|owner| owner.uid))
     }
 
     /// The socket with these addresses, whatever its state, as the kernel describes it. Not for decisions: see [`Tcp`].

@@ -242,8 +242,7 @@ async fn no_listing_scans_or_sorts_the_table() {
             .readers
             .read(move |db| {
                 let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {plan}"))?;
-                let rows = statement.raw_query().mapped(|row| row.get::<_, String>(3)).collect();
-                rows
+                statement.raw_query().mapped(|row| row.get::<_, String>(3)).collect()
             })
             .await
             .unwrap();

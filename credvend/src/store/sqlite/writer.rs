@@ -126,7 +126,7 @@ fn commit(db: &mut Connection, batch: &mut VecDeque<Work>, path: &Path) {
         }
         tracing::error!(error = %explain(path, error), writes = told.len() + batch.len(), "nothing was written");
     }
-    let verdict = || result.as_ref().map(|()| ()).map_err(|e| explain(path, e));
+    let verdict = || result.as_ref().copied().map_err(|e| explain(path, e));
     // Those that did not run hear it too.
     told.extend(batch.drain(..).map(|work| work(None)));
     told.into_iter().for_each(|tell| tell(verdict()));

@@ -1,0 +1,146 @@
+//! The command line.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use credd_protocol::local::{Request, Response};
+use credd_protocol::record::{RUN_DIR, RunDir};
+
+use crate::config::{self, Config, EXIT_BAD_CONFIG, LoadError};
+use crate::keeper::{self, StartError, process};
+use crate::{handover, logging, query, server};
+
+/// The node daemon that serves Slurm jobs their AWS credentials.
+#[derive(Debug, Parser)]
+#[command(name = "credd", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon (as root; it serves jobs through a process without powers)
+    Run(ConfigPath),
+    /// Check the configuration and list everything that is wrong with it
+    CheckConfig(ConfigPath),
+    /// Show the jobs on this node: all to root, one's own to others
+    Status(Ask),
+    /// Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1
+    Health(Ask),
+    /// The server process; started by `credd run`
+    #[command(hide = true)]
+    Server,
+}
+
+#[derive(Debug, Args)]
+struct ConfigPath {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Ask {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The daemon's run directory
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(ConfigPath { config }) => return run(&config),
+        Command::CheckConfig(ConfigPath { config }) => return check_config(&config),
+        Command::Status(ask) => status(&ask),
+        Command::Health(ask) => health(&ask),
+        Command::Server => serve(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("credd: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn load(path: &std::path::Path) -> Result<Config, ExitCode> {
+    config::load(path).map_err(|error: LoadError| {
+        eprintln!("credd: {error}");
+        ExitCode::from(EXIT_BAD_CONFIG)
+    })
+}
+
+fn run(path: &std::path::Path) -> ExitCode {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    logging::start(&config.log);
+    match keeper::run(path, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "credd cannot start");
+            ExitCode::from(if matches!(error, StartError::Config(_)) { EXIT_BAD_CONFIG } else { 1 })
+        }
+    }
+}
+
+fn check_config(path: &std::path::Path) -> ExitCode {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    for problem in keeper::check(&config) {
+        println!("on this machine: {problem}");
+    }
+    println!("{} is in order", path.display());
+    ExitCode::SUCCESS
+}
+
+fn status(ask: &Ask) -> anyhow::Result<ExitCode> {
+    match query::ask(&RunDir::new(&ask.run_dir), &Request::Status)? {
+        Response::Status(jobs) if ask.json => println!("{}", serde_json::to_string_pretty(&jobs)?),
+        Response::Status(jobs) => print!("{}", query::table(&jobs)),
+        Response::Error(reason) => anyhow::bail!(reason),
+        _ => anyhow::bail!("credd answered something else than what was asked"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn health(ask: &Ask) -> anyhow::Result<ExitCode> {
+    match query::ask(&RunDir::new(&ask.run_dir), &Request::Health)? {
+        Response::Health(health) => {
+            if ask.json {
+                println!("{}", serde_json::to_string_pretty(&health)?);
+            } else {
+                print!("{}", query::sentences(&health));
+            }
+            Ok(if query::is_well(&health) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Response::Error(reason) => anyhow::bail!(reason),
+        _ => anyhow::bail!("credd answered something else than what was asked"),
+    }
+}
+
+/// The server process: its standard input is the control socket.
+fn serve() -> anyhow::Result<ExitCode> {
+    process::harden().context("cannot harden this process")?;
+    process::die_with_keeper().context("cannot bind this process to its keeper")?;
+    anyhow::ensure!(!nix::unistd::geteuid().is_root(), "the server process must not be root");
+    let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    nix::unistd::dup2_stdin(null).context("cannot let go of the standard input")?;
+    let (listeners, config) = handover::take(&control).context("cannot take over from the keeper")?;
+    logging::start(&config.log);
+    server::run(control, listeners, config).inspect_err(|error| {
+        tracing::error!(error = format!("{error:#}"), "the server process ends");
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

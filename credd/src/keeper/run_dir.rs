@@ -1,0 +1,128 @@
+//! The run directory's layout and the files that the keeper writes into it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use credd_protocol::record::RunDir;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Makes the directories that are missing, and gives all of them the modes they must have.
+///
+/// # Errors
+/// One of them is not a directory of ours, or cannot be made.
+pub fn prepare(run_dir: &RunDir) -> io::Result<()> {
+    // Job directories may be opened by nobody else; a token file is found by its name, never by listing.
+    let layout = [(run_dir.path().to_owned(), 0o755), (run_dir.jobs(), 0o700), (run_dir.ended(), 0o700)];
+    for (path, mode) in layout.into_iter().chain([(run_dir.tokens(), 0o711)]) {
+        make(&path, mode).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(path)?;
+    if !meta.is_dir() {
+        return Err(io::Error::other("it is not a directory"));
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(io::Error::other(format!("it belongs to uid {}, not to credd's keeper", meta.uid())));
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Whether what lies there stays in memory. On a disk, tokens would outlive the machine's power.
+pub fn is_in_memory(run_dir: &RunDir) -> bool {
+    use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+    statfs(run_dir.path()).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// Held as long as this keeper lives: two of them would take each other's sockets away.
+///
+/// # Errors
+/// Another keeper holds it.
+pub fn lock(run_dir: &RunDir) -> io::Result<Flock<File>> {
+    let path = run_dir.path().join("keeper.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC)
+        .open(&path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, _)| io::Error::other(format!("another credd runs here: it holds {}", path.display())))
+}
+
+/// Says that the endpoint is ours: a new file takes the old one's place, so a reader sees one or the other, whole.
+///
+/// # Errors
+/// The file system's.
+pub fn write_endpoint(run_dir: &RunDir, port: u16) -> io::Result<()> {
+    let temporary = run_dir.path().join(".endpoint.new");
+    remove_if_there(&temporary)?;
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o644).open(&temporary)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    writeln!(file, "{port}")?;
+    fs::rename(&temporary, run_dir.endpoint())
+}
+
+/// Says that it is not.
+///
+/// # Errors
+/// The file system's.
+pub fn remove_endpoint(run_dir: &RunDir) -> io::Result<()> {
+    remove_if_there(&run_dir.endpoint())
+}
+
+/// Removes a file that may be missing.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_has_its_modes_whatever_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(dir.path().join("credd"));
+        fs::create_dir(run_dir.path()).unwrap();
+        fs::create_dir(run_dir.jobs()).unwrap();
+        fs::set_permissions(run_dir.jobs(), Permissions::from_mode(0o777)).unwrap();
+        prepare(&run_dir).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(run_dir.path()), 0o755);
+        assert_eq!(mode(&run_dir.jobs()), 0o700);
+        assert_eq!(mode(&run_dir.ended()), 0o700);
+        assert_eq!(mode(&run_dir.tokens()), 0o711);
+        fs::remove_dir(run_dir.jobs()).unwrap();
+        std::os::unix::fs::symlink("/tmp", run_dir.jobs()).unwrap();
+        assert!(prepare(&run_dir).unwrap_err().to_string().contains("not a directory"));
+    }
+
+    #[test]
+    fn one_keeper_at_a_time_and_an_endpoint_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(dir.path());
+        let held = lock(&run_dir).unwrap();
+        assert!(lock(&run_dir).unwrap_err().to_string().contains("another credd"));
+        drop(held);
+        lock(&run_dir).unwrap();
+        write_endpoint(&run_dir, 9999).unwrap();
+        write_endpoint(&run_dir, 9998).unwrap();
+        assert_eq!(fs::read_to_string(run_dir.endpoint()).unwrap(), "9998\n");
+        assert_eq!(fs::metadata(run_dir.endpoint()).unwrap().mode() & 0o777, 0o644);
+        remove_endpoint(&run_dir).unwrap();
+        remove_endpoint(&run_dir).unwrap();
+    }
+}

@@ -1,0 +1,173 @@
+//! Signing for credvend: "this node's root says this, now, once". Nothing here reads what jobs wrote, and what the
+//! server process asks for is checked: it can have requests to credvend's node API signed, and nothing else.
+
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use credd_protocol::claim::{Claim, MAX_SKEW_SECONDS};
+use credd_protocol::{ClusterName, NodeName};
+use munge::{EncodeOptions, Munge};
+
+use super::server_link::ServerLink;
+use crate::control::ToServer;
+
+/// Requests that may wait for munged; more are answered with an error.
+const QUEUE: usize = 256;
+
+/// What the server process asked for.
+#[derive(Debug)]
+pub struct Request {
+    /// Comes back with the answer.
+    pub id: u64,
+    /// `GET` or `POST`.
+    pub method: String,
+    /// Under `/node/v1/`.
+    pub path: String,
+    /// SHA-256, lower-case hex.
+    pub body: String,
+    /// SHA-256, lower-case hex, or empty.
+    pub server: String,
+    /// Where the answer goes.
+    pub link: Arc<ServerLink>,
+}
+
+/// In whose name is signed. The configuration goes before the records; they fill in what it leaves open.
+#[derive(Debug, Default)]
+pub struct Identity {
+    inner: Mutex<(Option<ClusterName>, Option<NodeName>)>,
+}
+
+impl Identity {
+    /// Sets what is known now.
+    pub fn set(&self, cluster: Option<ClusterName>, node: Option<NodeName>) {
+        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = (cluster, node);
+    }
+
+    fn get(&self) -> Result<(ClusterName, NodeName), String> {
+        match self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            (Some(cluster), Some(node)) => Ok((cluster, node)),
+            _ => Err("the cluster's name is not known before the first job: set `cluster` in credd.toml".to_owned()),
+        }
+    }
+}
+
+/// The queue of a signing thread: munged may keep a caller waiting for seconds, and nobody else shall wait with it.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    queue: SyncSender<Request>,
+}
+
+impl Signer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn start(munge: Munge, identity: Arc<Identity>) -> std::io::Result<Self> {
+        let (queue, requests) = sync_channel(QUEUE);
+        std::thread::Builder::new().name("signer".into()).spawn(move || serve(&requests, &munge, &identity))?;
+        Ok(Signer { queue })
+    }
+
+    /// Queues a request; its answer goes to the request's link.
+    pub fn sign(&self, request: Request) {
+        if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) = self.queue.try_send(request) {
+            answer(&request, Err("munged is too slow: too many requests wait for it".to_owned()));
+        }
+    }
+}
+
+fn serve(requests: &Receiver<Request>, munge: &Munge, identity: &Identity) {
+    for request in requests {
+        let credential = claim(&request, identity, SystemTime::now()).and_then(|claim| {
+            let ttl = Duration::from_secs(MAX_SKEW_SECONDS.unsigned_abs());
+            munge
+                .encode(&claim.to_json(), EncodeOptions { ttl: Some(ttl), only_uid: None })
+                .map_err(|error| format!("MUNGE cannot sign: {error}"))
+        });
+        if let Err(reason) = &credential {
+            tracing::warn!(reason, "a request to credvend was not signed");
+        }
+        answer(&request, credential);
+    }
+}
+
+fn answer(request: &Request, credential: Result<String, String>) {
+    // A server that is gone needs no answer; the keeper notices by itself.
+    let _ = request.link.send(&ToServer::Signed { id: request.id, credential });
+}
+
+fn claim(request: &Request, identity: &Identity, now: SystemTime) -> Result<Claim, String> {
+    let hash = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let path_char = |b: u8| b.is_ascii_alphanumeric() || b"/-._~?=&".contains(&b);
+    let refuse = |what: &str| Err(format!("the keeper does not sign this {what}"));
+    if !matches!(request.method.as_str(), "GET" | "POST") {
+        return refuse("method");
+    }
+    if !request.path.starts_with("/node/v1/")
+        || request.path.len() > 1024
+        || !request.path.bytes().all(path_char)
+        || request.path.contains("..")
+    {
+        return refuse("path");
+    }
+    if !hash(&request.body) {
+        return refuse("body's hash");
+    }
+    if !request.server.is_empty() && !hash(&request.server) {
+        return refuse("server's fingerprint");
+    }
+    let (cluster, node) = identity.get()?;
+    let mut bits = [0u8; 16];
+    getrandom::fill(&mut bits).map_err(|error| format!("the kernel has no random bits: {error}"))?;
+    let nonce = bits.iter().map(|byte| format!("{byte:02x}")).collect();
+    let time = now.duration_since(UNIX_EPOCH).map_err(|_| "the clock is before 1970".to_owned())?.as_secs();
+    Ok(Claim {
+        version: Claim::VERSION,
+        cluster,
+        node,
+        method: request.method.clone(),
+        path: request.path.clone(),
+        body: request.body.clone(),
+        server: request.server.clone(),
+        time: i64::try_from(time).map_err(|_| "the clock is beyond all bounds".to_owned())?,
+        nonce,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn request(path: &str) -> Request {
+        let (one, _) = UnixStream::pair().unwrap();
+        let (body, server) = ("0".repeat(64), String::new());
+        Request { id: 1, method: "GET".into(), path: path.into(), body, server, link: Arc::new(ServerLink::new(one)) }
+    }
+
+    #[test]
+    fn only_the_node_api_is_signed_and_every_claim_is_new() {
+        let identity = Identity::default();
+        let error = claim(&request("/node/v1/stream"), &identity, SystemTime::now()).unwrap_err();
+        assert!(error.contains("`cluster`"), "{error}");
+        identity.set(Some("lab".parse().unwrap()), Some("n1".parse().unwrap()));
+        let one = claim(&request("/node/v1/stream?since=4"), &identity, SystemTime::now()).unwrap();
+        let two = claim(&request("/node/v1/stream?since=4"), &identity, SystemTime::now()).unwrap();
+        assert_ne!(one.nonce, two.nonce);
+        assert_eq!((one.cluster.as_str(), one.node.as_str(), one.nonce.len()), ("lab", "n1", 32));
+        for path in ["/sessions", "/node/v1/../sessions", "/node/v1/ x", "/node/v1/\n", ""] {
+            assert!(claim(&request(path), &identity, SystemTime::now()).is_err(), "{path}");
+        }
+        for change in [
+            |r: &mut Request| r.method = "DELETE".into(),
+            |r: &mut Request| r.body.clear(),
+            |r: &mut Request| r.server = "AB".repeat(32),
+        ] {
+            let mut request = request("/node/v1/stream");
+            change(&mut request);
+            assert!(claim(&request, &identity, SystemTime::now()).is_err());
+        }
+    }
+}

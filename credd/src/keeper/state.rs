@@ -1,0 +1,629 @@
+//! The keeper's main loop and the state that it alone touches.
+
+use std::collections::{HashMap, HashSet};
+use std::io::BufReader;
+use std::net::TcpListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant, SystemTime};
+
+use credd_protocol::NodeName;
+use credd_protocol::local::{Health, JobStatus, Outcome};
+use credd_protocol::record::{RunDir, file};
+use nix::sys::signal::Signal;
+use peer::TcpPeers;
+use sd_notify::NotifyState;
+
+use super::launch::Launch;
+use super::records::Refused;
+use super::root_socket::Desk;
+use super::runs::{Runs, sift};
+use super::server_link::ServerLink;
+use super::signer::{self, Identity, Signer};
+use super::{Event, Report, listeners, records, run_dir};
+use crate::config::{self, Config};
+use crate::control::{Job, MAX_LINE_BYTES, RunId, ToKeeper, ToServer};
+use crate::{handover, line};
+
+/// How often the records are looked at when nobody poked.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often a port that another process holds is tried.
+const TRY_PORT_EVERY: Duration = Duration::from_secs(1);
+/// How soon a server that died is replaced, at first and at last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// A server that lived so long did not die of its start.
+const LIVED_WELL: Duration = Duration::from_secs(60);
+/// For the server to finish what it is answering.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// For the server to answer a question about itself.
+const REPORT_PATIENCE: Duration = Duration::from_secs(2);
+/// Questions to the server that may be open.
+const MAX_REPORTS: usize = 64;
+/// The longest sentence taken from the server, in characters.
+const MAX_SENTENCE: usize = 1000;
+
+/// What the keeper works with.
+pub struct Parts {
+    pub config_path: PathBuf,
+    pub host: Option<NodeName>,
+    pub program: Box<dyn Launch>,
+    pub passed_http: Option<TcpListener>,
+    pub user: UnixListener,
+    pub peers: TcpPeers,
+    pub desk: Desk,
+    pub signer: Signer,
+    pub identity: Arc<Identity>,
+}
+
+/// The running server process.
+struct Server {
+    generation: u64,
+    link: Arc<ServerLink>,
+    child: Option<Child>,
+    started: Instant,
+    ready: bool,
+}
+
+pub struct Keeper {
+    config: Config,
+    run_dir: RunDir,
+    parts: Parts,
+    http: Option<TcpListener>,
+    endpoint_ours: bool,
+    endpoint_problem: Option<String>,
+    try_port_at: Instant,
+    server: Option<Server>,
+    generation: u64,
+    launch_at: Instant,
+    backoff: Duration,
+    runs: Runs,
+    looked: bool,
+    look_at: Instant,
+    complained: HashSet<(PathBuf, String)>,
+    reports: HashMap<u64, (Instant, SyncSender<Report>)>,
+    next_report: u64,
+    announced: bool,
+    watchdog: Option<Duration>,
+}
+
+impl Keeper {
+    pub fn new(config: Config, mut parts: Parts) -> Self {
+        let now = Instant::now();
+        let http = parts.passed_http.take();
+        Keeper {
+            run_dir: config.run_dir(),
+            config,
+            parts,
+            http,
+            endpoint_ours: false,
+            endpoint_problem: None,
+            try_port_at: now,
+            server: None,
+            generation: 0,
+            launch_at: now,
+            backoff: BACKOFF.0,
+            runs: Runs::default(),
+            looked: false,
+            look_at: now,
+            complained: HashSet::new(),
+            reports: HashMap::new(),
+            next_report: 0,
+            announced: false,
+            watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
+        }
+    }
+
+    /// Runs until SIGTERM or SIGINT, and ends the server in order.
+    pub fn run(mut self, events: &Receiver<Event>) {
+        self.identify();
+        loop {
+            let mut look = Vec::new();
+            let mut poked = false;
+            let first = match events.recv_timeout(self.until_next()) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            // All that waits is taken before the next look, so one look answers any number of pokes.
+            for event in first.into_iter().chain(events.try_iter().take(super::QUEUE)) {
+                match event {
+                    Event::Look(reply) => {
+                        poked = true;
+                        look.extend(reply);
+                    }
+                    Event::Report(reply) => self.ask_server(reply),
+                    Event::Server(generation, message) => self.hear(generation, message),
+                    Event::ServerGone(generation) => self.server_gone(generation),
+                    Event::Signal(Signal::SIGHUP) => self.reload(),
+                    Event::Signal(signal) => {
+                        tracing::info!(%signal, "stopping");
+                        return self.stop(events);
+                    }
+                }
+            }
+            let now = Instant::now();
+            self.hold_endpoint(now);
+            self.launch(now);
+            if poked || now >= self.look_at {
+                self.look_at = now + LOOK_EVERY;
+                self.look();
+            }
+            for reply in look {
+                let _ = reply.try_send(());
+            }
+            self.expire_reports(now);
+            self.announce();
+            if self.watchdog.is_some() {
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            }
+        }
+    }
+
+    fn until_next(&self) -> Duration {
+        let mut next = self.look_at;
+        if !self.endpoint_ours {
+            next = next.min(self.try_port_at);
+        } else if self.server.is_none() {
+            next = next.min(self.launch_at);
+        }
+        if let Some(asked) = self.reports.values().map(|(asked, _)| *asked).min() {
+            next = next.min(asked + REPORT_PATIENCE);
+        }
+        let wait = next.saturating_duration_since(Instant::now());
+        self.watchdog.map_or(wait, |watchdog| wait.min(watchdog))
+    }
+
+    /// Gets the endpoint's listener, or raises the alarm and tries again later.
+    fn hold_endpoint(&mut self, now: Instant) {
+        if self.endpoint_ours || now < self.try_port_at {
+            return;
+        }
+        let address = self.config.http.listen;
+        match self.claim_endpoint() {
+            Ok(()) => {
+                self.endpoint_ours = true;
+                if self.endpoint_problem.take().is_some() {
+                    tracing::info!(%address, "the endpoint is credd's own again");
+                    let _ = sd_notify::notify(&[NotifyState::Status("serving")]);
+                }
+            }
+            Err(problem) => {
+                self.try_port_at = now + TRY_PORT_EVERY;
+                if let Err(error) = run_dir::remove_endpoint(&self.run_dir) {
+                    tracing::error!(%error, "cannot remove the endpoint file");
+                }
+                if self.endpoint_problem.as_ref() != Some(&problem) {
+                    tracing::error!(problem, "no job is served");
+                    let _ = sd_notify::notify(&[NotifyState::Status(&problem)]);
+                }
+                self.endpoint_problem = Some(problem);
+            }
+        }
+        self.parts.desk.board.set_obstacle(self.endpoint_problem.clone());
+    }
+
+    fn claim_endpoint(&mut self) -> Result<(), String> {
+        let address = self.config.http.listen;
+        let peers = &self.parts.peers;
+        let listener = match self.http.take() {
+            Some(listener) => listener,
+            None => listeners::bind_http(address, peers).map_err(|problem| problem.to_string())?,
+        };
+        listeners::verify_http(&listener, address, peers).map_err(|problem| problem.to_string())?;
+        self.http = Some(listener);
+        run_dir::write_endpoint(&self.run_dir, address.port())
+            .map_err(|error| format!("cannot write the endpoint file: {error}"))
+    }
+
+    fn launch(&mut self, now: Instant) {
+        if self.server.is_some() || !self.endpoint_ours || now < self.launch_at {
+            return;
+        }
+        let Some(http) = &self.http else { return };
+        self.generation += 1;
+        let generation = self.generation;
+        let launched = self.parts.program.launch().and_then(|(control, child)| {
+            control.set_write_timeout(Some(STOP_PATIENCE))?;
+            let reader = control.try_clone()?;
+            let link = Arc::new(ServerLink::new(control.try_clone()?));
+            let server = Server { generation, link, child, started: now, ready: false };
+            handover::give(&control, http, &self.parts.user, &self.config)?;
+            let route = Route {
+                generation,
+                events: self.parts.desk.events.clone(),
+                signer: self.parts.signer.clone(),
+                link: Arc::clone(&server.link),
+            };
+            std::thread::Builder::new().name("server-words".into()).spawn(move || route.read(reader))?;
+            Ok(server)
+        });
+        match launched {
+            Ok(server) => {
+                self.server = Some(server);
+                let jobs: Vec<Job> = self.runs.all().map(|run| run.job.clone()).collect();
+                for job in jobs {
+                    self.tell(&ToServer::Job(Box::new(job)));
+                }
+                if self.looked {
+                    self.tell(&ToServer::Scanned);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot start the server process");
+                self.back_off(now);
+            }
+        }
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.launch_at = now + self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+    }
+
+    fn server_gone(&mut self, generation: u64) {
+        let Some(server) = self.server.take_if(|server| server.generation == generation) else { return };
+        let now = Instant::now();
+        let lived = now.duration_since(server.started);
+        let status = server.end();
+        if lived >= LIVED_WELL {
+            self.backoff = BACKOFF.0;
+        }
+        self.back_off(now);
+        tracing::error!(status, ?lived, "the server process is gone; another one takes its place");
+    }
+
+    fn tell(&self, message: &ToServer) {
+        // A server that is gone is noticed by its reader.
+        if let Some(server) = &self.server
+            && let Err(error) = server.link.send(message)
+        {
+            tracing::error!(%error, "cannot talk to the server process");
+        }
+    }
+
+    /// Looks at the records and tells the server what changed.
+    fn look(&mut self) {
+        // First jobs/, then ended/: a job that moves in between is seen twice rather than never.
+        let looks = records::look(&self.run_dir.jobs(), false)
+            .and_then(|jobs| records::look(&self.run_dir.ended(), true).map(|ended| (jobs, ended)));
+        let (jobs, ended) = match looks {
+            Ok(looks) => looks,
+            Err(error) => {
+                tracing::error!(%error, "cannot look at the job records");
+                return;
+            }
+        };
+        let cluster = self.config.cluster.as_ref();
+        let (jobs, mut refused) = sift(jobs, cluster);
+        let (ended, refused_ends) = sift(ended, cluster);
+        refused.extend(refused_ends);
+        self.complain(refused);
+
+        let board = Arc::clone(&self.parts.desk.board);
+        let changes = self.runs.take(jobs, ended, SystemTime::now());
+        // Ends before starts: a requeued job's board entry is the new run's.
+        for id in &changes.ended {
+            let Some(run) = self.runs.get(id) else { continue };
+            tracing::info!(job = %run.job.job, vanished = changes.vanished.contains(id), "a job ended");
+            board.leave(run.job.job, id);
+            self.tell(&ToServer::Ended { run: id.clone() });
+        }
+        for id in &changes.new {
+            let Some(run) = self.runs.get(id) else { continue };
+            if !run.job.ended {
+                tracing::info!(job = %run.job.job, uid = %run.job.uid, "a job is here");
+                board.enter(run.job.job, id, first_outcome(&run.job));
+            }
+            self.tell(&ToServer::Job(Box::new(run.job.clone())));
+        }
+        for run in changes.given_up {
+            tracing::warn!(job = %run.job.job, "credvend never took the end of this job: given up");
+            if let Some(path) = &run.path {
+                self.remove_directory(path, &run.job.run);
+            }
+        }
+        self.identify();
+        if !self.looked {
+            self.looked = true;
+            self.tell(&ToServer::Scanned);
+        }
+    }
+
+    /// Each bad directory is logged once for each thing that is wrong with it.
+    fn complain(&mut self, refused: Vec<(PathBuf, String)>) {
+        let now: HashSet<_> = refused.into_iter().collect();
+        for (path, why) in now.difference(&self.complained) {
+            tracing::error!(?path, why, "a job record is refused and left where it is: that job gets no credentials");
+        }
+        self.complained = now;
+    }
+
+    fn identify(&self) {
+        let recorded = self.runs.identity();
+        let (cluster, node) = recorded.map_or((None, None), |(cluster, node)| (Some(cluster), Some(node)));
+        let cluster = self.config.cluster.clone().or(cluster);
+        let node = self.config.node.clone().or(node).or_else(|| self.parts.host.clone());
+        self.parts.identity.set(cluster, node);
+    }
+
+    /// The server's words. It holds no powers and gets none: it can note outcomes of runs and end those that ended.
+    fn hear(&mut self, generation: u64, message: ToKeeper) {
+        let Some(server) = self.server.as_mut().filter(|server| server.generation == generation) else { return };
+        match message {
+            ToKeeper::Ready => server.ready = true,
+            // Signed on another thread; never sent here.
+            ToKeeper::Sign { .. } => {}
+            ToKeeper::Opened { run: id, session } => {
+                let Some(run) = self.runs.get_mut(&id) else { return };
+                run.job.session = Some(session);
+                let (job, path) = (run.job.job, run.path.clone());
+                self.note(path, &id, file::SESSION, &session.to_string());
+                self.parts.desk.board.set(job, &id, Outcome::Open);
+            }
+            ToKeeper::Refused { run: id, reason } => {
+                let reason = sentence(&reason);
+                let Some(run) = self.runs.get_mut(&id) else { return };
+                run.job.refused = Some(reason.clone());
+                let (job, path) = (run.job.job, run.path.clone());
+                self.note(path, &id, file::REFUSED, &reason);
+                self.parts.desk.board.set(job, &id, Outcome::Refused { reason });
+            }
+            ToKeeper::Waiting { run: id, reason } => {
+                let Some(run) = self.runs.get(&id) else { return };
+                let outcome = Outcome::Opening { reason: Some(sentence(&reason)) };
+                self.parts.desk.board.set(run.job.job, &id, outcome);
+            }
+            ToKeeper::EndDelivered { run: id } => {
+                let Some(run) = self.runs.get(&id) else { return };
+                if !run.job.ended {
+                    tracing::error!(job = %run.job.job, "the server process wants to end a running job: refused");
+                    return;
+                }
+                let path = run.path.clone();
+                self.runs.remove(&id);
+                if let Some(path) = path {
+                    self.remove_directory(&path, &id);
+                }
+            }
+            ToKeeper::Report { id, health, jobs } => {
+                let Some((_, reply)) = self.reports.remove(&id) else { return };
+                let _ = reply.try_send(self.report(Some(health), jobs));
+            }
+        }
+    }
+
+    fn note(&self, path: Option<PathBuf>, run: &RunId, name: &str, text: &str) {
+        // The job may have ended since the last look: then its directory is another's, and the note has no reader.
+        match path.map(|path| records::write_note(&path, run, name, text)) {
+            None | Some(Ok(()) | Err(Refused::NoRecord)) => {}
+            Some(Err(error)) => tracing::error!(%error, name, "cannot keep what became of a job"),
+        }
+    }
+
+    fn remove_directory(&self, path: &std::path::Path, run: &RunId) {
+        if let Err(error) = records::remove(path, run) {
+            tracing::error!(?path, %error, "cannot remove the directory of an ended job");
+        }
+    }
+
+    /// Asks the server how things are; without one, or with too many questions open, the keeper's own view must do.
+    fn ask_server(&mut self, reply: SyncSender<Report>) {
+        match &self.server {
+            Some(server) if server.ready && self.reports.len() < MAX_REPORTS => {
+                self.next_report += 1;
+                self.reports.insert(self.next_report, (Instant::now(), reply));
+                self.tell(&ToServer::Report { id: self.next_report });
+            }
+            _ => {
+                let _ = reply.try_send(self.report(None, self.own_statuses()));
+            }
+        }
+    }
+
+    fn expire_reports(&mut self, now: Instant) {
+        let late = |asked: &Instant| now.duration_since(*asked) >= REPORT_PATIENCE;
+        let expired: Vec<u64> = self.reports.iter().filter(|(_, (asked, _))| late(asked)).map(|(id, _)| *id).collect();
+        for id in expired {
+            if let Some((_, reply)) = self.reports.remove(&id) {
+                let _ = reply.try_send(self.report(None, self.own_statuses()));
+            }
+        }
+    }
+
+    fn report(&self, health: Option<Health>, jobs: Vec<JobStatus>) -> Report {
+        let (running, undelivered_ends) = self.runs.counts();
+        let health = Health {
+            serving: health.as_ref().is_some_and(|health| health.serving) && self.endpoint_problem.is_none(),
+            endpoint_problem: self.endpoint_problem.clone().or_else(|| health.as_ref()?.endpoint_problem.clone()),
+            credvend_problem: match health {
+                Some(health) => health.credvend_problem,
+                None if self.endpoint_ours => {
+                    Some("the server process does not answer; credd replaces it if it died".to_owned())
+                }
+                None => None,
+            },
+            jobs: running,
+            undelivered_ends,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Report { health, jobs }
+    }
+
+    /// The jobs as the records tell.
+    fn own_statuses(&self) -> Vec<JobStatus> {
+        let status = |job: &Job| JobStatus {
+            job: job.job,
+            user: job.user.to_string(),
+            uid: job.uid.0,
+            project: job.account.as_ref().map(ToString::to_string),
+            state: match (job.ended, &job.refused, job.session) {
+                (true, ..) => "ending",
+                (_, Some(_), _) => "refused",
+                (_, None, Some(_)) => "open",
+                _ => "opening",
+            }
+            .to_owned(),
+            session: job.session.map(|session| session.to_string()),
+            reason: job.refused.clone(),
+            credentials_until: None,
+        };
+        self.runs.all().map(|run| status(&run.job)).collect()
+    }
+
+    /// Tells the service manager once: the records have been read, and jobs are served, or an alarm says why not. (A
+    /// start that waits for a foreign process would hold up slurmd.)
+    fn announce(&mut self) {
+        let serving = self.server.as_ref().is_some_and(|server| server.ready);
+        if self.announced || !self.looked || !(serving || self.endpoint_problem.is_some()) {
+            return;
+        }
+        self.announced = true;
+        let status = self.endpoint_problem.clone().unwrap_or_else(|| "serving".to_owned());
+        tracing::info!(status, jobs = self.runs.counts().0, "credd is ready");
+        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    }
+
+    /// A new configuration is a new server process; the listeners stay, connections wait meanwhile.
+    fn reload(&mut self) {
+        let reloading = NotifyState::monotonic_usec_now();
+        let _ = match reloading {
+            Ok(now) => sd_notify::notify(&[NotifyState::Reloading, now]),
+            Err(_) => Ok(()),
+        };
+        match config::load(&self.parts.config_path) {
+            Err(error) => tracing::error!(%error, "the configuration in force stays"),
+            Ok(new) => {
+                let fixed = |config: &Config| {
+                    (config.http.listen, config.run_dir.clone(), config.user.clone(), config.munge.socket.clone())
+                };
+                if fixed(&new) != fixed(&self.config) {
+                    tracing::warn!("http.listen, run-dir, user and munge.socket change with a restart only");
+                }
+                let old = std::mem::replace(&mut self.config, new);
+                self.config.http.listen = old.http.listen;
+                self.config.run_dir = old.run_dir;
+                self.identify();
+                tracing::info!("a new configuration is in force");
+                if let Some(server) = self.server.take() {
+                    let _ = server.link.send(&ToServer::Stop);
+                    // Reaped aside: it may be answering still, while its successor takes new connections.
+                    std::thread::spawn(move || server.finish());
+                }
+                self.launch_at = Instant::now();
+            }
+        }
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    fn stop(mut self, events: &Receiver<Event>) {
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        let Some(server) = self.server.take() else { return };
+        let _ = server.link.send(&ToServer::Stop);
+        let deadline = Instant::now() + STOP_PATIENCE;
+        loop {
+            match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::ServerGone(generation)) if generation == server.generation => break,
+                // What the server says last is still to be kept.
+                Ok(Event::Server(generation, message)) => {
+                    if generation == server.generation && self.server.is_none() {
+                        self.hear_last(message);
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    tracing::warn!("the server process did not end in time");
+                    break;
+                }
+            }
+        }
+        server.end();
+    }
+
+    fn hear_last(&mut self, message: ToKeeper) {
+        match message {
+            ToKeeper::Opened { run, session } => {
+                let path = self.runs.get(&run).and_then(|run| run.path.clone());
+                self.note(path, &run, file::SESSION, &session.to_string());
+            }
+            ToKeeper::EndDelivered { run } => {
+                let ended = self.runs.get(&run).filter(|known| known.job.ended);
+                if let Some(path) = ended.and_then(|known| known.path.clone()) {
+                    self.remove_directory(&path, &run);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Server {
+    /// Ends what is left of it, and says how it ended.
+    fn end(mut self) -> String {
+        let Some(child) = &mut self.child else { return "closed its socket".to_owned() };
+        // A process without its control socket is of no use, so it may as well be killed.
+        let _ = child.kill();
+        child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+
+    /// Waits for a server that was told to stop.
+    fn finish(mut self) {
+        let deadline = Instant::now() + STOP_PATIENCE;
+        if let Some(child) = &mut self.child {
+            while Instant::now() < deadline && !matches!(child.try_wait(), Ok(Some(_))) {
+                #[expect(clippy::disallowed_methods, reason = "wait(2) has no deadline; nobody waits for this thread")]
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        self.end();
+    }
+}
+
+/// The way of one server's words.
+struct Route {
+    generation: u64,
+    events: SyncSender<Event>,
+    signer: Signer,
+    link: Arc<ServerLink>,
+}
+
+impl Route {
+    fn read(self, control: UnixStream) {
+        let mut reader = BufReader::new(control);
+        loop {
+            match line::receive::<ToKeeper>(&mut reader, MAX_LINE_BYTES) {
+                Ok(Some(ToKeeper::Sign { id, method, path, body, server })) => {
+                    let link = Arc::clone(&self.link);
+                    self.signer.sign(signer::Request { id, method, path, body, server, link });
+                }
+                Ok(Some(message)) => {
+                    if self.events.send(Event::Server(self.generation, message)).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the server process speaks another language");
+                    break;
+                }
+            }
+        }
+        let _ = self.events.send(Event::ServerGone(self.generation));
+    }
+}
+
+/// What an earlier keeper left in the record's directory stands.
+fn first_outcome(job: &Job) -> Outcome {
+    match (&job.refused, job.session) {
+        (Some(reason), _) => Outcome::Refused { reason: reason.clone() },
+        (None, Some(_)) => Outcome::Open,
+        (None, None) => Outcome::Opening { reason: None },
+    }
+}
+
+/// A sentence that may be shown on a terminal: it comes from a process that reads what jobs write.
+fn sentence(text: &str) -> String {
+    text.chars().take(MAX_SENTENCE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

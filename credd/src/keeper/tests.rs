@@ -1,0 +1,346 @@
+//! The keeper as the other side sees it: these tests are its server process, its plugin and its foreign port holder.
+
+use std::fs;
+use std::io::{self, BufReader};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use credd_protocol::local::{MAX_LINE_BYTES as LOCAL_LINE, Outcome, Request, Response};
+use credd_protocol::record::{JobRecord, RunDir, file};
+use credd_protocol::{JobId, SessionId};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::launch::Launch;
+use super::records::tests::{end, record, run_dir, start};
+use super::*;
+use crate::control::{Job, MAX_LINE_BYTES, RunId, ToServer};
+use crate::{config, handover, line};
+
+/// Long enough for a busy machine; nothing waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Gives the test the server's end.
+struct Fake(std::sync::mpsc::Sender<UnixStream>);
+
+impl Launch for Fake {
+    fn launch(&self) -> io::Result<(UnixStream, Option<Child>)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.set_read_timeout(Some(PATIENCE))?;
+        self.0.send(theirs).map_err(io::Error::other)?;
+        Ok((ours, None))
+    }
+}
+
+struct Node {
+    _dir: TempDir,
+    run_dir: RunDir,
+    desk: Desk,
+    servers: Receiver<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// A keeper over this run directory, whose endpoint is at `address`.
+    fn start(dir: TempDir, run_dir: RunDir, address: SocketAddr) -> Node {
+        let text = format!(
+            "run-dir = {:?}\n[credvend]\nurl = \"http://127.0.0.1:1\"\n[http]\nlisten = \"{address}\"",
+            run_dir.path()
+        );
+        let config = config::parse(&text).unwrap();
+        let (launched, servers) = channel();
+        let (events, received) = sync_channel(QUEUE);
+        let desk = Desk { board: Arc::default(), events };
+        let identity = Arc::new(Identity::default());
+        let munge = Munge::new(Some(Path::new("/nonexistent"))).unwrap();
+        let parts = Parts {
+            config_path: PathBuf::from("/nonexistent"),
+            host: short_host_name(),
+            program: Box::new(Fake(launched)),
+            passed_http: None,
+            user: listeners::bind_unix(&run_dir.user_socket(), 0o666).unwrap(),
+            peers: TcpPeers::new().unwrap(),
+            desk: desk.clone(),
+            signer: Signer::start(munge, Arc::clone(&identity)).unwrap(),
+            identity,
+        };
+        let thread = std::thread::spawn(move || Keeper::new(config, parts).run(&received));
+        Node { _dir: dir, run_dir, desk, servers, thread: Some(thread) }
+    }
+
+    fn new() -> Node {
+        let (dir, run_dir) = run_dir();
+        Node::start(dir, run_dir, free_address())
+    }
+
+    fn server(&self) -> FakeServer {
+        let control = self.servers.recv_timeout(PATIENCE).unwrap();
+        let (listeners, _) = handover::take(&control).unwrap();
+        FakeServer { control: BufReader::new(control), _listeners: listeners }
+    }
+
+    fn ask(&self, request: &Request) -> Response {
+        ask(&self.desk, request)
+    }
+
+    fn outcome(&self, record: &JobRecord) -> Outcome {
+        match self.ask(&Request::Outcome { job: record.job, wait_ms: 0 }) {
+            Response::Outcome(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn health(&self) -> Health {
+        match self.ask(&Request::Health) {
+            Response::Health(health) => health,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the keeper has come so far.
+    fn until(&self, what: &str, mut reached: impl FnMut(&Node) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(self) {
+            assert!(Instant::now() < deadline, "in vain: {what}");
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a poll with a deadline: the keeper tells nobody how far it is"
+            )]
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn poke_ended(&self, job: JobId) {
+        assert_eq!(self.ask(&Request::Ended { job }), Response::Ok);
+    }
+
+    fn join(mut self) -> TempDir {
+        self.thread.take().unwrap().join().unwrap();
+        self._dir
+    }
+}
+
+struct FakeServer {
+    control: BufReader<UnixStream>,
+    _listeners: crate::server::Listeners,
+}
+
+impl FakeServer {
+    fn say(&self, message: &ToKeeper) {
+        line::send(self.control.get_ref(), message, MAX_LINE_BYTES).unwrap();
+    }
+
+    fn hear(&mut self) -> ToServer {
+        line::receive(&mut self.control, MAX_LINE_BYTES).unwrap().expect("the keeper hung up")
+    }
+
+    fn hear_job(&mut self) -> Job {
+        match self.hear() {
+            ToServer::Job(job) => *job,
+            other => panic!("not a job: {other:?}"),
+        }
+    }
+}
+
+fn ask(desk: &Desk, request: &Request) -> Response {
+    let (client, server) = UnixStream::pair().unwrap();
+    line::send(&client, request, LOCAL_LINE).unwrap();
+    root_socket::converse(&server, desk).unwrap();
+    line::receive(&mut BufReader::new(&client), LOCAL_LINE).unwrap().unwrap()
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn run_of(record: &JobRecord) -> RunId {
+    RunId::of(record.token.hash())
+}
+
+#[test]
+fn a_job_from_its_record_to_its_delivered_end() {
+    let (dir, run_dir) = run_dir();
+    let (early, late) = (record(1), record(2));
+    start(&run_dir, &early);
+    let node = Node::start(dir, run_dir, free_address());
+    let mut server = node.server();
+    assert_eq!(server.hear_job().run, run_of(&early));
+    assert_eq!(server.hear(), ToServer::Scanned);
+    assert!(node.run_dir.endpoint().exists());
+    server.say(&ToKeeper::Ready);
+
+    start(&node.run_dir, &late);
+    assert_eq!(node.outcome(&late), Outcome::Opening { reason: None }, "an unknown job is looked for");
+    assert_eq!(server.hear_job().run, run_of(&late));
+    server.say(&ToKeeper::Waiting { run: run_of(&late), reason: "no\nway".into() });
+    node.until("waiting", |node| node.outcome(&late) == Outcome::Opening { reason: Some("no way".into()) });
+
+    let session = SessionId::random();
+    server.say(&ToKeeper::Opened { run: run_of(&late), session });
+    server.say(&ToKeeper::Refused { run: run_of(&early), reason: "no such project".into() });
+    node.until("open", |node| node.outcome(&late) == Outcome::Open);
+    node.until("refused", |node| node.outcome(&early) == Outcome::Refused { reason: "no such project".into() });
+    let note = |record: &JobRecord, name| fs::read_to_string(node.run_dir.job(record.job).join(name)).unwrap();
+    assert_eq!(note(&late, file::SESSION), session.to_string());
+    assert_eq!(note(&early, file::REFUSED), "no such project");
+
+    // A server that is in the wrong hands cannot end what runs.
+    server.say(&ToKeeper::EndDelivered { run: run_of(&late) });
+    let ended = end(&node.run_dir, &late);
+    node.poke_ended(late.job);
+    assert_eq!(server.hear(), ToServer::Ended { run: run_of(&late) });
+    assert!(ended.join(file::RECORD).exists());
+    assert_eq!(node.outcome(&late), Outcome::Unknown);
+    server.say(&ToKeeper::EndDelivered { run: run_of(&late) });
+    node.until("the end is forgotten", |_| !ended.exists());
+
+    node.desk.events.send(Event::Signal(Signal::SIGTERM)).unwrap();
+    assert_eq!(server.hear(), ToServer::Stop);
+    drop(server);
+    let dir = node.join();
+    assert!(RunDir::new(dir.path()).job(early.job).exists(), "a record belongs to its job, not to credd");
+}
+
+#[test]
+fn a_server_that_dies_is_replaced_and_told_everything_again() {
+    let node = Node::new();
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let (open, ended) = (record(1), record(2));
+    start(&node.run_dir, &open);
+    start(&node.run_dir, &ended);
+    node.outcome(&open);
+    let session = SessionId::random();
+    server.say(&ToKeeper::Opened { run: run_of(&open), session });
+    node.until("open", |node| node.outcome(&open) == Outcome::Open);
+    end(&node.run_dir, &ended);
+    node.poke_ended(ended.job);
+    node.until("ended", |node| node.outcome(&ended) == Outcome::Unknown);
+    server.control.get_ref().shutdown(Shutdown::Both).unwrap();
+
+    let mut server = node.server();
+    let mut jobs = [server.hear_job(), server.hear_job()];
+    jobs.sort_by_key(|job| job.job);
+    assert_eq!((jobs[0].session, jobs[0].ended), (Some(session), false));
+    assert_eq!((jobs[1].session, jobs[1].ended), (None, true));
+    assert_eq!(server.hear(), ToServer::Scanned);
+    assert_eq!(node.outcome(&open), Outcome::Open, "what is known stays known");
+}
+
+#[test]
+fn ends_outlive_the_keeper() {
+    let (dir, run_dir) = run_dir();
+    let (one, refused) = (record(1), record(2));
+    start(&run_dir, &one);
+    end(&run_dir, &one);
+    start(&run_dir, &refused);
+    super::records::write_note(&run_dir.job(refused.job), &run_of(&refused), file::REFUSED, "no role").unwrap();
+    let node = Node::start(dir, run_dir, free_address());
+    let mut server = node.server();
+    let mut jobs = [server.hear_job(), server.hear_job()];
+    jobs.sort_by_key(|job| job.job);
+    assert!(jobs[0].ended && !jobs[1].ended);
+    assert_eq!(jobs[1].refused.as_deref(), Some("no role"));
+    assert_eq!(node.outcome(&refused), Outcome::Refused { reason: "no role".into() });
+}
+
+#[test]
+fn a_foreign_port_holder_is_an_alarm_and_nothing_is_served() {
+    let foreign = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (dir, run_dir) = run_dir();
+    let record = record(1);
+    start(&run_dir, &record);
+    let node = Node::start(dir, run_dir, foreign.local_addr().unwrap());
+    node.until("alarm", |node| node.health().endpoint_problem.is_some());
+    let problem = node.health().endpoint_problem.unwrap();
+    assert!(problem.contains(&format!("uid {}", nix::unistd::geteuid())), "{problem}");
+    assert!(!node.run_dir.endpoint().exists() && !node.health().serving && node.health().jobs == 1);
+    assert_eq!(node.outcome(&record), Outcome::Opening { reason: Some(problem) });
+    assert!(node.servers.try_recv().is_err(), "a server runs without an endpoint");
+    drop(foreign);
+    let mut server = node.server();
+    assert_eq!(server.hear_job().job, record.job);
+    assert!(node.run_dir.endpoint().exists());
+    assert_eq!(node.health().endpoint_problem, None);
+}
+
+#[test]
+fn reports_come_from_the_server_and_without_it_from_the_records() {
+    let node = Node::new();
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let record = record(1);
+    start(&node.run_dir, &record);
+    node.outcome(&record);
+    assert_eq!(server.hear_job().job, record.job);
+    // Not ready yet: the keeper answers alone.
+    let Response::Status(jobs) = node.ask(&Request::Status) else { panic!("no status") };
+    assert_eq!((jobs[0].job, jobs[0].state.as_str()), (record.job, "opening"));
+    server.say(&ToKeeper::Ready);
+    std::thread::scope(|scope| {
+        let desk = node.desk.clone();
+        let asked = scope.spawn(move || {
+            // The first question may overtake the word that the server is ready.
+            loop {
+                let Response::Health(health) = ask(&desk, &Request::Health) else { panic!("no health") };
+                if health.credvend_problem.as_deref() == Some("down") {
+                    return health;
+                }
+            }
+        });
+        let ToServer::Report { id } = server.hear() else { panic!("not asked") };
+        let health = Health {
+            serving: true,
+            endpoint_problem: None,
+            credvend_problem: Some("down".into()),
+            jobs: 99,
+            undelivered_ends: 99,
+            version: "other".into(),
+        };
+        server.say(&ToKeeper::Report { id, health, jobs: Vec::new() });
+        let health = asked.join().unwrap();
+        assert!(health.serving);
+        assert_eq!((health.jobs, health.undelivered_ends), (1, 0), "the records count, not the server's word");
+    });
+}
+
+#[test]
+fn the_server_gets_nothing_signed_but_requests_to_credvend() {
+    let node = Node::new();
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let (method, path) = ("POST".to_owned(), "/sessions".to_owned());
+    server.say(&ToKeeper::Sign { id: 4, method, path, body: "0".repeat(64), server: String::new() });
+    match server.hear() {
+        ToServer::Signed { id: 4, credential: Err(reason) } => assert!(reason.contains("path"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_server_that_babbles_is_replaced() {
+    let node = Node::new();
+    let server = node.server();
+    io::Write::write_all(&mut server.control.get_ref(), b"{\"to-keeper\":\"give-me-root\"}\n").unwrap();
+    node.server();
+}
+
+#[test]
+fn a_poke_during_a_storm_is_not_lost() {
+    let node = Node::new();
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let records: Vec<JobRecord> = (1..=50).map(record).collect();
+    let events: SyncSender<Event> = node.desk.events.clone();
+    for record in &records {
+        start(&node.run_dir, record);
+        events.send(Event::Look(None)).unwrap();
+    }
+    let mut heard: Vec<u32> = records.iter().map(|_| server.hear_job().job.get()).collect();
+    heard.sort_unstable();
+    assert_eq!(heard, (1..=50).collect::<Vec<_>>());
+}

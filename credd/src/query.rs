@@ -1,0 +1,114 @@
+//! `credd status` and `credd health`: a question over the socket that is the caller's.
+
+use std::fmt::Write as _;
+use std::io::BufReader;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::Context;
+use credd_protocol::local::{Health, JobStatus, MAX_LINE_BYTES, Request, Response};
+use credd_protocol::record::RunDir;
+
+use crate::line;
+
+/// For the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks the running credd: root over root's socket, others over the users'.
+pub fn ask(run_dir: &RunDir, request: &Request) -> anyhow::Result<Response> {
+    let path = if nix::unistd::geteuid().is_root() { run_dir.root_socket() } else { run_dir.user_socket() };
+    let stream = UnixStream::connect(&path)
+        .with_context(|| format!("credd does not run here: nobody answers at {}", path.display()))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    line::send(&stream, request, MAX_LINE_BYTES)?;
+    line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES)
+        .context("credd's answer cannot be read")?
+        .context("credd closed the connection without an answer")
+}
+
+/// Whether nothing needs the admin.
+pub fn is_well(health: &Health) -> bool {
+    health.serving && health.endpoint_problem.is_none() && health.credvend_problem.is_none()
+}
+
+/// For people.
+pub fn sentences(health: &Health) -> String {
+    let mut text = format!("credd {}: {}\n", health.version, if health.serving { "serving" } else { "NOT SERVING" });
+    for (what, problem) in [("endpoint", &health.endpoint_problem), ("credvend", &health.credvend_problem)] {
+        let problem = problem.as_deref().map_or_else(|| "ok".to_owned(), printable);
+        let _ = writeln!(text, "{what}: {problem}");
+    }
+    let _ = writeln!(text, "jobs: {}, ends not yet taken by credvend: {}", health.jobs, health.undelivered_ends);
+    text
+}
+
+/// For people: one line a job, columns as wide as their longest value.
+pub fn table(jobs: &[JobStatus]) -> String {
+    let mut rows = vec![["JOB", "USER", "PROJECT", "STATE", "UNTIL", "REASON"].map(str::to_owned)];
+    rows.extend(jobs.iter().map(|job| {
+        let or_dash = |value: &Option<String>| value.as_deref().map_or_else(|| "-".to_owned(), printable);
+        [
+            job.job.to_string(),
+            printable(&job.user),
+            or_dash(&job.project),
+            printable(&job.state),
+            or_dash(&job.credentials_until),
+            or_dash(&job.reason),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (value, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{value:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_aligned_and_harmless() {
+        let job = JobStatus {
+            job: 12.try_into().unwrap(),
+            user: "alice".into(),
+            uid: 1001,
+            project: None,
+            state: "refused".into(),
+            session: None,
+            reason: Some("no\u{1b}[2J role\n".into()),
+            credentials_until: None,
+        };
+        let text = table(&[job]);
+        assert_eq!(
+            text,
+            "JOB  USER   PROJECT  STATE    UNTIL  REASON\n12   alice  -        refused  -      no [2J role\n"
+        );
+    }
+
+    #[test]
+    fn a_problem_is_not_well() {
+        let health = Health {
+            serving: true,
+            endpoint_problem: None,
+            credvend_problem: Some("connection refused".into()),
+            jobs: 1,
+            undelivered_ends: 0,
+            version: "1".into(),
+        };
+        assert!(!is_well(&health));
+        assert!(sentences(&health).contains("credvend: connection refused"));
+    }
+}

@@ -1,0 +1,213 @@
+//! The seed's verbs: a head states a job, sets its status; the bearer of its session token gets its credentials.
+
+use credd_protocol::node_api::CredentialsResponse;
+use credd_protocol::seed_api::{OpenSession, SessionStatus};
+use credd_protocol::{ClusterName, JobId, JobToken, ProjectId, RoleName, Secret, SessionId, TokenHash};
+
+use super::issuing::Want;
+use super::nodes::names;
+use super::{Head, HeadOpened, Vending, require_active};
+use crate::refusal::Refusal;
+use crate::store::{Ended, Opened, Origin, Session, SessionFilter};
+
+/// A head's ids stand in paths and in role-session names.
+fn check_text(what: &str, text: &str, max: usize, allowed: impl Fn(u8) -> bool) -> Result<(), Refusal> {
+    if text.is_empty() || text.len() > max || !text.bytes().all(allowed) {
+        let shown: String = text.chars().take(80).collect();
+        return Err(Refusal::BadRequest(format!(
+            "{what} {shown:?}: it must have 1 to {max} letters, digits and . _ - : + characters"
+        )));
+    }
+    Ok(())
+}
+
+impl Vending {
+    /// A head states a job (the seed's POST). A session of the same head id that is still ACTIVE is COMPLETED: the
+    /// newest one counts.
+    ///
+    /// # Errors
+    /// Another cluster's name, an unknown project, the same submission once more (its token was told once and is kept
+    /// only as a hash), a broken store.
+    pub async fn open_for_head(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
+        self.open_as_stated(head, request).await.inspect_err(|refusal| {
+            tracing::warn!(
+                cluster = %head.cluster, head_session = ?request.session_id, user = %request.cluster_user,
+                project = %request.project_id, code = refusal.code(), why = %refusal, "session refused to a head"
+            );
+        })
+    }
+
+    async fn open_as_stated(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
+        self.require_own(head, &request.cluster_name)?;
+        let text = |b: u8| b.is_ascii_alphanumeric() || b"._-:+".contains(&b);
+        check_text("sessionId", &request.session_id, 128, |b| text(b) && b != b':' && b != b'+')?;
+        check_text("submittedTime", &request.submitted_time, 64, |b| text(b) || b == b' ')?;
+        if self.parts.projects.current().by_id(&request.project_id).is_none() {
+            return Err(Refusal::UnknownProject { project: request.project_id.clone() });
+        }
+        let token = JobToken::mint().map_err(|e| Refusal::Internal(format!("no random bits for a token: {e}")))?;
+        let store = &self.parts.store;
+        let before = store.find_head(std::slice::from_ref(&head.cluster), &request.session_id).await?;
+        let opened = store
+            .open(Session {
+                id: SessionId::random(),
+                cluster: head.cluster.clone(),
+                user: request.cluster_user.clone(),
+                uid: None,
+                project: request.project_id.clone(),
+                partition: None,
+                nodes: vec![],
+                origin: Origin::Head {
+                    head_session: request.session_id.clone(),
+                    submitted: request.submitted_time.clone(),
+                    token: token.hash(),
+                },
+                opened: self.now(),
+                ended: None,
+                status: SessionStatus::Active,
+                why: None,
+            })
+            .await?;
+        let session = match opened {
+            Opened::New(session) => session,
+            Opened::Existing(session) => {
+                require_active(&session)?;
+                return Err(Refusal::NotAllowed {
+                    who: format!("the head of cluster {}", head.cluster),
+                    why: format!(
+                        "session {} submitted at {} is open already and its token was told once; send a newer submittedTime to open it anew",
+                        request.session_id, request.submitted_time
+                    ),
+                });
+            }
+        };
+        if let Some(before) = before.filter(|s| s.status == SessionStatus::Active) {
+            self.end(before.id, SessionStatus::Completed, "the head opened this session id anew").await?;
+        }
+        tracing::info!(
+            session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user,
+            project = %session.project, "session opened by a head"
+        );
+        Ok(HeadOpened { session: session.id, token: Secret::new(token.expose().to_owned()) })
+    }
+
+    fn require_own(&self, head: &Head, cluster: &ClusterName) -> Result<(), Refusal> {
+        if *cluster == head.cluster {
+            return Ok(());
+        }
+        Err(Refusal::NotAllowed {
+            who: format!("the head of cluster {}", head.cluster),
+            why: format!("cluster {cluster} is another; its own head speaks for it"),
+        })
+    }
+
+    /// A head sets a session's status (the seed's two PUT forms). Both ends are final; ACTIVE on an ended session is
+    /// refused, on an active one a no-op.
+    ///
+    /// # Errors
+    /// An unknown session, or one that ended otherwise.
+    pub async fn set_status_for_head(
+        &self,
+        head: &Head,
+        head_session: &str,
+        cluster: Option<&ClusterName>,
+        status: SessionStatus,
+    ) -> Result<(), Refusal> {
+        if let Some(cluster) = cluster {
+            self.require_own(head, cluster)?;
+        }
+        let found = self.parts.store.find_head(std::slice::from_ref(&head.cluster), head_session).await?;
+        let session = found.ok_or_else(|| unknown(head_session))?;
+        if status == SessionStatus::Active {
+            return require_active(&session);
+        }
+        let why = format!("the head of cluster {} said {}", head.cluster, status.as_str());
+        match self.end(session.id, status, &why).await? {
+            Ended::Now(_) => Ok(()),
+            Ended::Before(ended) if ended.status == status => Ok(()),
+            Ended::Before(ended) => require_active(&ended),
+            Ended::Unknown => Err(unknown(head_session)),
+        }
+    }
+
+    /// The seed's GET: credentials of a head's session for whoever bears its token. `claimed` is the caller's
+    /// `roleSessionName`: it goes to the audit log and nowhere else.
+    ///
+    /// # Errors
+    /// An unknown session, a wrong token, a node-opened session (it has none), an ended one, AWS.
+    pub async fn credentials_for_token(
+        &self,
+        token: TokenHash,
+        head_session: &str,
+        cluster: &ClusterName,
+        project: &ProjectId,
+        claimed: Option<&str>,
+    ) -> Result<CredentialsResponse, Refusal> {
+        let claimed = claimed.map(|c| c.chars().take(128).collect::<String>());
+        let result = self.vend_to_bearer(token, head_session, cluster, project).await;
+        match &result {
+            Ok(response) => tracing::info!(
+                head_session = ?head_session, %cluster, %project, claimed = ?claimed, session_name = response.session_name,
+                "credentials served to a session token"
+            ),
+            Err(refusal) => tracing::warn!(
+                head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(), why = %refusal,
+                "credentials refused to a session token"
+            ),
+        }
+        result
+    }
+
+    async fn vend_to_bearer(
+        &self,
+        bearer: TokenHash,
+        head_session: &str,
+        cluster: &ClusterName,
+        project: &ProjectId,
+    ) -> Result<CredentialsResponse, Refusal> {
+        let Some(session) = self.parts.store.find_head(std::slice::from_ref(cluster), head_session).await? else {
+            return Err(self.no_head_session(cluster, head_session).await?);
+        };
+        // TokenHash compares in constant time. Nothing about the session is told before it matches.
+        if !matches!(&session.origin, Origin::Head { token, .. } if *token == bearer) {
+            return Err(Refusal::Unauthenticated(format!("the token is not that of session {head_session:?}")));
+        }
+        if session.project != *project {
+            return Err(Refusal::NotAllowed {
+                who: format!("the token of session {head_session}"),
+                why: format!("the session is of project {}, the path says {project}", session.project),
+            });
+        }
+        require_active(&session)?;
+        let map = self.parts.projects.current();
+        let roles =
+            map.by_id(&session.project).ok_or_else(|| Refusal::UnknownProject { project: session.project.clone() })?;
+        let role = RoleName::default();
+        let config = roles.get(&role).cloned().ok_or_else(|| Refusal::UnknownRole {
+            project: session.project.clone(),
+            role: role.clone(),
+            has: names(roles),
+        })?;
+        self.issue(Want { session, role, config, node: None, min_life_seconds: 0 }).await
+    }
+
+    /// Why there is no such session for a token: a node-opened one has none.
+    async fn no_head_session(&self, cluster: &ClusterName, head_session: &str) -> Result<Refusal, Refusal> {
+        if let Ok(job) = head_session.parse::<JobId>() {
+            let filter = SessionFilter { cluster: Some(cluster.clone()), job: Some(job), ..Default::default() };
+            if !self.parts.store.list(&filter, None).await?.items.is_empty() {
+                return Ok(Refusal::NotAllowed {
+                    who: "a session token".into(),
+                    why: format!(
+                        "the session of job {job} was opened by its node and has no token; its credentials are at the node's own endpoint"
+                    ),
+                });
+            }
+        }
+        Ok(unknown(head_session))
+    }
+}
+
+fn unknown(head_session: &str) -> Refusal {
+    Refusal::UnknownSession(format!("{:?}", head_session.chars().take(80).collect::<String>()))
+}

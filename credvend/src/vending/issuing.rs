@@ -1,0 +1,298 @@
+//! One AssumeRole for however many ask at the same time, recorded before anybody gets its answer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use credd_protocol::node_api::CredentialsResponse;
+use credd_protocol::{NodeName, RoleArn, RoleName, SessionId};
+use time::{Duration, OffsetDateTime};
+
+use super::{Parts, Vending, fresh, require_active};
+use crate::clock::Clock;
+use crate::projects::Role;
+use crate::refusal::Refusal;
+use crate::session_name;
+use crate::source::{AssumeRequest, Source, SourceError};
+use crate::store::{Issuance, Origin, Session, Store, StoreError};
+
+/// The most documents that are kept for repeated questions (about 2 KB each).
+const MAX_KEPT: usize = 8192;
+
+/// AWS' refusal of a role is not asked for again for this long, whoever asks: a misconfigured project must not storm.
+const REFUSED_FOR: Duration = Duration::seconds(10);
+
+/// The most roles whose refusal is remembered.
+const MAX_REFUSED: usize = 1024;
+
+/// Whose credentials are wanted.
+pub(super) struct Want {
+    pub(super) session: Session,
+    pub(super) role: RoleName,
+    pub(super) config: Role,
+    pub(super) node: Option<NodeName>,
+    pub(super) min_life_seconds: u32,
+}
+
+pub(super) struct Issuing {
+    source: Arc<dyn Source>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    kept: Mutex<Kept>,
+    refused: Mutex<HashMap<RoleArn, (OffsetDateTime, String)>>,
+}
+
+type Place = (RoleName, Option<NodeName>);
+
+#[derive(Default)]
+struct Kept {
+    sessions: HashMap<SessionId, HashMap<Place, Arc<Slot>>>,
+    count: usize,
+}
+
+/// What is known of one (session, role, node). Whoever holds `last` asks; the others wait for it.
+#[derive(Default)]
+struct Slot {
+    attempts: AtomicU64,
+    last: tokio::sync::Mutex<Option<Result<(Role, CredentialsResponse), Failure>>>,
+}
+
+/// A failure that all who waited for the attempt share.
+#[derive(Debug, Clone)]
+enum Failure {
+    Source(SourceError),
+    Unavailable(String),
+    Broken(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Failure::Unavailable(error.to_string()),
+            _ => Failure::Broken(error.to_string()),
+        }
+    }
+}
+
+impl Failure {
+    fn refusal(self, role: &RoleArn) -> Refusal {
+        match self {
+            Failure::Source(error) => Refusal::from_source(role, error),
+            Failure::Unavailable(why) => Refusal::Unavailable(why),
+            Failure::Broken(why) => Refusal::Internal(why),
+        }
+    }
+}
+
+impl Vending {
+    /// Credentials for an ACTIVE session whose asker was checked.
+    pub(super) async fn issue(&self, want: Want) -> Result<CredentialsResponse, Refusal> {
+        let (id, arn) = (want.session.id, want.config.arn.clone());
+        let issuing = self.issuing.clone();
+        // A task of its own: a caller that gives up wastes no AssumeRole, its next try finds the answer.
+        let response = tokio::spawn(async move { issuing.get(want).await })
+            .await
+            .map_err(|e| Refusal::Internal(format!("issuing for session {id} ended abnormally: {e}")))?
+            .map_err(|failure| failure.refusal(&arn))?;
+        // The issuance is recorded; if the session ended meanwhile, a revocation finds it there, and here nobody gets it.
+        let session = self.parts.store.get(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
+        if let Err(refusal) = require_active(&session) {
+            self.issuing.forget(id);
+            return Err(refusal);
+        }
+        Ok(response)
+    }
+}
+
+impl Issuing {
+    pub(super) fn new(parts: &Parts) -> Self {
+        Issuing {
+            source: parts.source.clone(),
+            store: parts.store.clone(),
+            clock: parts.clock.clone(),
+            kept: Mutex::default(),
+            refused: Mutex::default(),
+        }
+    }
+
+    /// Drops what is kept for a session.
+    pub(super) fn forget(&self, session: SessionId) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = kept.sessions.remove(&session).map_or(0, |places| places.len());
+        kept.count -= gone;
+    }
+
+    fn slot(&self, want: &Want) -> Arc<Slot> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = (want.role.clone(), want.node.clone());
+        if let Some(slot) = kept.sessions.get(&want.session.id).and_then(|places| places.get(&place)) {
+            return slot.clone();
+        }
+        if kept.count >= MAX_KEPT {
+            // Some eighth goes, but nothing that is being asked for: two would ask at once.
+            let mut excess = MAX_KEPT / 8;
+            kept.sessions.retain(|_, places| {
+                places.retain(|_, slot| {
+                    let stays = excess == 0 || Arc::strong_count(slot) > 1;
+                    excess -= usize::from(!stays);
+                    stays
+                });
+                !places.is_empty()
+            });
+            kept.count = kept.sessions.values().map(HashMap::len).sum();
+        }
+        let slot = Arc::new(Slot::default());
+        kept.sessions.entry(want.session.id).or_default().insert(place, slot.clone());
+        kept.count += 1;
+        slot
+    }
+
+    async fn get(&self, want: Want) -> Result<CredentialsResponse, Failure> {
+        let slot = self.slot(&want);
+        let seen = slot.attempts.load(Ordering::Acquire);
+        let mut last = slot.last.lock().await;
+        match &*last {
+            Some(Ok((config, response))) if self.still_good(&want, config, response) => return Ok(response.clone()),
+            // An attempt that ended while we waited for it was ours too.
+            Some(Err(failure)) if slot.attempts.load(Ordering::Acquire) > seen => return Err(failure.clone()),
+            _ => {}
+        }
+        let result = self.assume(&want).await;
+        slot.attempts.fetch_add(1, Ordering::AcqRel);
+        *last = Some(match &result {
+            Ok(response) => Ok((want.config.clone(), response.clone())),
+            Err(failure) => Err(failure.clone()),
+        });
+        result
+    }
+
+    /// Whether a kept document does for this question: it has the asked-for life, and at least two thirds of its own, so
+    /// that one who refreshes ahead gets a new one. What was issued just now does in any case.
+    fn still_good(&self, want: &Want, config: &Role, kept: &CredentialsResponse) -> bool {
+        let whole = kept.credentials.expiration - kept.issued;
+        let left = kept.credentials.expiration - self.clock.now();
+        let asked = Duration::seconds(want.min_life_seconds.into());
+        *config == want.config && left >= asked.max(whole * 2 / 3).min(whole * 9 / 10)
+    }
+
+    async fn assume(&self, want: &Want) -> Result<CredentialsResponse, Failure> {
+        let (session, config) = (&want.session, &want.config);
+        let last = match (&want.node, &session.origin) {
+            (Some(node), _) => node.as_str(),
+            (None, Origin::Head { head_session, .. }) => head_session,
+            (None, Origin::Slurm { .. }) => {
+                return Err(Failure::Broken("a job's session is asked for without a node".into()));
+            }
+        };
+        let session_name = session_name::compose(&session.cluster, &session.user, last);
+        let now = self.clock.now();
+        self.remembered_refusal(&config.arn, now)?;
+        self.wait_out_revocation(&config.arn, &session_name, now).await?;
+        let request = AssumeRequest {
+            session: session.id,
+            role_arn: config.arn.clone(),
+            session_name: session_name.clone(),
+            duration_seconds: config.duration_seconds,
+            source_identity: config.source_identity.then(|| session_name::source_identity(&session.user)),
+            tags: if config.session_tags { tags(session) } else { vec![] },
+        };
+        let assumed = self.source.assume(&request).await.map_err(|error| {
+            if let SourceError::Refused(why) = &error {
+                self.remember_refusal(&config.arn, why);
+            }
+            Failure::Source(error)
+        })?;
+        let credentials = assumed.credentials;
+        if credentials.expiration <= self.clock.now() {
+            return Err(Failure::Unavailable(format!(
+                "AWS gave credentials of {} that have expired already; compare credvend's clock",
+                config.arn
+            )));
+        }
+        self.store
+            .record_issuance(Issuance {
+                session: session.id,
+                user: session.user.clone(),
+                cluster: session.cluster.clone(),
+                project: session.project.clone(),
+                role: want.role.clone(),
+                role_arn: config.arn.clone(),
+                role_id: assumed.role_id,
+                session_name: session_name.clone(),
+                key_id: credentials.access_key_id.clone(),
+                node: want.node.clone(),
+                issued: assumed.issued,
+                expires: credentials.expiration,
+            })
+            .await?;
+        tracing::info!(
+            session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
+            origin = ?session.origin, node = want.node.as_ref().map(|n| n.as_str()), role = %want.role,
+            role_arn = %config.arn, session_name, key_id = ?credentials.access_key_id, expires = %credentials.expiration,
+            "credentials issued"
+        );
+        Ok(CredentialsResponse { credentials, session_name, issued: assumed.issued })
+    }
+
+    /// A Deny kills what was issued before some moment a little ahead of the revocation: what is issued until then
+    /// would be dead, so nothing is.
+    async fn wait_out_revocation(&self, role: &RoleArn, name: &str, now: OffsetDateTime) -> Result<(), Failure> {
+        let entries = self.store.list_revocations(now).await?;
+        let until = entries
+            .iter()
+            .filter(|e| e.role_arn == *role && e.userid.split_once(':').is_some_and(|(_, n)| n == name))
+            .map(|e| e.issued_before)
+            .max();
+        match until {
+            Some(until) if until >= now => Err(Failure::Unavailable(format!(
+                "what was issued as {name} was revoked a moment ago; ask again in {} s",
+                (until - now).whole_seconds() + 1
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn remembered_refusal(&self, role: &RoleArn, now: OffsetDateTime) -> Result<(), Failure> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match refused.get(role) {
+            Some((at, why)) if fresh(*at, now, REFUSED_FOR) => Err(Failure::Source(SourceError::Refused(why.clone()))),
+            _ => Ok(()),
+        }
+    }
+
+    fn remember_refusal(&self, role: &RoleArn, why: &str) {
+        let now = self.clock.now();
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= MAX_REFUSED {
+            refused.retain(|_, (at, _)| fresh(*at, now, REFUSED_FOR));
+        }
+        if refused.len() < MAX_REFUSED {
+            refused.insert(role.clone(), (now, why.to_owned()));
+        }
+    }
+}
+
+fn tags(session: &Session) -> Vec<(String, String)> {
+    let job = match &session.origin {
+        Origin::Slurm { job, .. } => job.to_string(),
+        Origin::Head { head_session, .. } => head_session.clone(),
+    };
+    [
+        ("cluster", session.cluster.as_str()),
+        ("user", session.user.as_str()),
+        ("project", session.project.as_str()),
+        ("job", &job),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), session_name::tag_value(value)))
+    .collect()
+}
+
+#[cfg(test)]
+impl Issuing {
+    /// How many hold a place's slot: those who ask and those who wait for them.
+    pub(super) fn waiting(&self) -> usize {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.sessions.values().flat_map(HashMap::values).map(|slot| Arc::strong_count(slot) - 1).sum()
+    }
+}

@@ -1,0 +1,174 @@
+//! A node's verbs. A node states nothing that is believed: it makes credvend look.
+
+use credd_protocol::SessionId;
+use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, OpenRequest, OpenResponse};
+use credd_protocol::seed_api::SessionStatus;
+
+use super::issuing::Want;
+use super::sweeping::{Verdict, verdict};
+use super::{Node, Vending, require_active};
+use crate::projects::Roles;
+use crate::refusal::Refusal;
+use crate::store::{Opened, Origin, Session};
+
+impl Vending {
+    /// A node opens or joins the session of a job that Slurm says runs on it.
+    ///
+    /// # Errors
+    /// Every reason why not; see [`Refusal`].
+    pub async fn open_for_node(&self, node: &Node, request: &OpenRequest) -> Result<OpenResponse, Refusal> {
+        self.open_or_join(node, request).await.inspect_err(|refusal| {
+            tracing::warn!(
+                job = %request.job, restart = request.restart, uid = %request.uid, account = ?request.account,
+                cluster = %node.cluster, node = %node.name, peer = ?node.peer, code = refusal.code(), why = %refusal,
+                "session refused to a node"
+            );
+        })
+    }
+
+    async fn open_or_join(&self, node: &Node, request: &OpenRequest) -> Result<OpenResponse, Refusal> {
+        let (cluster, attestor) = self.attested_cluster(node)?;
+        self.check_address(node, cluster).await?;
+        self.require_accounts(node, cluster).await?;
+        let asked = self.now();
+        let facts = self.attest_record(node, attestor, request).await?;
+        let (project, roles) = self.project_of(&facts)?;
+
+        // Nearly every node of a large job joins: a read, where opening would be a write.
+        let store = &self.parts.store;
+        let (session, new) = match store.find_run(&node.cluster, facts.job, facts.restart).await? {
+            Some(existing) => (existing, false),
+            None => {
+                let session = Session {
+                    id: SessionId::random(),
+                    cluster: node.cluster.clone(),
+                    user: facts.user.clone(),
+                    uid: Some(facts.uid),
+                    project,
+                    partition: Some(facts.partition.clone()),
+                    nodes: facts.nodes.clone(),
+                    origin: Origin::Slurm { job: facts.job, restart: facts.restart },
+                    opened: self.now(),
+                    ended: None,
+                    status: SessionStatus::Active,
+                    why: None,
+                };
+                match store.open(session).await? {
+                    Opened::New(session) => (session, true),
+                    Opened::Existing(session) => (session, false),
+                }
+            }
+        };
+        if !new {
+            require_active(&session)?;
+            self.same_run(node, &session, facts.restart, &facts)?;
+        }
+        self.attested.note(session.id, &node.name, asked);
+        tracing::info!(
+            session = %session.id, cluster = %session.cluster, job = %facts.job, restart = facts.restart,
+            user = %session.user, uid = %facts.uid, project = %session.project, partition = %facts.partition,
+            node = %node.name, nodes = facts.nodes.len(), "session {}", if new { "opened" } else { "joined" }
+        );
+        Ok(OpenResponse {
+            session: session.id,
+            cluster: session.cluster,
+            job: facts.job,
+            user: session.user,
+            uid: facts.uid,
+            project: session.project,
+            partition: session.partition,
+            roles: roles.into_keys().collect(),
+        })
+    }
+
+    /// Credentials of one role for a node's session.
+    ///
+    /// # Errors
+    /// Every reason why not.
+    pub async fn credentials_for_node(
+        &self,
+        node: &Node,
+        session: SessionId,
+        request: &CredentialsRequest,
+    ) -> Result<CredentialsResponse, Refusal> {
+        self.vend_to_node(node, session, request).await.inspect_err(|refusal| {
+            tracing::warn!(
+                %session, cluster = %node.cluster, node = %node.name, peer = ?node.peer, role = %request.role,
+                code = refusal.code(), why = %refusal, "credentials refused to a node"
+            );
+        })
+    }
+
+    async fn vend_to_node(
+        &self,
+        node: &Node,
+        id: SessionId,
+        request: &CredentialsRequest,
+    ) -> Result<CredentialsResponse, Refusal> {
+        let (cluster, attestor) = self.attested_cluster(node)?;
+        self.check_address(node, cluster).await?;
+        let session = self.parts.store.get(id).await?.filter(|s| s.cluster == node.cluster);
+        let session = session.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
+        let Origin::Slurm { job, restart } = session.origin else {
+            return Err(Refusal::NotAllowed {
+                who: format!("node {}", node.name),
+                why: format!("session {id} was opened by a head; its credentials are for the bearer of its token"),
+            });
+        };
+        require_active(&session)?;
+        self.require_attested(node, attestor, &session, job, restart).await?;
+        let map = self.parts.projects.current();
+        let roles =
+            map.by_id(&session.project).ok_or_else(|| Refusal::UnknownProject { project: session.project.clone() })?;
+        let config = roles.get(&request.role).cloned().ok_or_else(|| Refusal::UnknownRole {
+            project: session.project.clone(),
+            role: request.role.clone(),
+            has: names(roles),
+        })?;
+        self.issue(Want {
+            session,
+            role: request.role.clone(),
+            config,
+            node: Some(node.name.clone()),
+            min_life_seconds: request.min_life_seconds,
+        })
+        .await
+    }
+
+    /// A node says that the job ended there: Slurm is asked, and if it agrees the session is COMPLETED. Stale and
+    /// repeated leaves change nothing and succeed.
+    ///
+    /// # Errors
+    /// Only passing ones: the node tells again later.
+    pub async fn leave(&self, node: &Node, id: SessionId) -> Result<(), Refusal> {
+        let (cluster, attestor) = self.attested_cluster(node)?;
+        self.check_address(node, cluster).await?;
+        let Some(session) = self.parts.store.get(id).await?.filter(|s| s.cluster == node.cluster) else {
+            tracing::info!(session = %id, cluster = %node.cluster, node = %node.name, "a node left a session that is not known here");
+            return Ok(());
+        };
+        let Origin::Slurm { job, restart } = session.origin else { return Ok(()) };
+        self.attested.forget_node(id, &node.name);
+        if session.status != SessionStatus::Active {
+            return Ok(());
+        }
+        match verdict(&session, restart, &attestor.job(job).await?) {
+            Verdict::Over(why) => {
+                self.end(id, SessionStatus::Completed, &why).await?;
+            }
+            // The usual case: epilogs run while Slurm is completing the job. The next sweep looks again.
+            Verdict::Ending => {
+                tracing::debug!(session = %id, %job, node = %node.name, "a node left; Slurm is completing the job")
+            }
+            Verdict::Lives => {
+                tracing::debug!(session = %id, %job, node = %node.name, "a node left; the job goes on elsewhere")
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The roles of a project, for a message.
+pub(super) fn names(roles: &Roles) -> String {
+    roles.keys().map(|r| r.as_str()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,9 @@
+//! Every decision, with a scripted Slurm, AWS and clock, over the real SQLite store.
+
+mod addresses;
+mod heads;
+mod nodes;
+mod revoking;
+mod sweeping;
+mod vending_twice;
+mod world;

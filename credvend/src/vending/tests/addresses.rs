@@ -1,0 +1,63 @@
+use std::sync::atomic::Ordering;
+
+use time::Duration;
+
+use super::world::*;
+use crate::vending::{AddressCheck, Node};
+
+fn world(check: AddressCheck) -> World {
+    let w = World::with(|c| c.node_address_check = check);
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    w.slurm.addresses.lock().unwrap().insert("n1".parse().unwrap(), "10.77.0.11".into());
+    w.slurm.addresses.lock().unwrap().insert("n2".parse().unwrap(), "10.77.0.12".into());
+    w
+}
+
+#[tokio::test]
+async fn a_node_elsewhere_is_refused_or_let_pass_as_configured() {
+    let w = world(AddressCheck::Require);
+    let session = w.open(7).await.session;
+    // Everything here comes from n1's address.
+    let (code, retry, why) = refused(w.try_open("n2", 7).await);
+    assert!(code == "WrongAddress" && retry && why.contains("10.77.0.11") && why.contains("10.77.0.12"), "{why}");
+    assert_eq!(refused(w.credentials("n2", session).await).0, "WrongAddress");
+    assert_eq!(refused(w.vending.leave(&node("n2"), session).await).0, "WrongAddress");
+    assert_eq!(refused(w.try_open("n3", 7).await).0, "WrongAddress", "Slurm knows no n3");
+    let hidden = Node { peer: None, ..node("n1") };
+    assert_eq!(refused(w.vending.open_for_node(&hidden, &w.record(7)).await).0, "WrongAddress");
+    for check in [AddressCheck::Warn, AddressCheck::Off] {
+        let w = world(check);
+        w.try_open("n2", 7).await.unwrap();
+        assert_eq!(w.slurm.asked_address.load(Ordering::SeqCst), usize::from(check == AddressCheck::Warn));
+    }
+}
+
+#[tokio::test]
+async fn addresses_are_asked_for_anew_after_a_while() {
+    let w = world(AddressCheck::Require);
+    w.open(7).await;
+    w.open(7).await;
+    assert_eq!(w.slurm.asked_address.load(Ordering::SeqCst), 1);
+    w.slurm.addresses.lock().unwrap().insert("n1".parse().unwrap(), "10.77.0.99".into());
+    w.open(7).await;
+    w.clock.advance(Duration::seconds(31));
+    assert_eq!(refused(w.try_open("n1", 7).await).0, "WrongAddress");
+}
+
+#[tokio::test]
+async fn names_resolve_and_mapped_addresses_are_the_same() {
+    let w = world(AddressCheck::Require);
+    w.slurm.addresses.lock().unwrap().insert("n1".parse().unwrap(), "localhost".into());
+    let at = |ip: &str| Node { peer: Some(ip.parse().unwrap()), ..node("n1") };
+    w.vending.open_for_node(&at("127.0.0.1"), &w.record(7)).await.unwrap();
+    w.vending.open_for_node(&at("::ffff:127.0.0.1"), &w.record(7)).await.unwrap();
+    assert_eq!(refused(w.vending.open_for_node(&at("127.0.0.2"), &w.record(7)).await).0, "WrongAddress");
+}
+
+#[tokio::test]
+async fn without_slurms_word_require_refuses_and_warn_does_not() {
+    let w = world(AddressCheck::Require);
+    w.slurm.silent();
+    let (code, retry, _) = refused(w.try_open("n1", 7).await);
+    assert_eq!((code, retry), ("Unavailable", true));
+}

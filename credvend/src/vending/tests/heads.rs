@@ -1,0 +1,118 @@
+use credd_protocol::TokenHash;
+use credd_protocol::seed_api::{OpenSession, SessionStatus};
+
+use super::world::*;
+use crate::refusal::Refusal;
+use crate::vending::{Head, HeadOpened};
+
+fn post(id: &str, submitted: &str) -> OpenSession {
+    OpenSession {
+        session_id: id.into(),
+        project_id: "Climate".parse().unwrap(),
+        cluster_name: lab(),
+        cluster_user: "user1".parse().unwrap(),
+        submitted_time: submitted.into(),
+    }
+}
+
+async fn open(w: &World, id: &str, submitted: &str) -> HeadOpened {
+    w.vending.open_for_head(&head(), &post(id, submitted)).await.unwrap()
+}
+
+async fn get(w: &World, token: &str, id: &str, project: &str) -> Result<String, Refusal> {
+    let token = TokenHash::of(token);
+    let claimed = Some("lab-victim-n9\n");
+    let got = w.vending.credentials_for_token(token, id, &lab(), &project.parse().unwrap(), claimed).await;
+    got.map(|r| r.session_name)
+}
+
+#[tokio::test]
+async fn the_seeds_round() {
+    let w = World::new();
+    let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
+    let token = opened.token.expose().to_owned();
+    // The claimed name goes nowhere: the last part is the head's own session id.
+    assert_eq!(get(&w, &token, "1300", "Climate").await.unwrap(), "lab-user1-1300");
+    assert_eq!(refused(get(&w, "wrong", "1300", "Climate").await).0, "Unauthenticated");
+    assert_eq!(refused(get(&w, &token, "1301", "Climate").await).0, "UnknownSession");
+    let (code, _, why) = refused(get(&w, &token, "1300", "genomics").await);
+    assert!(code == "NotAllowed" && why.contains("Climate"), "{why}");
+    let other: credd_protocol::ClusterName = "hpc".parse().unwrap();
+    let elsewhere =
+        w.vending.credentials_for_token(TokenHash::of(&token), "1300", &other, &"Climate".parse().unwrap(), None).await;
+    assert_eq!(refused(elsewhere).0, "UnknownSession");
+    w.vending.set_status_for_head(&head(), "1300", None, SessionStatus::Completed).await.unwrap();
+    assert_eq!(refused(get(&w, &token, "1300", "Climate").await).0, "SessionEnded");
+}
+
+#[tokio::test]
+async fn a_head_acts_on_its_own_cluster_only() {
+    let w = World::new();
+    let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
+    let other = Head { cluster: "hpc".parse().unwrap() };
+    assert_eq!(refused(w.vending.open_for_head(&other, &post("1", "2026")).await).0, "NotAllowed");
+    let put = async |cluster| w.vending.set_status_for_head(&other, "1300", cluster, SessionStatus::Completed).await;
+    let own = lab();
+    assert_eq!(refused(put(Some(&own)).await).0, "NotAllowed");
+    assert_eq!(refused(put(None).await).0, "UnknownSession");
+    assert_eq!(w.session(opened.session).await.status, SessionStatus::Active);
+}
+
+#[tokio::test]
+async fn statuses_end_once_and_for_all() {
+    let mut w = World::new();
+    open(&w, "1300", "2026-03-01T00:00:00").await;
+    let (cluster, head) = (lab(), head());
+    let vending = w.vending.clone();
+    let put = async |status| vending.set_status_for_head(&head, "1300", Some(&cluster), status).await;
+    put(SessionStatus::Active).await.unwrap();
+    put(SessionStatus::Invalidated).await.unwrap();
+    assert!(matches!(w.events.try_recv(), Ok(credd_protocol::node_api::Event::Invalidated { .. })));
+    put(SessionStatus::Invalidated).await.unwrap();
+    for status in [SessionStatus::Active, SessionStatus::Completed] {
+        assert_eq!(refused(put(status).await).0, "SessionEnded");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_session_of_an_id_counts() {
+    let w = World::new();
+    let old = open(&w, "1300", "2026-03-01T00:00:00").await;
+    let (code, _, why) = refused(w.vending.open_for_head(&head(), &post("1300", "2026-03-01T00:00:00")).await);
+    assert!(code == "NotAllowed" && why.contains("newer submittedTime"), "{why}");
+    w.clock.advance(time::Duration::SECOND);
+    let new = open(&w, "1300", "2026-03-02T00:00:00").await;
+    assert_eq!(refused(get(&w, old.token.expose(), "1300", "Climate").await).0, "Unauthenticated");
+    get(&w, new.token.expose(), "1300", "Climate").await.unwrap();
+    assert_eq!(w.session(old.session).await.status, SessionStatus::Completed);
+}
+
+#[tokio::test]
+async fn hostile_texts_and_unknown_projects_are_refused() {
+    let w = World::new();
+    for id in ["", "a/b", "a b", "1\n", &"9".repeat(129), "a?b", "..%2f"] {
+        assert_eq!(refused(w.vending.open_for_head(&head(), &post(id, "2026")).await).0, "BadRequest", "{id:?}");
+    }
+    for submitted in ["", "2026\u{7f}", &"9".repeat(65)] {
+        assert_eq!(refused(w.vending.open_for_head(&head(), &post("1", submitted)).await).0, "BadRequest");
+    }
+    let unknown = OpenSession { project_id: "climate".parse().unwrap(), ..post("1", "2026") };
+    assert_eq!(refused(w.vending.open_for_head(&head(), &unknown).await).0, "UnknownProject", "case matters");
+}
+
+#[tokio::test]
+async fn a_node_opened_session_has_no_token() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    w.open(7).await;
+    let (code, _, why) = refused(get(&w, "any", "7", "genomics").await);
+    assert!(code == "NotAllowed" && why.contains("job 7") && why.contains("no token"), "{why}");
+    // And a head cannot end it by its job id.
+    let put = w.vending.set_status_for_head(&head(), "7", None, SessionStatus::Completed).await;
+    assert_eq!(refused(put).0, "UnknownSession");
+    // Nor does a node get what a head opened.
+    let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
+    assert_eq!(refused(w.credentials("n1", opened.session).await).0, "NotAllowed");
+    w.vending.leave(&node("n1"), opened.session).await.unwrap();
+    assert_eq!(w.session(opened.session).await.status, SessionStatus::Active);
+}

@@ -1,0 +1,142 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use credd_protocol::node_api::Event;
+use credd_protocol::seed_api::SessionStatus;
+use time::Duration;
+
+use super::world::*;
+use crate::deny::DenyError;
+use crate::store::SessionFilter;
+
+#[tokio::test]
+async fn exactly_that_user_loses_everything() {
+    let mut w = World::new();
+    for (id, user, account) in
+        [(1, "bob", "genomics"), (2, "bob", "climate"), (3, "bobby", "genomics"), (4, "bob", "genomics")]
+    {
+        w.slurm.run(id, user, account, &["n1", "n2"]);
+    }
+    let mut sessions = vec![];
+    for id in 1..=4 {
+        let session = w.open(id).await.session;
+        w.credentials("n1", session).await.unwrap();
+        sessions.push(session);
+    }
+    w.credentials("n2", sessions[3]).await.unwrap();
+    // Job 4 has ended; what it was issued lives on.
+    w.slurm.gone(4);
+    w.vending.leave(&node("n1"), sessions[3]).await.unwrap();
+
+    let report = w.vending.invalidate_user("root", None, &"bob".parse().unwrap()).await.unwrap();
+    let mut ended = report.sessions.clone();
+    ended.sort();
+    let mut expected = sessions[..2].to_vec();
+    expected.sort();
+    assert_eq!(ended, expected);
+    assert_eq!(report.not_denied, [""; 0]);
+    assert_eq!(report.denied.len(), 3, "{:?}", report.denied);
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1", "AROAgenomics:lab-bob-n2"]);
+    assert_eq!(w.iam.denied("climate"), ["AROAclimate:lab-bob-n1"]);
+    let (code, retry, why) = refused(w.credentials("n1", sessions[0]).await);
+    assert!(code == "SessionEnded" && !retry && why.contains("revoked by root"), "{why}");
+    w.credentials("n1", sessions[2]).await.expect("bobby is not bob");
+    let told: Vec<_> = std::iter::from_fn(|| w.events.try_recv().ok()).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|e| matches!(e, Event::Invalidated { session, .. } if expected.contains(session))));
+
+    // The running job stays refused, for good; a new one is let in.
+    let (code, retry, _) = refused(w.try_open("n1", 1).await);
+    assert_eq!((code, retry), ("SessionEnded", false));
+    w.slurm.run(5, "bob", "genomics", &["n1"]);
+    let later = w.open(5).await.session;
+    let (code, retry, why) = refused(w.credentials("n1", later).await);
+    assert!(code == "Unavailable" && retry && why.contains("ask again"), "the Deny would hit these too: {why}");
+    w.clock.advance(Duration::seconds(6));
+    let got = w.credentials("n1", later).await.unwrap();
+    let entry = w.iam.policies.lock().unwrap()[&arn("genomics")][0].clone();
+    assert!(got.issued > entry.issued_before, "issued after what the Deny names");
+    // Twice is once.
+    let again = w.vending.invalidate_user("root", None, &"bobby2".parse().unwrap()).await.unwrap();
+    assert_eq!(again, Default::default());
+}
+
+#[tokio::test]
+async fn a_head_revokes_on_its_clusters_only() {
+    let w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.credentials("n1", session).await.unwrap();
+    let bob = "bob".parse().unwrap();
+    let none = w.vending.invalidate_user("head", Some(&["hpc".parse().unwrap()]), &bob).await.unwrap();
+    assert_eq!(none, Default::default());
+    assert_eq!(w.session(session).await.status, SessionStatus::Active);
+    let all = w.vending.invalidate_user("head", Some(&[lab()]), &bob).await.unwrap();
+    assert_eq!((all.sessions.len(), all.denied.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_aws_does_not_take_is_reported_and_tried_again() {
+    let w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.credentials("n1", session).await.unwrap();
+    *w.iam.error.lock().unwrap() = Some(DenyError::Refused("iam:PutRolePolicy is missing".into()));
+    let report = w.vending.invalidate_user("root", None, &"bob".parse().unwrap()).await.unwrap();
+    assert_eq!((report.sessions.len(), report.denied.len()), (1, 0));
+    assert!(report.not_denied[0].contains("role/genomics") && report.not_denied[0].contains("iam:PutRolePolicy"));
+    let calls = w.iam.calls.load(Ordering::SeqCst);
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.calls.load(Ordering::SeqCst), calls, "not before the pause is over");
+    *w.iam.error.lock().unwrap() = None;
+    w.clock.advance(Duration::seconds(6));
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.calls.load(Ordering::SeqCst), calls + 1, "in line is in line");
+    // What has expired by itself needs no Deny.
+    w.clock.advance(Duration::HOUR);
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.denied("genomics"), [""; 0]);
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.calls.load(Ordering::SeqCst), calls + 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_opened_meanwhile_are_ended_too() {
+    let w = Arc::new(World::new());
+    let stop = Arc::new(AtomicBool::new(false));
+    let opener = tokio::spawn({
+        let (w, stop) = (w.clone(), stop.clone());
+        async move {
+            for id in 1..=400 {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                w.slurm.run(id, "bob", "genomics", &["n1"]);
+                w.open(id).await;
+            }
+        }
+    });
+    let bob: credd_protocol::UserName = "bob".parse().unwrap();
+    let _ = w.vending.invalidate_user("root", None, &bob).await;
+    stop.store(true, Ordering::SeqCst);
+    opener.await.unwrap();
+    let report = w.vending.invalidate_user("root", None, &bob).await.unwrap();
+    assert!(report.not_denied.is_empty());
+    let open = SessionFilter { status: Some(SessionStatus::Active), user: Some(bob), ..Default::default() };
+    assert!(w.store.list(&open, None).await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn an_administrator_closes_one_session() {
+    let mut w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.vending.close("uid 0", session).await.unwrap();
+    w.vending.close("uid 0", session).await.unwrap();
+    assert!(w.events.try_recv().is_ok() && w.events.try_recv().is_err(), "told once");
+    assert_eq!(w.session(session).await.why.as_deref(), Some("closed by uid 0"));
+    let unknown = w.vending.close("uid 0", credd_protocol::SessionId::random()).await;
+    assert_eq!(refused(unknown).0, "UnknownSession");
+}

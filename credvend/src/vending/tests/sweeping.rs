@@ -1,0 +1,92 @@
+use std::sync::atomic::Ordering;
+
+use credd_protocol::Uid;
+use credd_protocol::seed_api::SessionStatus;
+use time::Duration;
+
+use super::world::*;
+use crate::attest::JobState;
+
+#[tokio::test]
+async fn an_idle_service_asks_nobody() {
+    let w = World::new();
+    assert_eq!(w.vending.sweep().await.unwrap(), 0);
+    assert_eq!(w.slurm.asked_all.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn what_slurm_no_longer_has_is_completed() {
+    let w = World::new();
+    let mut sessions = vec![];
+    for id in 1..=7 {
+        w.slurm.run(id, "alice", "genomics", &["n1"]);
+        sessions.push(w.open(id).await.session);
+    }
+    assert_eq!(w.vending.sweep().await.unwrap(), 0);
+    w.slurm.gone(1);
+    w.slurm.change(2, |f| f.state = JobState::Over);
+    w.slurm.change(3, |f| f.restart = 1);
+    w.slurm.change(4, |f| f.state = JobState::Pending);
+    w.slurm.change(5, |f| f.uid = Uid(4));
+    w.slurm.change(6, |f| f.state = JobState::Completing);
+    // One complete answer lacks job 7, the question about it alone does not.
+    w.slurm.unlisted.lock().unwrap().insert(7.try_into().unwrap());
+    assert_eq!(w.vending.sweep().await.unwrap(), 5);
+    let why = async |i: usize| w.session(sessions[i]).await.why.unwrap_or_default();
+    assert!(why(0).await.contains("no longer knows"));
+    assert!(why(1).await.contains("over"));
+    assert!(why(2).await.contains("restart 1"));
+    assert!(why(3).await.contains("waiting"));
+    assert!(why(4).await.contains("another job"));
+    for i in [5, 6] {
+        assert_eq!(w.session(sessions[i]).await.status, SessionStatus::Active);
+    }
+    assert_eq!(w.vending.sweep().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_slurm_that_does_not_answer_closes_nothing() {
+    let w = World::new();
+    w.slurm.run(1, "alice", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.slurm.gone(1);
+    w.slurm.silent();
+    let (code, retry, _) = refused(w.vending.sweep().await);
+    assert_eq!((code, retry), ("Unavailable", true));
+    assert_eq!(w.session(session).await.status, SessionStatus::Active);
+    w.slurm.back();
+    assert_eq!(w.vending.sweep().await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_a_page_is_swept() {
+    let w = std::sync::Arc::new(World::new());
+    let mut callers = tokio::task::JoinSet::new();
+    for id in 1..=600 {
+        w.slurm.run(id, "alice", "genomics", &["n1"]);
+        let w = w.clone();
+        callers.spawn(async move { w.open(id).await });
+    }
+    callers.join_all().await;
+    for id in 1..=598 {
+        w.slurm.gone(id);
+    }
+    assert_eq!(w.vending.sweep().await.unwrap(), 598);
+    let open = crate::store::SessionFilter { status: Some(SessionStatus::Active), ..Default::default() };
+    assert_eq!(w.store.list(&open, None).await.unwrap().items.len(), 2);
+}
+
+#[tokio::test]
+async fn old_rows_go_after_ninety_days() {
+    let w = World::new();
+    w.slurm.run(1, "alice", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.slurm.gone(1);
+    w.vending.sweep().await.unwrap();
+    w.clock.advance(Duration::days(89));
+    w.vending.sweep().await.unwrap();
+    assert!(w.store.get(session).await.unwrap().is_some());
+    w.clock.advance(Duration::days(2));
+    w.vending.sweep().await.unwrap();
+    assert!(w.store.get(session).await.unwrap().is_none());
+}

@@ -1,0 +1,165 @@
+//! Many who ask at once, retries, and what ends while AWS is being asked.
+
+use std::sync::Arc;
+
+use time::Duration;
+
+use super::world::*;
+use crate::projects::Role;
+use crate::source::SourceError;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_at_once_cost_one_assumerole() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    let session = w.open(7).await.session;
+    let closed = w.sts.gate.clone().write_owned().await;
+    let w = Arc::new(w);
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let w = w.clone();
+        callers.spawn(async move { w.credentials("n1", session).await.unwrap().credentials.access_key_id });
+    }
+    w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
+    drop(closed);
+    let mut keys = callers.join_all().await;
+    keys.dedup();
+    assert_eq!((keys.len(), w.assumed()), (1, 1));
+    // Another node has another name; another role another key.
+    w.credentials("n2", session).await.unwrap();
+    w.role("n1", session, "train", 0).await.unwrap();
+    assert_eq!(w.assumed(), 3);
+}
+
+#[tokio::test]
+async fn a_failure_is_shared_by_those_who_waited_and_tried_again_by_the_next() {
+    let w = Arc::new(World::new());
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    *w.sts.error.lock().unwrap() = Some(SourceError::Unavailable("throttled".into()));
+    let closed = w.sts.gate.clone().write_owned().await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let w = w.clone();
+        callers.spawn(async move { refused(w.credentials("n1", session).await) });
+    }
+    w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
+    // Let every caller reach the queue: each needs one read of the store first.
+    while w.store_is_busy(&callers) {
+        tokio::task::yield_now().await;
+    }
+    drop(closed);
+    for (code, retry, why) in callers.join_all().await {
+        assert!(code == "Unavailable" && retry && why.contains("throttled"), "{why}");
+    }
+    // Those that came after the attempt made one of their own.
+    let shared = w.assumed();
+    assert!(shared < 20, "{shared}");
+    *w.sts.error.lock().unwrap() = None;
+    w.credentials("n1", session).await.unwrap();
+    assert_eq!(w.assumed(), shared + 1);
+}
+
+impl World {
+    /// Whether some of the callers have not asked yet (they hold the world until they are answered).
+    fn store_is_busy<T>(&self, callers: &tokio::task::JoinSet<T>) -> bool {
+        self.vending.issuing.waiting() < callers.len()
+    }
+}
+
+#[tokio::test]
+async fn documents_are_kept_for_retries_but_not_for_refreshes() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let key = async |min_life| w.role("n1", session, "default", min_life).await.unwrap().credentials.access_key_id;
+    assert_eq!(key(0).await, "ASIA1");
+    w.clock.advance(Duration::minutes(5));
+    assert_eq!(key(0).await, "ASIA1");
+    assert_eq!(key(3000).await, "ASIA1", "55 minutes are left");
+    w.clock.advance(Duration::minutes(6));
+    assert_eq!(key(3000).await, "ASIA2", "49 minutes are not 50");
+    assert_eq!(key(40_000).await, "ASIA2", "more than AWS gives makes no storm");
+    w.clock.advance(Duration::minutes(28));
+    let response = w.credentials("n1", session).await.unwrap();
+    assert_eq!(response.credentials.access_key_id, "ASIA3", "who asks at half life wants new ones");
+    // A changed role is another role.
+    let mut map = map();
+    let role: &mut Role =
+        map.projects.get_mut(&"genomics".parse().unwrap()).unwrap().get_mut(&Default::default()).unwrap();
+    role.duration_seconds = 900;
+    w.vending.projects().replace(map);
+    assert_eq!(key(0).await, "ASIA4");
+}
+
+#[tokio::test]
+async fn a_refused_role_is_not_asked_for_in_a_storm() {
+    let w = World::new();
+    for (id, user) in [(7, "alice"), (8, "bob")] {
+        w.slurm.run(id, user, "genomics", &["n1"]);
+    }
+    let (one, two) = (w.open(7).await.session, w.open(8).await.session);
+    *w.sts.error.lock().unwrap() = Some(SourceError::Refused("the trust policy does not name credvend".into()));
+    let (code, retry, why) = refused(w.credentials("n1", one).await);
+    assert!(code == "RoleRefused" && retry && why.contains("role/genomics") && why.contains("trust policy"), "{why}");
+    *w.sts.error.lock().unwrap() = None;
+    assert_eq!(refused(w.credentials("n1", two).await).0, "RoleRefused");
+    assert_eq!(w.assumed(), 1);
+    w.clock.advance(Duration::seconds(11));
+    w.credentials("n1", two).await.unwrap();
+    w.credentials("n1", one).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_ends_while_aws_is_asked_gets_nothing_but_is_on_record() {
+    let w = Arc::new(World::new());
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let closed = w.sts.gate.clone().write_owned().await;
+    let caller = tokio::spawn({
+        let w = w.clone();
+        async move { w.credentials("n1", session).await }
+    });
+    w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
+    w.vending.close("root", session).await.unwrap();
+    drop(closed);
+    let (code, retry, why) = refused(caller.await.unwrap());
+    assert!(code == "SessionEnded" && !retry && why.contains("closed by root"), "{why}");
+    let of = crate::store::IssuedTo::Session(session);
+    assert_eq!(w.store.list_issuances(&of, crate::store::conformance::T0, None).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_wastes_no_assumerole() {
+    let w = Arc::new(World::new());
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let closed = w.sts.gate.clone().write_owned().await;
+    let caller = tokio::spawn({
+        let w = w.clone();
+        async move { w.credentials("n1", session).await }
+    });
+    w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
+    caller.abort();
+    assert!(caller.await.unwrap_err().is_cancelled());
+    drop(closed);
+    w.credentials("n1", session).await.unwrap();
+    assert_eq!(w.assumed(), 1);
+}
+
+#[tokio::test]
+async fn expired_nonsense_from_aws_is_not_served() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let mut map = map();
+    map.projects
+        .get_mut(&"genomics".parse().unwrap())
+        .unwrap()
+        .get_mut(&Default::default())
+        .unwrap()
+        .duration_seconds = 0;
+    w.vending.projects().replace(map);
+    let (code, retry, why) = refused(w.credentials("n1", session).await);
+    assert!(code == "Unavailable" && retry && why.contains("expired already"), "{why}");
+}

@@ -1,0 +1,331 @@
+//! A small world: cluster `lab` with nodes n1, n2; alice and bob; projects genomics and climate.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use credd_protocol::credentials::Credentials;
+use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, Event, OpenRequest, OpenResponse};
+use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, Secret, SessionId, Uid};
+use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
+use tokio::sync::{broadcast, watch};
+
+use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
+use crate::clock::Clock;
+use crate::deny::{Denier, DenyError};
+use crate::events::Events;
+use crate::projects::{ProjectMap, Projects, Role};
+use crate::refusal::Refusal;
+use crate::source::{AssumeRequest, Assumed, Source, SourceError};
+use crate::store::conformance::T0;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Revocation, Session, Store};
+use crate::vending::{AddressCheck, Cluster, Head, Node, Parts, Vending};
+
+pub struct TestClock(AtomicI64);
+
+impl TestClock {
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.whole_microseconds() as i64, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> OffsetDateTime {
+        T0 + Duration::microseconds(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[derive(Default)]
+pub struct Slurm {
+    pub jobs: Mutex<HashMap<JobId, JobFacts>>,
+    /// Missing in `all_jobs`, although there.
+    pub unlisted: Mutex<HashSet<JobId>>,
+    pub down: Mutex<Option<AttestError>>,
+    pub unenforced: Mutex<Option<String>>,
+    pub addresses: Mutex<HashMap<NodeName, String>>,
+    pub asked_job: AtomicUsize,
+    pub asked_all: AtomicUsize,
+    pub asked_accounts: AtomicUsize,
+    pub asked_address: AtomicUsize,
+}
+
+impl Slurm {
+    fn up(&self) -> Result<(), AttestError> {
+        self.down.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    pub fn run(&self, id: u32, user: &str, account: &str, nodes: &[&str]) -> JobId {
+        let job = JobId::try_from(id).unwrap();
+        let facts = JobFacts {
+            job,
+            restart: 0,
+            user: user.parse().unwrap(),
+            uid: uid_of(user),
+            account: Some(account.parse().unwrap()),
+            partition: "batch".parse().unwrap(),
+            nodes: nodes.iter().map(|n| n.parse().unwrap()).collect(),
+            state: JobState::Running,
+        };
+        self.jobs.lock().unwrap().insert(job, facts);
+        job
+    }
+
+    pub fn change(&self, id: u32, change: impl FnOnce(&mut JobFacts)) {
+        change(self.jobs.lock().unwrap().get_mut(&JobId::try_from(id).unwrap()).unwrap());
+    }
+
+    pub fn gone(&self, id: u32) {
+        self.jobs.lock().unwrap().remove(&JobId::try_from(id).unwrap());
+    }
+
+    pub fn silent(&self) {
+        *self.down.lock().unwrap() =
+            Some(AttestError::Unavailable { cluster: "lab".parse().unwrap(), why: "connection refused".into() });
+    }
+
+    pub fn back(&self) {
+        *self.down.lock().unwrap() = None;
+    }
+}
+
+#[async_trait]
+impl Attestor for Slurm {
+    async fn job(&self, job: JobId) -> Result<Answer, AttestError> {
+        self.asked_job.fetch_add(1, Ordering::SeqCst);
+        self.up()?;
+        Ok(self.jobs.lock().unwrap().get(&job).cloned().map_or(Answer::Absent, Answer::Known))
+    }
+
+    async fn all_jobs(&self) -> Result<Vec<JobFacts>, AttestError> {
+        self.asked_all.fetch_add(1, Ordering::SeqCst);
+        self.up()?;
+        let unlisted = self.unlisted.lock().unwrap().clone();
+        let jobs = self.jobs.lock().unwrap();
+        Ok(jobs.values().filter(|f| f.state != JobState::Over && !unlisted.contains(&f.job)).cloned().collect())
+    }
+
+    async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError> {
+        self.asked_address.fetch_add(1, Ordering::SeqCst);
+        self.up()?;
+        Ok(self.addresses.lock().unwrap().get(node).cloned())
+    }
+
+    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
+        self.asked_accounts.fetch_add(1, Ordering::SeqCst);
+        self.up()?;
+        Ok(self.unenforced.lock().unwrap().clone())
+    }
+}
+
+pub struct Sts {
+    clock: Arc<TestClock>,
+    pub requests: Mutex<Vec<AssumeRequest>>,
+    /// How many have been asked for; tests wait on it.
+    pub calls: watch::Sender<usize>,
+    /// A test that holds this for writing holds AWS.
+    pub gate: Arc<tokio::sync::RwLock<()>>,
+    pub error: Mutex<Option<SourceError>>,
+}
+
+#[async_trait]
+impl Source for Sts {
+    async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
+        let issued = self.clock.now();
+        let number = {
+            let mut requests = self.requests.lock().unwrap();
+            requests.push(request.clone());
+            requests.len()
+        };
+        self.calls.send_replace(number);
+        let _open = self.gate.read().await;
+        if let Some(error) = self.error.lock().unwrap().clone() {
+            return Err(error);
+        }
+        Ok(Assumed {
+            credentials: Credentials {
+                access_key_id: format!("ASIA{number}"),
+                secret_access_key: Secret::new("canary-secret".into()),
+                token: Secret::new("canary-token".into()),
+                expiration: issued + Duration::seconds(request.duration_seconds.into()),
+                role_arn: request.role_arn.clone(),
+                account_id: None,
+            },
+            role_id: format!("AROA{}", request.role_arn.role_name()),
+            issued,
+        })
+    }
+
+    async fn identity(&self) -> Result<String, SourceError> {
+        Ok("arn:aws:iam::123456789012:role/credvend".into())
+    }
+}
+
+#[derive(Default)]
+pub struct Iam {
+    pub policies: Mutex<HashMap<RoleArn, Vec<Revocation>>>,
+    pub error: Mutex<Option<DenyError>>,
+    pub calls: AtomicUsize,
+}
+
+#[async_trait]
+impl Denier for Iam {
+    async fn project(&self, role: &RoleArn, entries: &[Revocation]) -> Result<(), DenyError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Some(error) = self.error.lock().unwrap().clone() {
+            return Err(error);
+        }
+        let mut policies = self.policies.lock().unwrap();
+        if entries.is_empty() {
+            policies.remove(role);
+        } else {
+            policies.insert(role.clone(), entries.to_vec());
+        }
+        Ok(())
+    }
+}
+
+impl Iam {
+    /// The user ids that the role's policy denies.
+    pub fn denied(&self, role: &str) -> Vec<String> {
+        let policies = self.policies.lock().unwrap();
+        let mut ids: Vec<String> =
+            policies.get(&arn(role)).map_or(vec![], |entries| entries.iter().map(|e| e.userid.clone()).collect());
+        ids.sort();
+        ids
+    }
+}
+
+pub struct World {
+    pub vending: Arc<Vending>,
+    pub slurm: Arc<Slurm>,
+    pub sts: Arc<Sts>,
+    pub iam: Arc<Iam>,
+    pub clock: Arc<TestClock>,
+    pub store: Arc<dyn Store>,
+    pub events: broadcast::Receiver<Event>,
+    _dir: TempDir,
+}
+
+pub fn arn(name: &str) -> RoleArn {
+    format!("arn:aws:iam::123456789012:role/{name}").parse().unwrap()
+}
+
+fn uid_of(user: &str) -> Uid {
+    Uid(1000 + user.bytes().map(u32::from).sum::<u32>())
+}
+
+pub fn map() -> ProjectMap {
+    let mut map = ProjectMap::default();
+    for (project, account) in [("genomics", "genomics"), ("Climate", "climate")] {
+        let role = Role { arn: arn(account), duration_seconds: 3600, source_identity: false, session_tags: false };
+        let train =
+            Role { arn: arn(&format!("{account}-train")), source_identity: true, session_tags: true, ..role.clone() };
+        let roles = [("default", role), ("train", train)].map(|(name, role)| (name.parse().unwrap(), role));
+        map.projects.insert(project.parse().unwrap(), roles.into());
+        map.accounts.insert(account.parse().unwrap(), project.parse().unwrap());
+    }
+    map
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    pub fn with(change: impl FnOnce(&mut Cluster)) -> Self {
+        let dir = TempDir::new().unwrap();
+        let clock = Arc::new(TestClock(AtomicI64::new(0)));
+        let slurm = Arc::new(Slurm::default());
+        let sts = Arc::new(Sts {
+            clock: clock.clone(),
+            requests: Mutex::default(),
+            calls: watch::Sender::new(0),
+            gate: Arc::default(),
+            error: Mutex::default(),
+        });
+        let iam = Arc::new(Iam::default());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+        let events = Arc::new(Events::new("epoch".into()));
+        let mut lab = Cluster {
+            attestor: Some(slurm.clone()),
+            trust_unenforced_accounts: false,
+            node_address_check: AddressCheck::Off,
+        };
+        change(&mut lab);
+        let hpc = Cluster { attestor: None, trust_unenforced_accounts: false, node_address_check: AddressCheck::Off };
+        let (_, receiver) = events.subscribe();
+        let vending = Vending::new(Parts {
+            store: store.clone(),
+            clusters: [("lab", lab), ("hpc", hpc)].map(|(name, c)| (name.parse().unwrap(), c)).into(),
+            source: sts.clone(),
+            denier: iam.clone(),
+            projects: Arc::new(Projects::new(map())),
+            events,
+            clock: clock.clone(),
+        });
+        World { vending: Arc::new(vending), slurm, sts, iam, clock, store, events: receiver, _dir: dir }
+    }
+
+    /// The session of a job as its node `n1` opens it.
+    pub async fn open(&self, id: u32) -> OpenResponse {
+        self.try_open("n1", id).await.unwrap()
+    }
+
+    pub async fn try_open(&self, name: &str, id: u32) -> Result<OpenResponse, Refusal> {
+        self.vending.open_for_node(&node(name), &self.record(id)).await
+    }
+
+    /// What a truthful node has on record.
+    pub fn record(&self, id: u32) -> OpenRequest {
+        let job = JobId::try_from(id).unwrap();
+        match self.slurm.jobs.lock().unwrap().get(&job) {
+            Some(f) => OpenRequest { job, restart: f.restart, uid: f.uid, account: f.account.clone() },
+            None => OpenRequest { job, restart: 0, uid: Uid(1), account: None },
+        }
+    }
+
+    pub async fn credentials(&self, name: &str, session: SessionId) -> Result<CredentialsResponse, Refusal> {
+        self.role(name, session, "default", 0).await
+    }
+
+    pub async fn role(
+        &self,
+        name: &str,
+        session: SessionId,
+        role: &str,
+        min_life_seconds: u32,
+    ) -> Result<CredentialsResponse, Refusal> {
+        let request = CredentialsRequest { role: role.parse().unwrap(), min_life_seconds };
+        self.vending.credentials_for_node(&node(name), session, &request).await
+    }
+
+    pub async fn session(&self, id: SessionId) -> Session {
+        self.store.get(id).await.unwrap().unwrap()
+    }
+
+    pub fn assumed(&self) -> usize {
+        self.sts.requests.lock().unwrap().len()
+    }
+}
+
+pub fn node(name: &str) -> Node {
+    Node { cluster: lab(), name: name.parse().unwrap(), peer: Some(IpAddr::from([10, 77, 0, 11])) }
+}
+
+pub fn lab() -> ClusterName {
+    "lab".parse().unwrap()
+}
+
+pub fn head() -> Head {
+    Head { cluster: lab() }
+}
+
+/// The refusal's code, whether it may pass, and its text.
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Refusal>) -> (&'static str, bool, String) {
+    let refusal = result.expect_err("must be refused");
+    (refusal.code(), refusal.retry(), refusal.to_string())
+}
