@@ -7,6 +7,7 @@ use credd_protocol::RoleArn;
 use crate::store::Revocation;
 
 pub mod iam;
+pub mod policy;
 
 /// Why a role's policy could not be brought up to date.
 #[derive(Debug, Clone, thiserror::Error)]

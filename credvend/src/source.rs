@@ -5,6 +5,8 @@ use credd_protocol::credentials::Credentials;
 use credd_protocol::{RoleArn, SessionId};
 use time::OffsetDateTime;
 
+pub mod aws;
+pub mod failure;
 pub mod sts;
 
 /// What is asked of the source.

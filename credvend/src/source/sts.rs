@@ -1,1 +1,182 @@
 //! AssumeRole through STS.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
+use aws_sdk_sts::types::Tag;
+use credd_protocol::credentials::Credentials;
+use credd_protocol::{RoleArn, Secret};
+use time::{Duration, OffsetDateTime};
+
+use super::aws::Aws;
+use super::failure::{Failure, Kind};
+use super::{AssumeRequest, Assumed, Source, SourceError};
+use crate::clock::{Clock, SystemClock};
+
+/// How far AWS' clock and ours may differ before an expiry makes no sense.
+const SKEW: Duration = Duration::minutes(5);
+/// The longest part of a document that is taken: session tokens have some 1,000 characters, 4,096 were announced.
+const MAX_PART: usize = 8192;
+
+/// STS.
+pub struct StsSource {
+    aws: Arc<Aws>,
+    clock: Arc<dyn Clock>,
+}
+
+impl StsSource {
+    /// Over credvend's standing in AWS.
+    pub fn new(aws: Arc<Aws>) -> Self {
+        Self::with_clock(aws, Arc::new(SystemClock))
+    }
+
+    /// With another clock than the system's.
+    pub fn with_clock(aws: Arc<Aws>, clock: Arc<dyn Clock>) -> Self {
+        StsSource { aws, clock }
+    }
+
+    /// Why AWS said no, and what to do.
+    async fn explain(&self, request: &AssumeRequest, failure: &Failure) -> SourceError {
+        let role = &request.role_arn;
+        match failure.kind {
+            Kind::Denied => SourceError::Refused(self.denied(role, failure).await),
+            Kind::Invalid => SourceError::Refused(invalid(request, failure)),
+            Kind::NotFound => SourceError::Refused(format!("{role} does not exist (AWS says: {})", failure.words)),
+            Kind::Quota | Kind::Own | Kind::Throttled | Kind::Passing => {
+                SourceError::Unavailable(failure.sentence("STS"))
+            }
+        }
+    }
+
+    async fn denied(&self, role: &RoleArn, failure: &Failure) -> String {
+        let action = ["sts:TagSession", "sts:SetSourceIdentity"]
+            .into_iter()
+            .find(|action| failure.words.contains(action))
+            .unwrap_or("sts:AssumeRole");
+        let opt_in = match action {
+            "sts:TagSession" => "; it is needed since session-tags is on for this role in projects.toml",
+            "sts:SetSourceIdentity" => "; it is needed since source-identity is on for this role in projects.toml",
+            _ => "",
+        };
+        let (who, elsewhere) = match self.aws.identity().await {
+            Ok(identity) => (identity.principal(), identity.account != role.account_id()),
+            Err(_) => ("credvend's own identity, which AWS does not tell right now".to_owned(), false),
+        };
+        let own = if elsewhere {
+            format!("; the role is in another AWS account, so credvend's own policy must allow {action} on it too")
+        } else {
+            String::new()
+        };
+        format!(
+            "the trust policy of {role} must allow {action} to {who}{opt_in}{own}; or there is no such role, or a policy forbids it (AWS says: {})",
+            failure.words
+        )
+    }
+}
+
+/// A request that AWS finds invalid: in practice a duration.
+fn invalid(request: &AssumeRequest, failure: &Failure) -> String {
+    let AssumeRequest { role_arn: role, duration_seconds: duration, .. } = request;
+    let words = failure.words.to_lowercase();
+    let remedy = if words.contains("role chaining") {
+        "credvend's own credentials are those of a role, and AWS lets a role give at most 3600 seconds of another; set duration-seconds = 3600 or less for it in projects.toml, or run credvend as an IAM user or with Roles Anywhere or web identity as its only role"
+    } else if words.contains("maxsessionduration") || words.contains("durationseconds") {
+        "set a shorter duration-seconds for it in projects.toml, or raise the role's maximum session duration in IAM"
+    } else if words.contains("packed") {
+        "its session tags are too long together; shorten the names in them, or switch session-tags off for it"
+    } else if words.contains("regiondisabled") {
+        "STS is not activated in credvend's region for that account; activate it, or set another region"
+    } else {
+        "look at its entry in projects.toml"
+    };
+    format!(
+        "AWS does not accept the request for {role} with {duration} seconds: {remedy} (AWS says: {})",
+        failure.words
+    )
+}
+
+#[async_trait]
+impl Source for StsSource {
+    async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
+        let issued = self.clock.now();
+        let tags: Result<Vec<Tag>, _> =
+            request.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
+        let tags =
+            tags.map_err(|error| SourceError::Refused(format!("session tags of {}: {error}", request.role_arn)))?;
+        let call = self
+            .aws
+            .sts()
+            .assume_role()
+            .role_arn(request.role_arn.as_str())
+            .role_session_name(&request.session_name)
+            .duration_seconds(i32::try_from(request.duration_seconds).unwrap_or(i32::MAX))
+            .set_source_identity(request.source_identity.clone())
+            .set_tags((!tags.is_empty()).then_some(tags));
+        let answer = match self.aws.within(call.send()).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(error)) => return Err(self.explain(request, &Failure::of(&error)).await),
+            None => return Err(SourceError::Unavailable(self.aws.late("STS"))),
+        };
+        read(request, issued, answer).map_err(|why| {
+            SourceError::Unavailable(format!(
+                "AWS STS gave an answer for {} that cannot be used: {why}",
+                request.role_arn
+            ))
+        })
+    }
+
+    async fn identity(&self) -> Result<String, SourceError> {
+        Ok(self.aws.identity().await?.arn)
+    }
+}
+
+/// Takes an answer only if it is whole and about what was asked: never an empty document, never somebody else's.
+fn read(request: &AssumeRequest, issued: OffsetDateTime, answer: AssumeRoleOutput) -> Result<Assumed, String> {
+    let given = answer.credentials.ok_or("it has no credentials")?;
+    let part = |what: &str, text: &str| {
+        let good = !text.is_empty() && text.len() <= MAX_PART && text.bytes().all(|b| b.is_ascii_graphic());
+        if good { Ok(()) } else { Err(format!("its {what} is empty, too long or not visible ASCII")) }
+    };
+    part("AccessKeyId", &given.access_key_id)?;
+    part("SecretAccessKey", &given.secret_access_key)?;
+    part("SessionToken", &given.session_token)?;
+    let expiration =
+        OffsetDateTime::from_unix_timestamp(given.expiration.secs()).map_err(|_| "its Expiration is no time")?;
+    if expiration <= issued {
+        return Err(format!("it expired at {expiration}, and here it is {issued}: is credvend's clock right?"));
+    }
+    let latest = issued + Duration::seconds(i64::from(request.duration_seconds)) + SKEW;
+    if expiration > latest {
+        return Err(format!(
+            "it lives until {expiration}, longer than asked for: is credvend's clock ({issued}) right?"
+        ));
+    }
+    let user = answer.assumed_role_user.ok_or("it does not say whose they are")?;
+    let (role_id, name) = user.assumed_role_id.split_once(':').ok_or("its AssumedRoleId has no session name")?;
+    part("AssumedRoleId", role_id)?;
+    if name != request.session_name {
+        return Err("its session name is not the one that was asked for".into());
+    }
+    let role = &request.role_arn;
+    let arn = format!("arn:{}:sts::{}:assumed-role/{}/{name}", role.partition(), role.account_id(), role.role_name());
+    if user.arn != arn {
+        return Err("its ARN is not that of the role that was asked for".into());
+    }
+    Ok(Assumed {
+        role_id: role_id.to_owned(),
+        issued,
+        credentials: Credentials {
+            access_key_id: given.access_key_id,
+            secret_access_key: Secret::new(given.secret_access_key),
+            token: Secret::new(given.session_token),
+            expiration,
+            role_arn: role.clone(),
+            account_id: Some(role.account_id().to_owned()),
+        },
+    })
+}
+
+#[cfg(test)]
+#[path = "sts_tests.rs"]
+mod tests;

@@ -1,0 +1,277 @@
+//! credvend's own standing in AWS: region, endpoints, its own credentials, one HTTP client for STS and IAM.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
+use aws_config::{AppName, BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_smithy_http_client::tls;
+use credd_protocol::Region;
+use tokio::sync::{Mutex, Semaphore};
+
+use super::SourceError;
+use super::failure::Failure;
+
+/// How long calls to AWS may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AwsTimeouts {
+    /// To open a connection.
+    pub connect: Duration,
+    /// For one attempt, connection included.
+    pub attempt: Duration,
+    /// For everything: waiting for a free place, credvend's own credentials, all attempts and the pauses between them.
+    pub total: Duration,
+}
+
+impl Default for AwsTimeouts {
+    fn default() -> Self {
+        AwsTimeouts {
+            connect: Duration::from_millis(1500),
+            attempt: Duration::from_millis(2500),
+            total: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How to reach AWS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwsOptions {
+    /// The region whose STS is asked; it also tells the AWS partition.
+    pub region: Region,
+    /// Instead of the region's own STS endpoint.
+    pub sts_endpoint: Option<String>,
+    /// Instead of the partition's IAM endpoint.
+    pub iam_endpoint: Option<String>,
+    /// Take credvend's own credentials from a metadata service (EC2's, or a container's) if nothing else gives any.
+    /// Every local user can read EC2's unless the administrators prevent it, and then be credvend.
+    pub allow_instance_metadata: bool,
+    /// Deadlines.
+    pub timeouts: AwsTimeouts,
+    /// Attempts at most for one call, the first included.
+    pub attempts: u32,
+    /// Calls at the same time; others wait within their deadline.
+    pub concurrency: usize,
+}
+
+impl AwsOptions {
+    /// This region with everything else as usual.
+    pub fn new(region: Region) -> Self {
+        AwsOptions {
+            region,
+            sts_endpoint: None,
+            iam_endpoint: None,
+            allow_instance_metadata: false,
+            timeouts: AwsTimeouts::default(),
+            attempts: 3,
+            concurrency: 64,
+        }
+    }
+}
+
+/// Who credvend is in AWS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// As GetCallerIdentity says: a user, or an assumed role's session.
+    pub arn: String,
+    /// The twelve digits of its account.
+    pub account: String,
+}
+
+impl Identity {
+    /// What a trust policy names: of an assumed role's session the role itself. The session's ARN does not show the
+    /// role's path, so a role with one must be named with it.
+    pub fn principal(&self) -> String {
+        let mut parts = self.arn.splitn(6, ':');
+        let (Some("arn"), Some(partition), Some("sts"), _, Some(account), Some(resource)) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return self.arn.clone();
+        };
+        match resource.strip_prefix("assumed-role/").and_then(|r| r.split('/').next()) {
+            Some(role) => format!("arn:{partition}:iam::{account}:role/{role} (with its path, if it has one)"),
+            None => self.arn.clone(),
+        }
+    }
+}
+
+/// One per process: STS and IAM share its connections, its credentials and its limit.
+pub struct Aws {
+    options: AwsOptions,
+    config: SdkConfig,
+    sts: aws_sdk_sts::Client,
+    places: Semaphore,
+    identity: Mutex<Option<Identity>>,
+}
+
+impl Aws {
+    /// Reads the SDK's environment variables and profile files. No network: AWS may be reachable later.
+    pub async fn load(options: AwsOptions) -> Arc<Self> {
+        Self::build(options, None).await
+    }
+
+    /// With these credentials of its own, whatever the environment has.
+    pub async fn with_credentials(options: AwsOptions, own: impl ProvideCredentials + 'static) -> Arc<Self> {
+        Self::build(options, Some(SharedCredentialsProvider::new(own))).await
+    }
+
+    async fn build(options: AwsOptions, own: Option<SharedCredentialsProvider>) -> Arc<Self> {
+        let tls = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+        let http = aws_smithy_http_client::Builder::new().tls_provider(tls).build_https();
+        let region = aws_config::Region::new(options.region.as_str().to_owned());
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(options.timeouts.connect)
+            .operation_attempt_timeout(options.timeouts.attempt)
+            .build();
+        // The SDK starts with up to 1 s between attempts, which would leave no time for a third.
+        let retry = RetryConfig::standard()
+            .with_max_attempts(options.attempts.max(1))
+            .with_initial_backoff(Duration::from_millis(200))
+            .with_max_backoff(Duration::from_secs(1));
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(region.clone())
+            .http_client(http.clone())
+            .timeout_config(timeouts)
+            .retry_config(retry);
+        if let Ok(name) = AppName::new("credvend") {
+            loader = loader.app_name(name);
+        }
+        if let Some(own) = own {
+            loader = loader.credentials_provider(own);
+        } else if !options.allow_instance_metadata {
+            let provider = ProviderConfig::without_region().with_region(Some(region)).with_http_client(http);
+            loader = loader.credentials_provider(without_metadata(&provider));
+        }
+        let config = loader.load().await;
+        let mut sts = aws_sdk_sts::config::Builder::from(&config);
+        if let Some(endpoint) = &options.sts_endpoint {
+            sts = sts.endpoint_url(endpoint);
+        }
+        Arc::new(Aws {
+            sts: aws_sdk_sts::Client::from_conf(sts.build()),
+            places: Semaphore::new(options.concurrency.max(1)),
+            identity: Mutex::default(),
+            options,
+            config,
+        })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &AwsOptions {
+        &self.options
+    }
+
+    pub(crate) fn sts(&self) -> &aws_sdk_sts::Client {
+        &self.sts
+    }
+
+    pub(crate) fn iam(&self) -> aws_sdk_iam::Client {
+        let mut iam = aws_sdk_iam::config::Builder::from(&self.config);
+        if let Some(endpoint) = &self.options.iam_endpoint {
+            iam = iam.endpoint_url(endpoint);
+        }
+        aws_sdk_iam::Client::from_conf(iam.build())
+    }
+
+    /// Runs calls to AWS in one of the places, within the total deadline; `None` if it passes.
+    pub(crate) async fn within<T>(&self, calls: impl Future<Output = T>) -> Option<T> {
+        let run = async {
+            // Never closed; without a place the deadline ends the wait.
+            let _place = self.places.acquire().await;
+            calls.await
+        };
+        tokio::time::timeout(self.options.timeouts.total, run).await.ok()
+    }
+
+    /// Who credvend is, by GetCallerIdentity, which needs no permission. Remembered once known: an identity does not
+    /// change under a running process, unless its configuration does.
+    ///
+    /// # Errors
+    /// No credentials of its own, or none that AWS takes, or AWS out of reach: always passing, since it is an
+    /// administrator's to mend and no job's fault.
+    pub async fn identity(&self) -> Result<Identity, SourceError> {
+        let mut known = self.identity.lock().await;
+        if let Some(identity) = known.as_ref() {
+            return Ok(identity.clone());
+        }
+        let answer = self.within(self.sts.get_caller_identity().send()).await;
+        let answer = answer.ok_or_else(|| SourceError::Unavailable(self.late("STS")))?.map_err(|error| {
+            let failure = Failure::of(&error);
+            SourceError::Unavailable(failure.sentence("STS"))
+        })?;
+        match (answer.arn, answer.account) {
+            (Some(arn), Some(account)) if !arn.is_empty() && account.len() == 12 => {
+                let identity = Identity { arn, account };
+                *known = Some(identity.clone());
+                Ok(identity)
+            }
+            _ => Err(SourceError::Unavailable("STS does not say who credvend is".into())),
+        }
+    }
+
+    pub(crate) fn late(&self, service: &str) -> String {
+        format!("AWS {service} did not answer within {:?}; it is asked again", self.options.timeouts.total)
+    }
+}
+
+/// The SDK's default chain without its last two links, the container's and the instance's metadata service, also where
+/// a profile names them.
+fn without_metadata(config: &ProviderConfig) -> CredentialsProviderChain {
+    let profile = ProfileFileCredentialsProvider::builder()
+        .configure(config)
+        .with_custom_provider("Ec2InstanceMetadata", Refuse)
+        .with_custom_provider("EcsContainer", Refuse)
+        .build();
+    CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
+        .or_else("Profile", profile)
+        .or_else("WebIdentityToken", WebIdentityTokenCredentialsProvider::builder().configure(config).build())
+        .or_else("MetadataServices", Refuse)
+}
+
+/// Stands where a metadata service would be asked.
+#[derive(Debug)]
+struct Refuse;
+
+/// What to do about it.
+pub(crate) const NO_METADATA: &str = "there are none in its environment, profile or web identity, and metadata services are not asked, since other users of the machine may read them too; give credvend a profile of its own, or set allow-instance-metadata = true";
+
+impl ProvideCredentials for Refuse {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::ready(Err(CredentialsError::invalid_configuration(NO_METADATA)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_credentials_of_its_own_credvend_says_where_they_may_come_from() {
+        let mut options = AwsOptions::new("us-east-1".parse().unwrap());
+        options.sts_endpoint = Some("http://127.0.0.1:9".into());
+        let aws = Aws::with_credentials(options, CredentialsProviderChain::first_try("MetadataServices", Refuse)).await;
+        let Err(SourceError::Unavailable(why)) = aws.identity().await else { panic!("there is no identity") };
+        assert!(why.contains("credvend's own credentials") && why.contains("allow-instance-metadata"), "{why}");
+    }
+
+    #[test]
+    fn a_trust_policy_names_the_role_and_not_its_session() {
+        let principal = |arn: &str| Identity { arn: arn.into(), account: "123456789012".into() }.principal();
+        assert_eq!(
+            principal("arn:aws-cn:sts::123456789012:assumed-role/credvend/i-0abc"),
+            "arn:aws-cn:iam::123456789012:role/credvend (with its path, if it has one)"
+        );
+        assert_eq!(principal("arn:aws:iam::123456789012:user/x/credvend"), "arn:aws:iam::123456789012:user/x/credvend");
+        assert_eq!(principal("nonsense"), "nonsense");
+    }
+}
