@@ -276,7 +276,10 @@ fn install(layout: &Layout, plan: &Plan) -> Result<Vec<(PathBuf, PathBuf)>> {
         .iter()
         .map(|file| (etc.join(file), Path::new("/etc").join(file)))
         .collect();
-    binds.push((etc.join("slurm"), "/etc/slurm".into()));
+    // For who forgets SLURM_CONF; not every package makes the directory.
+    if Path::new("/etc/slurm").is_dir() {
+        binds.push((etc.join("slurm"), "/etc/slurm".into()));
+    }
     if plan.aws {
         binds.push((software::python_environment()?, layout.run.join("venv")));
         software::install_aws_cli(layout)?;

@@ -34,7 +34,13 @@ pub fn prepare(head: &Host, cluster: &str) -> Result<()> {
 fn make_template(head: &Host, data: &Path, cluster: &str, fresh: &Path) -> Result<()> {
     eprintln!("testbed: making the accounting database (once)");
     run(Command::new("mariadb-install-db")
-        .args(["--no-defaults", "--user=mysql", "--auth-root-authentication-method=socket", "--skip-test-db"])
+        .args([
+            "--no-defaults",
+            "--user=mysql",
+            "--auth-root-authentication-method=socket",
+            "--skip-test-db",
+            "--skip-name-resolve",
+        ])
         .args(daemons::MARIADB_SIZES)
         .arg(format!("--datadir={}", data.display())))?;
     let sql = head.layout.run.join("etc/accounting.sql");

@@ -98,7 +98,7 @@ impl Host {
     /// The same with more environment.
     pub fn command_with(&self, user: &str, env: &[(&str, &str)], argv: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.pid.to_string(), "-m", "-u", "-n", "-i", "-p", "--", "setpriv"]);
+        command.args(["-t", &self.pid.to_string(), "-m", "-r", "-u", "-n", "-i", "-p", "--", "setpriv"]);
         command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--init-groups"]);
         command.args(["env", "-i", "-C"]).arg(self.layout.home_of(user));
         for (name, value) in self.layout.login_environment(user) {

@@ -31,7 +31,7 @@ pub struct HostSpec {
     pub name: String,
     /// Where its init listens.
     pub socket: PathBuf,
-    /// Files and directories to show in place of others: (what, where). A place that the machine lacks is passed over.
+    /// Files and directories to show in place of others: (what, where).
     pub binds: Vec<(PathBuf, PathBuf)>,
 }
 
@@ -41,7 +41,7 @@ pub fn run(spec: &HostSpec) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     make_private_view(spec)?;
     let _ = fs::remove_file(&spec.socket);
-    let control = UnixListener::bind(&spec.socket)?;
+    let control = UnixListener::bind(&spec.socket).with_context(|| spec.socket.display().to_string())?;
     fs::set_permissions(&spec.socket, fs::Permissions::from_mode(0o600))?;
     println!("ready");
     std::io::stdout().flush()?;
@@ -55,12 +55,10 @@ fn make_private_view(spec: &HostSpec) -> Result<()> {
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))
         .context("/run")?;
     for (what, place) in &spec.binds {
-        if place.exists() {
-            mount(Some(what), place, none, MsFlags::MS_BIND, none)
-                .with_context(|| format!("bind {} on {}", what.display(), place.display()))?;
-        }
+        mount(Some(what), place, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("show {} in place of {}, which must exist", what.display(), place.display()))?;
     }
-    nix::unistd::sethostname(&spec.name)?;
+    nix::unistd::sethostname(&spec.name).context("host name")?;
     Ok(())
 }
 

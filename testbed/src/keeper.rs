@@ -63,6 +63,8 @@ fn hold(hosts: &str) -> Result<()> {
 /// A host: new namespaces, and an init in them whose process id (as seen from here) is printed when it is ready.
 pub fn host(spec: &str) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // Asked for now: from within other mounts the kernel names it differently.
+    let program = std::env::current_exe()?;
     unshare(
         CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWNS
@@ -71,12 +73,13 @@ pub fn host(spec: &str) -> Result<()> {
             | CloneFlags::CLONE_NEWPID,
     )
     .context("new namespaces (this needs root)")?;
-    let mut init = Command::new(std::env::current_exe()?)
+    let mut init = Command::new(program)
         .args(["init", spec])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .process_group(0)
-        .spawn()?;
+        .spawn()
+        .context("the host's init")?;
     let mut line = String::new();
     BufReader::new(init.stdout.take().context("piped")?).read_line(&mut line)?;
     if line.trim() == "ready" {

@@ -50,7 +50,7 @@ pub fn write_enter(cluster: &Cluster) -> Result<PathBuf> {
              case \"$1\" in\n{cases}    *) echo \"usage: enter HOST USER [COMMAND...]\" >&2; exit 64 ;;\nesac\n\
              user=${{2:-root}}; shift 2\n[ $# -gt 0 ] || set -- bash -i\n\
              home={run}/home/$user; [ -d \"$home\" ] || home=/\n\
-             exec nsenter -t \"$pid\" -m -u -n -i -p -- setpriv --reuid=\"$user\" --regid=\"$user\" --init-groups \\\n    \
+             exec nsenter -t \"$pid\" -m -r -u -n -i -p -- setpriv --reuid=\"$user\" --regid=\"$user\" --init-groups \\\n    \
              env -i -C \"$home\" HOME=\"$home\" USER=\"$user\" LOGNAME=\"$user\" TERM=\"$TERM\"{environment} \"$@\"\n",
             run = cluster.run_dir().display(),
         ),

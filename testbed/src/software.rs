@@ -130,7 +130,8 @@ pub fn install_aws_cli(layout: &Layout) -> Result<()> {
 pub fn run(command: &mut Command) -> Result<()> {
     let done = command.output().with_context(|| format!("{:?}", command.get_program()))?;
     if !done.status.success() {
-        bail!("{command:?}: {}\n{}", done.status, String::from_utf8_lossy(&done.stderr).trim());
+        let said = [done.stdout, done.stderr].concat();
+        bail!("{command:?}: {}\n{}", done.status, String::from_utf8_lossy(&said).trim());
     }
     Ok(())
 }
