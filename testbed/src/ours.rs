@@ -87,7 +87,7 @@ pub(crate) fn start_credd(cluster: &Cluster, node: &Host) -> Result<()> {
     // What the socket unit does on a real node: the port is taken before anything else runs, and stays taken.
     node.listen("http", Listener::Tcp(([127, 0, 0, 1], CREDD_PORT).into()))?;
     let program = node.layout.run.join("bin/credd").display().to_string();
-    let argv = vec![program, "--config".to_owned(), etc.display().to_string()];
+    let argv = vec![program, "run".to_owned(), "--config".to_owned(), etc.display().to_string()];
     let mut credd = service(node, "credd", argv);
     credd.env.retain(|(name, _)| !name.starts_with("AWS_"));
     credd.env.extend(plan.credd_env.iter().cloned());

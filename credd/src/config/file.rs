@@ -313,6 +313,34 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_example_is_in_order_and_states_the_defaults() {
+        let shipped = include_str!("../../../packaging/credd.toml");
+        let plain = parse(shipped).unwrap();
+        let is_option = |line: &str| line.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains(" = ");
+        // These have no default, or exclude one another.
+        let optional = ["cluster", "node", "ca-file", "certificate", "key", "socket", "max-unheard"];
+        let uncommented: Vec<&str> = shipped
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(option) if is_option(option) && !optional.iter().any(|name| option.starts_with(name)) => option,
+                _ => line,
+            })
+            .collect();
+        assert!(uncommented.iter().filter(|line| is_option(line)).count() >= 13);
+        let full = parse(&uncommented.join("\n")).unwrap();
+        assert_eq!(serde_json::to_string(&full).unwrap(), serde_json::to_string(&plain).unwrap());
+        // Every option there is stands in the example.
+        let unknown = parse("x = 1\n[credvend]\nx = 1\n[munge]\nx = 1\n[http]\nx = 1\n[cache]\nx = 1\n[log]\nx = 1");
+        for problem in unknown.unwrap_err() {
+            for name in problem.text.split_once("known here: ").map_or("", |(_, known)| known).split(", ") {
+                let here = |line: &str| line.trim_start_matches('#').starts_with(&format!("{name} = "));
+                let section = format!("[{name}]");
+                assert!(name.is_empty() || shipped.lines().any(|line| here(line) || line == section), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn every_problem_is_listed_with_its_line() {
         let found = lines(
             "cluster = \"a b\"\nuser = 7\nrun-dir = \"run\"\ncolour = 1\n[credvend]\nurl = \"http://head:1\"\npin = \"x\"\n\
