@@ -1,7 +1,31 @@
-//! The project map: which project has which roles.
+//! The project map: which project has which roles, as `projects.toml` declares it.
+//!
+//! ```toml
+//! [projects.genomics]
+//! role-arn = "arn:aws:iam::123456789012:role/genomics"   # the role named "default": the seed's RoleArn
+//! duration = "1h"                                        # 15m to 12h, 1h if absent
+//!
+//! [projects.genomics.roles.train]
+//! role-arn = "arn:aws:iam::123456789012:role/team/train"
+//! source-identity = true                                 # the role must trust sts:SetSourceIdentity
+//! session-tags = true                                    # the role must trust sts:TagSession
+//!
+//! [projects.Climate]
+//! account = "climate"                                    # Slurm writes accounts in lower case
+//! role-arn = "arn:aws-us-gov:iam::123456789012:role/climate"
+//! ```
+//!
+//! A project id is a Slurm account, or what a head states as `projectId`; case matters there. Slurm does not keep it, so
+//! an id with capitals names its `account` itself.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+
+pub mod edit;
+mod parse;
+
+pub use parse::{Problem, parse};
 
 use credd_protocol::{ProjectId, RoleArn, RoleName};
 
@@ -31,6 +55,14 @@ pub struct ProjectMap {
 }
 
 impl ProjectMap {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub fn load(path: &Path) -> Result<Self, Vec<Problem>> {
+        parse(&edit::read(path)?)
+    }
+
     /// The project that a head names. Case matters.
     pub fn by_id(&self, project: &ProjectId) -> Option<&Roles> {
         self.projects.get(project)
@@ -53,6 +85,23 @@ impl Projects {
         Projects(RwLock::new(Arc::new(map)))
     }
 
+    /// Starts with a file's map.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, at once.
+    pub fn load(path: &Path) -> Result<Self, Vec<Problem>> {
+        ProjectMap::load(path).map(Projects::new)
+    }
+
+    /// Puts the file's map in force, as it is now.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file; the map in force stays.
+    pub fn reload(&self, path: &Path) -> Result<(), Vec<Problem>> {
+        self.replace(ProjectMap::load(path)?);
+        Ok(())
+    }
+
     /// The map in force.
     pub fn current(&self) -> Arc<ProjectMap> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -63,3 +112,6 @@ impl Projects {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
     }
 }
+
+#[cfg(test)]
+mod tests;
