@@ -115,9 +115,9 @@ fn projects_toml(cluster: &Cluster) -> String {
     let role = |name: &str| format!("arn:aws:iam::{}:role/projects/{name}", crate::pretend_aws::ACCOUNT);
     let mut text = String::new();
     for project in people::PROJECTS.iter().chain(&["locked"]) {
-        text.push_str(&format!("[{project}.default]\nrole-arn = \"{}\"\n", role(project)));
+        text.push_str(&format!("[projects.{project}]\nrole-arn = \"{}\"\n", role(project)));
         for extra in plan.more_roles.iter().filter(|extra| extra.project == *project) {
-            text.push_str(&format!("[{project}.{}]\nrole-arn = \"{}\"\n", extra.name, role(&extra.name)));
+            text.push_str(&format!("[projects.{project}.roles.{}]\nrole-arn = \"{}\"\n", extra.name, role(&extra.name)));
         }
     }
     text
