@@ -1,9 +1,43 @@
 //! The server process: HTTP for the jobs, the users' socket, the cache, and the way to credvend. It has no powers.
+//!
+//! One thread, one [`Server`] that all tasks share. [`cache`], [`freshness`], [`gate`] and [`jobs`] decide and do no I/O;
+//! [`session`] and [`vend`] carry out; [`http`], [`users`], [`keeper`] and [`credvend`] are the four faces.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::BufReader;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::config::Config;
+use crate::control::{ToKeeper, ToServer};
+
+mod answer;
+mod backoff;
+mod cache;
+mod clock;
+mod credvend;
+mod denials;
+mod freshness;
+mod gate;
+mod http;
+mod jobs;
+mod keeper;
+mod session;
+mod settings;
+mod status;
+mod trouble;
+mod users;
+mod vend;
+mod whois;
+
+#[cfg(test)]
+mod tests;
 
 /// The sockets that the keeper hands over, bound and listening.
 #[derive(Debug)]
@@ -14,10 +48,178 @@ pub struct Listeners {
     pub user: UnixListener,
 }
 
+/// How long a stop waits for answers under way.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What all tasks share.
+struct Server {
+    settings: settings::Settings,
+    keeper: Rc<keeper::Keeper>,
+    credvend: credvend::Credvend,
+    clock: Rc<dyn clock::Clock>,
+    dice: Rc<dyn clock::Dice>,
+    whois: Box<dyn whois::WhoIs>,
+    hosts: gate::Hosts,
+    jobs: RefCell<jobs::Jobs>,
+    cache: RefCell<cache::Cache>,
+    loads: RefCell<HashMap<u32, Rc<Load>>>,
+    denials: RefCell<denials::DenialLog>,
+    /// The cache has changed: when to renew next may have, too.
+    look: Notify,
+    /// Ends told to credvend at a time.
+    leaving: Semaphore,
+    stopping: watch::Sender<bool>,
+    connections: Semaphore,
+}
+
+/// What one user has of this process right now.
+#[derive(Debug, Default)]
+struct Load {
+    connections: Cell<usize>,
+    waiting: Cell<usize>,
+    user_socket: Cell<usize>,
+}
+
+/// One more of something, until dropped.
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    /// `None` if there are `most` already.
+    fn one(cell: &'a Cell<usize>, most: usize) -> Option<Self> {
+        (cell.get() < most).then(|| {
+            cell.set(cell.get() + 1);
+            Counted(cell)
+        })
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// What tests replace.
+struct World {
+    clock: Rc<dyn clock::Clock>,
+    dice: Rc<dyn clock::Dice>,
+    whois: Box<dyn whois::WhoIs>,
+}
+
+impl World {
+    fn real() -> anyhow::Result<Self> {
+        Ok(World {
+            clock: Rc::new(clock::SystemClock),
+            dice: Rc::new(clock::SystemDice::default()),
+            whois: Box::new(whois::Kernel::new().context("the kernel cannot be asked who calls (SOCK_DIAG)")?),
+        })
+    }
+}
+
 /// Serves until the keeper says stop or goes away.
 ///
 /// # Errors
 /// What made serving impossible; the keeper starts another server after a pause.
-pub fn run(_control: UnixStream, _listeners: Listeners, _config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("under construction")
+pub fn run(control: UnixStream, listeners: Listeners, config: Config) -> anyhow::Result<()> {
+    // Blocking threads resolve credvend's name, nothing else.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
+    let served = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let settings = settings::Settings::of(&config);
+        serve(control, listeners, &config, settings, World::real()?).await
+    });
+    // A resolver that hangs must not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(
+    control: UnixStream,
+    listeners: Listeners,
+    config: &Config,
+    settings: settings::Settings,
+    world: World,
+) -> anyhow::Result<()> {
+    control.set_nonblocking(true)?;
+    listeners.http.set_nonblocking(true)?;
+    listeners.user.set_nonblocking(true)?;
+    let (from_keeper, to_keeper) = tokio::net::UnixStream::from_std(control)?.into_split();
+    let (out, queue) = mpsc::unbounded_channel();
+    let http = tokio::net::TcpListener::from_std(listeners.http)?;
+    let user = tokio::net::UnixListener::from_std(listeners.user)?;
+    let server = Server::new(keeper::Keeper::new(out), http.local_addr()?.port(), config, settings, world)?;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    let writer = tokio::task::spawn_local(keeper::write_messages(to_keeper, queue));
+    let accepting = tokio::task::spawn_local(http::accept(server.clone(), http));
+    tasks.spawn_local(users::accept(server.clone(), user));
+    tasks.spawn_local(vend::renew(server.clone()));
+    tasks.spawn_local(credvend::stream::keep_open(server.clone()));
+    server.keeper.tell(ToKeeper::Ready);
+
+    let mut from_keeper = BufReader::new(from_keeper);
+    let mut line = Vec::new();
+    while let Some(message) = keeper::next_message(&mut from_keeper, &mut line).await? {
+        if message == ToServer::Stop {
+            accepting.abort();
+            server.stop().await;
+            writer.abort();
+            return Ok(());
+        }
+        server.told(message);
+    }
+    anyhow::bail!("the keeper is gone")
+}
+
+impl Server {
+    fn new(
+        keeper: Rc<keeper::Keeper>,
+        port: u16,
+        config: &Config,
+        settings: settings::Settings,
+        world: World,
+    ) -> anyhow::Result<Rc<Self>> {
+        Ok(Rc::new(Server {
+            credvend: credvend::Credvend::new(&config.credvend, keeper.clone())?,
+            cache: RefCell::new(cache::Cache::new(settings.cache, world.dice.clone())),
+            connections: Semaphore::new(settings.limits.connections),
+            settings,
+            keeper,
+            clock: world.clock,
+            dice: world.dice,
+            whois: world.whois,
+            hosts: gate::Hosts::new(port),
+            jobs: RefCell::default(),
+            loads: RefCell::default(),
+            denials: RefCell::default(),
+            look: Notify::new(),
+            leaving: Semaphore::new(4),
+            stopping: watch::Sender::new(false),
+        }))
+    }
+
+    /// What the keeper says.
+    fn told(self: &Rc<Self>, message: ToServer) {
+        match message {
+            ToServer::Job(job) => session::found(self, *job),
+            ToServer::Ended { run } => session::end(self, &run),
+            ToServer::Scanned => self.jobs.borrow_mut().scan_complete(),
+            ToServer::Signed { id, credential } => self.keeper.signed(id, credential),
+            ToServer::Report { id } => {
+                self.keeper.tell(ToKeeper::Report { id, health: self.health(), jobs: self.jobs_of(None) });
+            }
+            ToServer::Stop => {}
+        }
+    }
+
+    /// What one user has; made when first seen.
+    fn load(&self, uid: u32) -> Rc<Load> {
+        self.loads.borrow_mut().entry(uid).or_default().clone()
+    }
+
+    /// Ends every connection after the answer it waits for.
+    async fn stop(&self) {
+        let _ = self.stopping.send(true);
+        let all = u32::try_from(self.settings.limits.connections).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(STOP_PATIENCE, self.connections.acquire_many(all)).await;
+    }
 }

@@ -1,0 +1,210 @@
+//! What a job's SDK is told. Several SDKs print `message` to their user: it names the job, the cause and the remedy.
+//!
+//! SDKs give up after a 403 and ask again after a 503; nothing here answers 429, which some of them treat as a defect.
+
+use bytes::Bytes;
+use credd_protocol::credentials::ErrorBody;
+use credd_protocol::{JobId, Uid};
+use http_body_util::Full;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+
+use super::gate::Wrong;
+
+/// An answer's body.
+pub type Body = Full<Bytes>;
+
+/// Why a request got no credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    /// Its head.
+    Head(Wrong),
+    /// Its token is nobody's here.
+    UnknownToken,
+    /// Its token's job is over.
+    JobEnded(JobId),
+    /// Its path names another job than its token.
+    OtherJob {
+        /// The path's.
+        asked: JobId,
+        /// The token's.
+        own: JobId,
+    },
+    /// Another user's process sent it.
+    OtherUser {
+        /// The token's job.
+        job: JobId,
+        /// Who sent it.
+        caller: Uid,
+    },
+    /// The kernel names nobody.
+    NoCaller(String),
+    /// credvend said no for good.
+    Refused {
+        /// The job.
+        job: JobId,
+        /// credvend's sentence.
+        reason: String,
+    },
+    /// credvend said no; an administrator may mend it.
+    RefusedForNow {
+        /// The job.
+        job: JobId,
+        /// credvend's sentence.
+        reason: String,
+    },
+    /// Not now.
+    NotNow {
+        /// The job.
+        job: JobId,
+        /// What stands in the way.
+        reason: String,
+    },
+    /// credd has not read its records yet.
+    Starting,
+    /// One user asks too much at a time.
+    Crowded(JobId),
+}
+
+impl Denial {
+    fn status(&self) -> StatusCode {
+        match self {
+            Denial::Head(Wrong::Method) => StatusCode::METHOD_NOT_ALLOWED,
+            Denial::Head(Wrong::Path) => StatusCode::NOT_FOUND,
+            Denial::NotNow { .. } | Denial::Starting | Denial::Crowded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// The word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Denial::Head(Wrong::Method) => "MethodNotAllowed",
+            Denial::Head(Wrong::Path) => "NotFound",
+            Denial::Head(Wrong::Host) => "WrongHost",
+            Denial::Head(Wrong::Browser) => "BrowserRequest",
+            Denial::Head(Wrong::NoToken) => "NoToken",
+            Denial::UnknownToken => "UnknownToken",
+            Denial::JobEnded(_) => "JobEnded",
+            Denial::OtherJob { .. } => "OtherJob",
+            Denial::OtherUser { .. } => "OtherUser",
+            Denial::NoCaller(_) => "NoCaller",
+            Denial::Refused { .. } => "Refused",
+            Denial::RefusedForNow { .. } => "RefusedForNow",
+            Denial::NotNow { .. } => "NotNow",
+            Denial::Starting => "Starting",
+            Denial::Crowded(_) => "TooManyRequests",
+        }
+    }
+
+    /// The sentence for people.
+    pub fn message(&self) -> String {
+        match self {
+            Denial::Head(Wrong::Method) => "credd answers GET only.".to_owned(),
+            Denial::Head(Wrong::Path) => {
+                "This is credd, which gives Slurm jobs their AWS credentials; it has nothing at this path. Use \
+                 AWS_CONTAINER_CREDENTIALS_FULL_URI as the job found it in its environment."
+                    .to_owned()
+            }
+            Denial::Head(Wrong::Host) => {
+                "The Host header is not this endpoint's own (127.0.0.1 or localhost, with the port). Use \
+                 AWS_CONTAINER_CREDENTIALS_FULL_URI as the job found it in its environment."
+                    .to_owned()
+            }
+            Denial::Head(Wrong::Browser) => {
+                "The request comes from a browser or through a proxy (Origin, Referer, Sec-Fetch-* or a forwarding \
+                 header); credentials are for the job's own processes. If a proxy is set, add 127.0.0.1 to NO_PROXY."
+                    .to_owned()
+            }
+            Denial::Head(Wrong::NoToken) => {
+                "The request has no token in its Authorization header. A job finds it in \
+                 AWS_CONTAINER_AUTHORIZATION_TOKEN; was the environment cleaned on the way to this process?"
+                    .to_owned()
+            }
+            Denial::UnknownToken => {
+                "No job on this node has this token: it is of another node, of a job that ended long ago, or the job's \
+                 start was not recorded. Ask from within a step of the running job; if it persists, ask the \
+                 administrators to look at credd's log on this node."
+                    .to_owned()
+            }
+            Denial::JobEnded(job) => {
+                format!("Job {job} has ended on this node, so its AWS credentials are no longer given out.")
+            }
+            Denial::OtherJob { asked, own } => format!(
+                "The path asks for job {asked}, but the token is job {own}'s. One of \
+                 AWS_CONTAINER_CREDENTIALS_FULL_URI and AWS_CONTAINER_AUTHORIZATION_TOKEN was carried over from \
+                 another job: use both as this job found them."
+            ),
+            Denial::OtherUser { job, caller } => format!(
+                "The token is job {job}'s, but this process runs as uid {caller}, not as the job's user: a job's \
+                 credentials are for its own user only (setuid programs and user switches do not get them)."
+            ),
+            Denial::NoCaller(why) => format!(
+                "The kernel does not say which process sent this request ({why}), so it gets nothing. Do not close or \
+                 half-close the connection before the answer."
+            ),
+            Denial::Refused { job, reason } => format!("Job {job} gets no AWS credentials: {reason}"),
+            Denial::RefusedForNow { job, reason } => format!(
+                "Job {job} gets no AWS credentials for now: {reason} (It is asked for again from time to time; the job \
+                 need not be restarted.)"
+            ),
+            Denial::NotNow { job, reason } => format!(
+                "The AWS credentials of job {job} are not there yet: {reason} (credd keeps trying; the job need not be \
+                 restarted.)"
+            ),
+            Denial::Starting => {
+                "credd has just started on this node and has not read its records yet; try again in a second.".to_owned()
+            }
+            Denial::Crowded(job) => format!(
+                "Too many requests of job {job}'s user wait for credentials on this node; let the job's processes ask \
+                 less often or share what they get."
+            ),
+        }
+    }
+
+    /// The whole answer.
+    pub fn response(&self) -> Response<Body> {
+        let body = ErrorBody::new(self.code(), &self.message()).to_json();
+        let status = self.status();
+        let mut response = json(Bytes::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("2"));
+        } else {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        response
+    }
+}
+
+/// 200 with a document.
+pub fn json(body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denials_have_the_status_that_sdks_take_right() {
+        let job = JobId::try_from(7).unwrap();
+        let of = |d: Denial| d.response().status().as_u16();
+        assert_eq!(of(Denial::UnknownToken), 403);
+        assert_eq!(of(Denial::Head(Wrong::NoToken)), 403);
+        assert_eq!(of(Denial::Head(Wrong::Path)), 404);
+        assert_eq!(of(Denial::Head(Wrong::Method)), 405);
+        assert_eq!(of(Denial::Crowded(job)), 503);
+        let response = Denial::NotNow { job, reason: "r.".into() }.response();
+        assert_eq!((response.status().as_u16(), response.headers()["retry-after"].to_str().unwrap()), (503, "2"));
+        assert!(Denial::Refused { job, reason: "because".into() }.message().contains("7"));
+    }
+}

@@ -1,0 +1,340 @@
+//! The documents, and when to ask for new ones: a state machine without I/O. [`super::vend`] does what it says.
+//!
+//! One [`Flight`] at a time for each (session, role): whoever asks meanwhile waits for it. A document that nobody used
+//! since it was fetched is not renewed in the background.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use credd_protocol::{RoleName, SessionId};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::clock::{Dice, Now};
+use super::freshness::{FIRST_WANTED, Life, Verdict};
+use super::trouble::Trouble;
+
+/// Whose credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// credvend's session.
+    pub session: SessionId,
+    /// The role within its project.
+    pub role: RoleName,
+}
+
+/// A document as it is sent, and its life.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// The JSON.
+    pub body: Bytes,
+    /// How long it is good.
+    pub life: Life,
+}
+
+/// One request to credvend under way.
+#[derive(Debug)]
+pub struct Flight {
+    /// The remaining life to ask for.
+    pub wanted: Duration,
+    generation: u64,
+    landed: RefCell<Option<Result<Document, Trouble>>>,
+    notify: Notify,
+}
+
+impl Flight {
+    fn new(wanted: Duration, generation: u64) -> Rc<Self> {
+        Rc::new(Flight { wanted, generation, landed: RefCell::default(), notify: Notify::new() })
+    }
+
+    /// What it brought, once it has landed.
+    pub async fn outcome(&self) -> Result<Document, Trouble> {
+        loop {
+            // Made before the look: a landing in between still wakes it.
+            let landed = self.notify.notified();
+            if let Some(outcome) = &*self.landed.borrow() {
+                return outcome.clone();
+            }
+            landed.await;
+        }
+    }
+}
+
+/// What to do for a request.
+#[derive(Debug)]
+pub enum Step {
+    /// Answer with this.
+    Serve(Bytes),
+    /// Answer with this, and start the flight.
+    ServeAndFly(Bytes, Rc<Flight>),
+    /// Start the flight if `start`; wait for it; if it brings nothing, serve the fallback.
+    Wait {
+        /// What to wait for.
+        flight: Rc<Flight>,
+        /// Whether the caller must start it.
+        start: bool,
+        /// A document that still lives.
+        fallback: Option<Bytes>,
+        /// credvend failed lately, and there is a fallback: do not wait long.
+        briefly: bool,
+    },
+    /// There is nothing, and credvend is not asked before `until`.
+    Hold {
+        /// When to come again.
+        until: Instant,
+        /// What credvend's last answer was.
+        trouble: Trouble,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    document: Option<Document>,
+    flight: Option<Rc<Flight>>,
+    failures: u32,
+    trouble: Option<Trouble>,
+    /// No request to credvend before this, whoever wants it.
+    not_before: Option<Instant>,
+    /// Nor one in the background before this.
+    not_ahead_before: Option<Instant>,
+    /// Asked for since the last fetch.
+    used: bool,
+    /// credvend may have said something about it that was not heard.
+    suspect: bool,
+    born: u64,
+}
+
+/// After an outage: soon again, since a job waits for it.
+const AFTER_OUTAGE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+/// After a no: a misconfigured job must not storm credvend.
+const AFTER_NO: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(10));
+/// In the background nobody waits.
+const IN_BACKGROUND: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
+
+/// How the cache is configured.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheSettings {
+    /// Keep documents; otherwise each is given to those who wait for it and forgotten.
+    pub store: bool,
+    /// At most so many entries; the oldest goes first.
+    pub max_entries: usize,
+}
+
+/// All documents of the node.
+pub struct Cache {
+    settings: CacheSettings,
+    entries: HashMap<Key, Entry>,
+    by_age: BTreeMap<u64, Key>,
+    births: u64,
+    generation: u64,
+    dice: Rc<dyn Dice>,
+}
+
+impl Cache {
+    /// An empty one.
+    pub fn new(settings: CacheSettings, dice: Rc<dyn Dice>) -> Self {
+        Cache { settings, entries: HashMap::new(), by_age: BTreeMap::new(), births: 0, generation: 0, dice }
+    }
+
+    /// Somebody wants the credentials of `key`. `unheard` says that credvend was not heard for longer than the
+    /// configuration lets a node serve without it.
+    pub fn ask(&mut self, key: &Key, now: Now, unheard: bool) -> Step {
+        let generation = self.generation;
+        let Some(entry) = self.entries.get_mut(key) else {
+            let flight = Flight::new(FIRST_WANTED, generation);
+            self.insert(key.clone(), Entry { flight: Some(flight.clone()), used: true, ..Entry::default() });
+            return Step::Wait { flight, start: true, fallback: None, briefly: false };
+        };
+        entry.used = true;
+        let mut wanted = FIRST_WANTED;
+        let mut fallback = None;
+        if let Some(document) = &entry.document {
+            wanted = document.life.wanted();
+            let verdict = document.life.verdict(now);
+            match verdict {
+                Verdict::Serve | Verdict::ServeAndRenew if !entry.suspect && !unheard => {
+                    let body = document.body.clone();
+                    let may_renew = entry.flight.is_none() && entry.not_ahead_before.is_none_or(|at| now.mono >= at);
+                    if verdict == Verdict::ServeAndRenew && may_renew {
+                        let flight = Flight::new(wanted, generation);
+                        entry.flight = Some(flight.clone());
+                        entry.used = false;
+                        return Step::ServeAndFly(body, flight);
+                    }
+                    return Step::Serve(body);
+                }
+                Verdict::Dead => entry.document = None,
+                // Only to be verified: what is here would do, so credvend need not ask AWS anew.
+                Verdict::Serve | Verdict::ServeAndRenew => {
+                    wanted = document.life.floor();
+                    fallback = (!unheard).then(|| document.body.clone());
+                }
+                Verdict::RenewFirst => fallback = (!unheard).then(|| document.body.clone()),
+            }
+        }
+        let briefly = entry.failures > 0 && fallback.is_some();
+        if let Some(flight) = entry.flight.clone() {
+            return Step::Wait { flight, start: false, fallback, briefly };
+        }
+        if let Some(until) = entry.not_before.filter(|at| now.mono < *at) {
+            return match (fallback, &entry.trouble) {
+                (Some(body), _) => Step::Serve(body),
+                (None, Some(trouble)) => Step::Hold { until, trouble: trouble.clone() },
+                (None, None) => {
+                    let why = "credvend's last credentials for this job are already over; are the clocks right?";
+                    Step::Hold { until, trouble: Trouble::Outage(why.to_owned()) }
+                }
+            };
+        }
+        let flight = Flight::new(wanted, generation);
+        entry.flight = Some(flight.clone());
+        Step::Wait { flight, start: true, fallback, briefly }
+    }
+
+    /// What was fetched was not for somebody who asked: it need not be renewed before somebody does.
+    pub fn unused(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.used = false;
+        }
+    }
+
+    /// A flight has landed: the cache learns from it, then those who wait.
+    pub fn landed(&mut self, key: &Key, flight: &Rc<Flight>, outcome: Result<Document, Trouble>, now: Now) {
+        let current = self.entries.get_mut(key).filter(|e| e.flight.as_ref().is_some_and(|f| Rc::ptr_eq(f, flight)));
+        // An entry that is gone was invalidated, ended or evicted meanwhile. Whoever waits re-checks the job.
+        if let Some(entry) = current {
+            entry.flight = None;
+            match &outcome {
+                Ok(document) => {
+                    entry.failures = 0;
+                    entry.trouble = None;
+                    entry.suspect = flight.generation != self.generation;
+                    // If credvend can give no fresher one, asking at each request does not help.
+                    let pause = (document.life.whole() / 40).clamp(Duration::from_millis(200), Duration::from_secs(60));
+                    entry.not_before = Some(now.mono + pause).filter(|_| !entry.suspect);
+                    entry.not_ahead_before = entry.not_before;
+                    entry.document = self.settings.store.then(|| document.clone());
+                    if !self.settings.store {
+                        entry.not_before = None;
+                    }
+                }
+                Err(trouble) => {
+                    entry.failures = entry.failures.saturating_add(1);
+                    let dice = &*self.dice;
+                    let (failures, outage) = (entry.failures, matches!(trouble, Trouble::Outage(_)));
+                    let wait = if outage { AFTER_OUTAGE } else { AFTER_NO }.wait(failures, dice);
+                    entry.not_before = Some(now.mono + wait);
+                    entry.not_ahead_before = Some(now.mono + IN_BACKGROUND.wait(failures, dice).max(wait));
+                    if matches!(trouble, Trouble::Never(_) | Trouble::Gone(_)) {
+                        entry.document = None;
+                    }
+                    entry.trouble = Some(trouble.clone());
+                }
+            }
+        }
+        *flight.landed.borrow_mut() = Some(outcome);
+        flight.notify.notify_waiters();
+    }
+
+    /// Starts the flights that are due ahead of anybody's need, and says when to look again at the latest.
+    pub fn due(&mut self, now: Now, longest: Duration) -> (Vec<(Key, Rc<Flight>)>, Duration) {
+        let (mut flights, mut next) = (Vec::new(), longest);
+        for (key, entry) in &mut self.entries {
+            let Some(document) = &entry.document else { continue };
+            let life = document.life;
+            if life.verdict(now) == Verdict::Dead {
+                // Nobody may have it any more, so it need not lie in memory.
+                entry.document = None;
+                continue;
+            }
+            if !entry.used || entry.flight.is_some() {
+                continue;
+            }
+            let wait = match entry.not_ahead_before.filter(|at| now.mono < *at) {
+                Some(at) => (at - now.mono).max(life.left(now).saturating_sub(life.ahead())),
+                None => life.left(now).saturating_sub(life.ahead()),
+            };
+            if wait.is_zero() {
+                let flight = Flight::new(life.wanted(), self.generation);
+                entry.flight = Some(flight.clone());
+                entry.used = false;
+                flights.push((key.clone(), flight));
+            } else {
+                next = next.min(wait);
+            }
+        }
+        // Entries that hold nothing but an old refusal are forgotten.
+        let old: Vec<Key> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.document.is_none() && e.flight.is_none())
+            .filter(|(_, e)| e.not_before.is_none_or(|at| now.mono > at + Duration::from_secs(60)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in old {
+            self.remove(&key);
+        }
+        (flights, next.max(Duration::from_millis(20)))
+    }
+
+    /// The session is over here: its documents are dropped.
+    pub fn forget(&mut self, session: SessionId) {
+        let keys: Vec<Key> = self.entries.keys().filter(|k| k.session == session).cloned().collect();
+        for key in keys {
+            self.remove(&key);
+        }
+    }
+
+    /// Something that credvend said was missed: every document must be asked for again before it is served. Where
+    /// credvend cannot be had it is still served.
+    pub fn suspect_all(&mut self) {
+        self.generation += 1;
+        for entry in self.entries.values_mut() {
+            entry.suspect = entry.document.is_some();
+            entry.not_before = None;
+        }
+    }
+
+    /// credvend is back: what failed for its absence may be asked for at once.
+    pub fn heard_again(&mut self) {
+        for entry in self.entries.values_mut().filter(|e| matches!(e.trouble, Some(Trouble::Outage(_)))) {
+            entry.not_before = None;
+            entry.not_ahead_before = None;
+        }
+    }
+
+    /// When the document of `key` expires, if there is one.
+    pub fn until(&self, key: &Key) -> Option<time::OffsetDateTime> {
+        Some(self.entries.get(key)?.document.as_ref()?.life.expires())
+    }
+
+    /// How many entries there are.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn insert(&mut self, key: Key, mut entry: Entry) {
+        while self.entries.len() >= self.settings.max_entries.max(1) {
+            let Some((_, oldest)) = self.by_age.pop_first() else { break };
+            self.entries.remove(&oldest);
+        }
+        self.births += 1;
+        entry.born = self.births;
+        self.by_age.insert(self.births, key.clone());
+        self.entries.insert(key, entry);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.by_age.remove(&entry.born);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! What can be said about a request from its head alone, cheap checks first. No I/O, no state.
+//!
+//! A browser on the node must not be made to ask (DNS rebinding, a page that fetches from 127.0.0.1): the `Host` must be
+//! the endpoint's own, and whatever browsers and proxies add is refused.
+
+use credd_protocol::JobId;
+use credd_protocol::endpoint;
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN, REFERER};
+use hyper::{HeaderMap, Method, Uri};
+
+/// No token of ours is longer; a longer one is not hashed.
+const MAX_TOKEN_BYTES: usize = 256;
+
+/// The two names of the endpoint.
+#[derive(Debug, Clone)]
+pub struct Hosts {
+    by_address: String,
+    by_name: String,
+}
+
+impl Hosts {
+    /// Of an endpoint on this port.
+    pub fn new(port: u16) -> Self {
+        Hosts { by_address: format!("127.0.0.1:{port}"), by_name: format!("localhost:{port}") }
+    }
+
+    /// Whether a `Host` header names the endpoint.
+    pub fn has(&self, host: &[u8]) -> bool {
+        host == self.by_address.as_bytes() || host == self.by_name.as_bytes()
+    }
+}
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// The job that the path names.
+    pub job: JobId,
+    /// The token as it was sent.
+    pub token: &'a str,
+}
+
+/// What is wrong with a request's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrong {
+    /// Not GET.
+    Method,
+    /// The `Host` is missing, doubled, or not the endpoint's.
+    Host,
+    /// A header that browsers or proxies set.
+    Browser,
+    /// Not a path of the endpoint.
+    Path,
+    /// No token, several, or one that no job has.
+    NoToken,
+}
+
+/// Checks a request's head.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check<'a>(method: &Method, uri: &Uri, headers: &'a HeaderMap, hosts: &Hosts) -> Result<Asked<'a>, Wrong> {
+    if *method != Method::GET {
+        return Err(Wrong::Method);
+    }
+    let (mut host, mut token) = (None, None);
+    for (name, value) in headers {
+        if *name == HOST {
+            // Two of them: who is meant?
+            if host.replace(value).is_some() {
+                return Err(Wrong::Host);
+            }
+        } else if *name == AUTHORIZATION {
+            if token.replace(value).is_some() {
+                return Err(Wrong::NoToken);
+            }
+        } else if from_browser(name) {
+            return Err(Wrong::Browser);
+        }
+    }
+    if !host.is_some_and(|host| hosts.has(host.as_bytes())) {
+        return Err(Wrong::Host);
+    }
+    if uri.authority().is_some_and(|authority| !hosts.has(authority.as_str().as_bytes())) {
+        return Err(Wrong::Host);
+    }
+    let job = endpoint::job_of_path(uri.path()).ok_or(Wrong::Path)?;
+    let token = token.and_then(|value| value.to_str().ok()).ok_or(Wrong::NoToken)?;
+    if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
+        return Err(Wrong::NoToken);
+    }
+    Ok(Asked { job, token })
+}
+
+fn from_browser(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    *name == ORIGIN || *name == REFERER || text == "x-forwarded-for" || text == "forwarded" || text.starts_with("sec-fetch-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+    use proptest::prelude::*;
+
+    const PATH: &str = "/sessions/7/cluster/lab/project/genomics?roleSessionName=lab-alice-n1";
+
+    fn heads(more: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in more {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn verdict(method: Method, uri: &str, headers: &HeaderMap) -> Result<u32, Wrong> {
+        check(&method, &uri.parse().unwrap(), headers, &Hosts::new(9999)).map(|asked| asked.job.get())
+    }
+
+    #[test]
+    fn an_sdks_request_passes_whatever_its_query() {
+        for host in ["127.0.0.1:9999", "localhost:9999"] {
+            let headers = heads(&[("host", host), ("authorization", "credd1-aa"), ("user-agent", "aws-cli")]);
+            assert_eq!(verdict(Method::GET, PATH, &headers), Ok(7));
+            assert_eq!(verdict(Method::GET, PATH.split('?').next().unwrap(), &headers), Ok(7));
+            assert_eq!(verdict(Method::GET, "/prod/sessions/7/cluster/a/project/b?x=%2F&&=", &headers), Ok(7));
+            assert_eq!(verdict(Method::GET, &format!("http://127.0.0.1:9999{PATH}"), &headers), Ok(7));
+            assert_eq!(verdict(Method::GET, &format!("http://evil.example{PATH}"), &headers), Err(Wrong::Host));
+            assert_eq!(verdict(Method::GET, "/latest/meta-data", &headers), Err(Wrong::Path));
+            assert_eq!(verdict(Method::POST, PATH, &headers), Err(Wrong::Method));
+            assert_eq!(verdict(Method::HEAD, PATH, &headers), Err(Wrong::Method));
+        }
+    }
+
+    #[test]
+    fn other_hosts_are_refused() {
+        for host in [
+            "",
+            "127.0.0.1",
+            "127.0.0.1:80",
+            "127.0.0.1:99990",
+            "127.0.0.2:9999",
+            "[::1]:9999",
+            "localhost",
+            "localhost.evil.example:9999",
+            "evil.example:9999",
+            "127.0.0.1:9999 ",
+            "user@127.0.0.1:9999",
+        ] {
+            let headers = heads(&[("host", host), ("authorization", "t")]);
+            assert_eq!(verdict(Method::GET, PATH, &headers), Err(Wrong::Host), "{host:?}");
+        }
+        assert_eq!(verdict(Method::GET, PATH, &heads(&[("authorization", "t")])), Err(Wrong::Host));
+        let two = heads(&[("host", "127.0.0.1:9999"), ("host", "127.0.0.1:9999"), ("authorization", "t")]);
+        assert_eq!(verdict(Method::GET, PATH, &two), Err(Wrong::Host));
+    }
+
+    #[test]
+    fn browsers_and_proxies_are_refused() {
+        for (name, value) in [
+            ("origin", "null"),
+            ("referer", "http://127.0.0.1:9999/"),
+            ("sec-fetch-site", "none"),
+            ("sec-fetch-mode", "cors"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("forwarded", "for=127.0.0.1"),
+        ] {
+            let headers = heads(&[("host", "127.0.0.1:9999"), ("authorization", "t"), (name, value)]);
+            assert_eq!(verdict(Method::GET, PATH, &headers), Err(Wrong::Browser), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_token_must_be_there_once() {
+        let with = |tokens: &[&str]| {
+            let mut all = vec![("host", "127.0.0.1:9999")];
+            all.extend(tokens.iter().map(|t| ("authorization", *t)));
+            verdict(Method::GET, PATH, &heads(&all))
+        };
+        assert_eq!(with(&["t"]), Ok(7));
+        for bad in [&[][..], &[""], &["a", "a"], &[&"x".repeat(257)]] {
+            assert_eq!(with(bad), Err(Wrong::NoToken), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_host_but_the_two_passes(host in "[ -~]{0,30}") {
+            let hosts = Hosts::new(9999);
+            prop_assert_eq!(hosts.has(host.as_bytes()), host == "127.0.0.1:9999" || host == "localhost:9999");
+        }
+
+        #[test]
+        fn no_head_panics_and_none_passes_without_token(
+            path in "/[!-~]{0,60}",
+            values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..4),
+        ) {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("127.0.0.1:9999"));
+            for value in &values {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.append(AUTHORIZATION, value);
+                }
+            }
+            let tokens = headers.get_all(AUTHORIZATION).iter().count();
+            if let Ok(uri) = path.parse::<Uri>() {
+                let passed = check(&Method::GET, &uri, &headers, &Hosts::new(9999)).is_ok();
+                prop_assert!(!passed || (tokens == 1 && endpoint::job_of_path(uri.path()).is_some()));
+            }
+        }
+    }
+}

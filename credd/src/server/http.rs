@@ -1,0 +1,159 @@
+//! The endpoint that the jobs' SDKs ask: plain HTTP on the node's loopback.
+//!
+//! Every connection's other end is looked up once, when it is accepted: the kernel's answer holds for as long as the
+//! connection is the same. Every request of it must be of a job of that uid.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use credd_protocol::{JobToken, TokenHash, Uid};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+use super::answer::{self, Body, Denial};
+use super::jobs::Run;
+use super::{Counted, Load, Server, gate, vend};
+
+/// Heads of SDKs have about ten headers; hyper answers 431 to more.
+const MAX_HEADERS: usize = 48;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Connections whose caller the kernel does not name are counted together under this.
+const NOBODY: u32 = u32::MAX;
+
+/// Accepts connections until the task is aborted. Where there are too many, the next ones wait in the kernel's queue.
+pub async fn accept(server: Rc<Server>, listener: TcpListener) {
+    loop {
+        let permit = server.connections.acquire().await.expect("never closed");
+        permit.forget();
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let server = server.clone();
+                tokio::task::spawn_local(async move {
+                    connection(&server, stream, peer).await;
+                    server.connections.add_permits(1);
+                });
+            }
+            Err(error) => {
+                server.connections.add_permits(1);
+                // EMFILE and its like pass when others close; ECONNABORTED at once.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
+    let caller = match stream.local_addr() {
+        Ok(local) => server.whois.caller(local, peer),
+        Err(error) => Err(error.to_string()),
+    };
+    let load = server.load(caller.as_ref().map_or(NOBODY, |uid| uid.0));
+    // Closed without an answer: SDKs take that as a passing fault.
+    let Some(_counted) = Counted::one(&load.connections, server.settings.limits.connections_per_user) else { return };
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| respond(server, &caller, &load, request));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(server.settings.limits.header_read)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut stopping = server.stopping.subscribe();
+    // Whatever ends a connection is the client's matter.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        _ = stopping.wait_for(|stop| *stop) => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn respond(
+    server: &Rc<Server>,
+    caller: &Result<Uid, String>,
+    load: &Load,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    Ok(match credentials(server, caller, load, &request).await {
+        Ok(body) => answer::json(body),
+        Err(denial) => {
+            server.denials.borrow_mut().note(&denial, caller);
+            denial.response()
+        }
+    })
+}
+
+/// The checks in their order, then the credentials.
+async fn credentials<B>(
+    server: &Rc<Server>,
+    caller: &Result<Uid, String>,
+    load: &Load,
+    request: &Request<B>,
+) -> Result<Bytes, Denial> {
+    let asked = gate::check(request.method(), request.uri(), request.headers(), &server.hosts).map_err(Denial::Head)?;
+    let token = TokenHash::of(asked.token);
+    let known = server.jobs.borrow().by_token(&token).cloned();
+    let run = match known {
+        Some(run) => run,
+        None => newcomer(server, caller, load, asked.token, &token).await?,
+    };
+    let own = run.job.job;
+    if own != asked.job {
+        return Err(Denial::OtherJob { asked: asked.job, own });
+    }
+    match caller {
+        Ok(uid) if *uid == run.job.uid => {}
+        Ok(uid) => return Err(Denial::OtherUser { job: own, caller: *uid }),
+        Err(why) => return Err(Denial::NoCaller(why.clone())),
+    }
+    vend::serve(server, &run, load).await
+}
+
+/// A token that is not known: of another node, of an ended job, wrong; or of a job whose record the keeper is just
+/// reading, since its first process can be faster than the word of its start.
+async fn newcomer(
+    server: &Rc<Server>,
+    caller: &Result<Uid, String>,
+    load: &Load,
+    text: &str,
+    token: &TokenHash,
+) -> Result<Rc<Run>, Denial> {
+    if let Some(job) = server.jobs.borrow().ended_lately(token) {
+        return Err(Denial::JobEnded(job));
+    }
+    if text.parse::<JobToken>().is_err() {
+        return Err(Denial::UnknownToken);
+    }
+    if let Err(why) = caller {
+        return Err(Denial::NoCaller(why.clone()));
+    }
+    let Some(_waiting) = Counted::one(&load.waiting, server.settings.limits.waiting_per_user) else {
+        return Err(Denial::UnknownToken);
+    };
+    let deadline = Instant::now() + server.settings.newcomer_patience;
+    let news = server.jobs.borrow().changed.clone();
+    loop {
+        let changed = news.notified();
+        let scanned = {
+            let jobs = server.jobs.borrow();
+            if let Some(run) = jobs.by_token(token) {
+                return Ok(run.clone());
+            }
+            jobs.scanned
+        };
+        if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            return Err(if scanned { Denial::UnknownToken } else { Denial::Starting });
+        }
+    }
+}

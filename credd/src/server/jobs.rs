@@ -1,0 +1,273 @@
+//! The runs of jobs on this node, and by which token each is known.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use credd_protocol::{JobId, SessionId, TokenHash};
+use tokio::sync::Notify;
+
+use super::cache::Key;
+use super::trouble::Trouble;
+use crate::control::{Job, RunId};
+
+/// No node has so many jobs; a keeper that says otherwise is not believed.
+const MAX_RUNS: usize = 100_000;
+/// So many ended jobs' tokens are told "your job has ended" instead of "unknown".
+const REMEMBERED_ENDS: usize = 1024;
+
+/// A credvend that opens sessions and then does not know them is broken.
+const MAX_REOPENS: u32 = 3;
+
+/// What credvend has said about a run.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// Nothing yet; the last obstacle, if it was asked.
+    Opening(Option<Trouble>),
+    /// The session is open.
+    Open(Key),
+    /// No, and why.
+    Refused(String),
+    /// The job is over on this node.
+    Ended,
+}
+
+/// One run of a job.
+pub struct Run {
+    /// As the keeper told it.
+    pub job: Job,
+    state: RefCell<State>,
+    /// Credentials of a session are served from here only.
+    session: Cell<Option<SessionId>>,
+    reopened: Cell<u32>,
+    /// Somebody opens it right now.
+    pub opening: Cell<bool>,
+    /// The state has changed.
+    pub changed: Notify,
+    /// A process of the job waits for credentials: do not sleep for long.
+    pub wanted: Notify,
+}
+
+impl Run {
+    /// A run as the keeper tells it.
+    pub fn new(job: Job) -> Rc<Self> {
+        let state = match (&job.refused, job.session) {
+            _ if job.ended => State::Ended,
+            (Some(reason), _) => State::Refused(reason.clone()),
+            (None, Some(session)) => State::Open(Key { session, role: job.options.role.clone() }),
+            (None, None) => State::Opening(None),
+        };
+        Rc::new(Run {
+            session: Cell::new(job.session),
+            state: RefCell::new(state),
+            job,
+            reopened: Cell::new(0),
+            opening: Cell::new(false),
+            changed: Notify::new(),
+            wanted: Notify::new(),
+        })
+    }
+
+    /// Looks at the state without copying it.
+    pub fn with_state<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.state.borrow())
+    }
+
+    /// A copy of the state.
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Whether the job is over here.
+    pub fn ended(&self) -> bool {
+        matches!(*self.state.borrow(), State::Ended)
+    }
+
+    /// credvend's session, as long as it is to be left at the end.
+    pub fn session(&self) -> Option<SessionId> {
+        self.session.get()
+    }
+
+    /// The session is open.
+    pub fn opened(&self, session: SessionId) {
+        self.session.set(Some(session));
+        self.set(State::Open(Key { session, role: self.job.options.role.clone() }));
+    }
+
+    /// credvend does not know the session any more: back to opening. `false` if that has happened too often.
+    pub fn reopen(&self) -> bool {
+        self.reopened.set(self.reopened.get().saturating_add(1));
+        if self.reopened.get() > MAX_REOPENS || self.ended() {
+            return false;
+        }
+        self.session.set(None);
+        self.set(State::Opening(None));
+        true
+    }
+
+    /// A new state; an ended run stays ended.
+    pub fn set(&self, state: State) {
+        if !self.ended() {
+            *self.state.borrow_mut() = state;
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+/// What the keeper's news about a job means.
+pub enum News {
+    /// A new run.
+    New(Rc<Run>),
+    /// A known run whose end was not known yet.
+    Over(RunId),
+    /// Nothing new, or more than can be kept.
+    None,
+}
+
+/// All runs.
+#[derive(Default)]
+pub struct Jobs {
+    runs: HashMap<RunId, Rc<Run>>,
+    by_token: HashMap<TokenHash, Rc<Run>>,
+    over: VecDeque<(TokenHash, JobId)>,
+    /// The records that were there at start are all known.
+    pub scanned: bool,
+    /// A run came, or the scan is complete.
+    pub changed: Rc<Notify>,
+}
+
+impl Jobs {
+    /// The keeper has found a record.
+    pub fn found(&mut self, job: Job) -> News {
+        if let Some(known) = self.runs.get(&job.run) {
+            return if job.ended && !known.ended() { News::Over(job.run) } else { News::None };
+        }
+        if self.runs.len() >= MAX_RUNS {
+            tracing::error!(job = %job.job, "too many jobs on this node: this one gets no credentials");
+            return News::None;
+        }
+        let run = Run::new(job);
+        if !run.ended() {
+            self.by_token.insert(run.job.token, run.clone());
+        }
+        self.runs.insert(run.job.run.clone(), run.clone());
+        self.changed.notify_waiters();
+        News::New(run)
+    }
+
+    /// The run is over: its token is forgotten. `None` if it was unknown or over already.
+    pub fn end(&mut self, run: &RunId) -> Option<Rc<Run>> {
+        let run = self.runs.get(run)?.clone();
+        if run.ended() {
+            return None;
+        }
+        self.by_token.remove(&run.job.token);
+        if self.over.len() >= REMEMBERED_ENDS {
+            self.over.pop_front();
+        }
+        self.over.push_back((run.job.token, run.job.job));
+        run.set(State::Ended);
+        Some(run)
+    }
+
+    /// credvend knows the end: nothing is left to do.
+    pub fn remove(&mut self, run: &RunId) {
+        self.runs.remove(run);
+    }
+
+    /// The run whose job has this token.
+    pub fn by_token(&self, token: &TokenHash) -> Option<&Rc<Run>> {
+        self.by_token.get(token)
+    }
+
+    /// The job whose token this was, if it ended lately.
+    pub fn ended_lately(&self, token: &TokenHash) -> Option<JobId> {
+        self.over.iter().rev().find(|(known, _)| known == token).map(|(_, job)| *job)
+    }
+
+    /// The living runs of a session.
+    pub fn of_session(&self, session: SessionId) -> Vec<Rc<Run>> {
+        self.runs.values().filter(|r| !r.ended() && r.session() == Some(session)).cloned().collect()
+    }
+
+    /// All runs, those whose end is not delivered too.
+    pub fn all(&self) -> impl Iterator<Item = &Rc<Run>> {
+        self.runs.values()
+    }
+
+    /// Says that all records of the start are known.
+    pub fn scan_complete(&mut self) {
+        self.scanned = true;
+        self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+pub mod fixture {
+    use super::*;
+    use credd_protocol::record::JobOptions;
+    use credd_protocol::{JobToken, Uid};
+
+    /// A job of `uid`, and its token.
+    pub fn job(id: u32, uid: u32) -> (Job, JobToken) {
+        let token = JobToken::mint().unwrap();
+        let job = Job {
+            run: RunId::of(token.hash()),
+            job: JobId::try_from(id).unwrap(),
+            restart: 0,
+            cluster: "lab".parse().unwrap(),
+            node: "n1".parse().unwrap(),
+            user: "alice".parse().unwrap(),
+            uid: Uid(uid),
+            account: Some("genomics".parse().unwrap()),
+            partition: "batch".parse().unwrap(),
+            first_node: false,
+            token: token.hash(),
+            options: JobOptions::default(),
+            session: None,
+            refused: None,
+            ended: false,
+        };
+        (job, token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ended_run_stays_ended_and_its_token_is_gone() {
+        let mut jobs = Jobs::default();
+        let (job, token) = fixture::job(7, 1001);
+        let News::New(run) = jobs.found(job.clone()) else { panic!("new") };
+        assert!(jobs.by_token(&token.hash()).is_some());
+        assert!(matches!(jobs.found(job.clone()), News::None));
+        assert!(jobs.end(&job.run).is_some() && jobs.end(&job.run).is_none());
+        run.opened(SessionId::random());
+        assert!(run.ended() && run.session().is_some(), "a late answer is there to be left, not to be served");
+        assert!(jobs.by_token(&token.hash()).is_none());
+        assert_eq!(jobs.ended_lately(&token.hash()), Some(job.job));
+        assert_eq!(jobs.ended_lately(&credd_protocol::JobToken::mint().unwrap().hash()), None);
+    }
+
+    #[test]
+    fn a_record_that_says_more_than_is_known_is_news() {
+        let mut jobs = Jobs::default();
+        let (mut job, _) = fixture::job(7, 1001);
+        assert!(matches!(jobs.found(job.clone()), News::New(_)));
+        job.ended = true;
+        assert!(matches!(jobs.found(job.clone()), News::Over(_)));
+    }
+
+    #[test]
+    fn what_an_earlier_credd_learned_is_the_state() {
+        let (mut job, _) = fixture::job(7, 1001);
+        job.session = Some(SessionId::random());
+        assert!(matches!(Run::new(job.clone()).state(), State::Open(_)));
+        job.refused = Some("no".into());
+        assert!(matches!(Run::new(job.clone()).state(), State::Refused(_)));
+        job.ended = true;
+        assert!(matches!(Run::new(job).state(), State::Ended));
+    }
+}

@@ -1,0 +1,108 @@
+//! The server's end of the socket pair: what the keeper (root) says, and what it is told.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::{MAX_LINE_BYTES, ToKeeper, ToServer};
+
+/// The keeper signs with a local munged in well under a millisecond; if it does not answer, munged hangs.
+const SIGN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to sign.
+#[derive(Debug)]
+pub struct ToSign<'a> {
+    /// `GET` or `POST`.
+    pub method: &'a str,
+    /// Under `/node/v1/`.
+    pub path: &'a str,
+    /// SHA-256 of the body, hex.
+    pub body: String,
+    /// SHA-256 of credvend's certificate, hex, or empty.
+    pub server: String,
+}
+
+/// Says things to the keeper.
+///
+/// The queue has no bound of its own: each message answers one of the keeper's, or stands for one of a bounded number
+/// of jobs and of requests to credvend.
+pub struct Keeper {
+    out: mpsc::UnboundedSender<ToKeeper>,
+    asked: RefCell<HashMap<u64, oneshot::Sender<Result<String, String>>>>,
+    next: Cell<u64>,
+}
+
+impl Keeper {
+    /// One that writes into `out`.
+    pub fn new(out: mpsc::UnboundedSender<ToKeeper>) -> Rc<Self> {
+        Rc::new(Keeper { out, asked: RefCell::default(), next: Cell::new(1) })
+    }
+
+    /// Says `message`. If the keeper is gone, the reading side has noticed already.
+    pub fn tell(&self, message: ToKeeper) {
+        let _ = self.out.send(message);
+    }
+
+    /// A MUNGE credential for one attempt at one request.
+    ///
+    /// # Errors
+    /// The keeper's sentence, or that it did not answer.
+    pub async fn sign(&self, what: ToSign<'_>) -> Result<String, String> {
+        let id = self.next.replace(self.next.get() + 1);
+        let (sender, receiver) = oneshot::channel();
+        self.asked.borrow_mut().insert(id, sender);
+        self.tell(ToKeeper::Sign {
+            id,
+            method: what.method.to_owned(),
+            path: what.path.to_owned(),
+            body: what.body,
+            server: what.server,
+        });
+        let answer = tokio::time::timeout(SIGN_PATIENCE, receiver).await;
+        self.asked.borrow_mut().remove(&id);
+        match answer {
+            Ok(Ok(answer)) => answer,
+            _ => Err("this node's credd got no MUNGE credential in time; is munged well?".to_owned()),
+        }
+    }
+
+    /// The keeper's answer to a [`ToKeeper::Sign`].
+    pub fn signed(&self, id: u64, credential: Result<String, String>) {
+        // None: it came too late.
+        if let Some(sender) = self.asked.borrow_mut().remove(&id) {
+            let _ = sender.send(credential);
+        }
+    }
+}
+
+/// Reads the next message; `None` at the end.
+///
+/// # Errors
+/// A line that is too long or not understood: the two processes are of different builds, or the keeper is broken.
+pub async fn next_message(from: &mut BufReader<OwnedReadHalf>, line: &mut Vec<u8>) -> anyhow::Result<Option<ToServer>> {
+    line.clear();
+    let limit = u64::try_from(MAX_LINE_BYTES).expect("a small constant");
+    let read = (&mut *from).take(limit).read_until(b'\n', line).await.context("reading from the keeper")?;
+    if read == 0 {
+        return Ok(None);
+    }
+    anyhow::ensure!(line.ends_with(b"\n"), "the keeper sent a line of more than {MAX_LINE_BYTES} bytes, or broke off");
+    serde_json::from_slice(line).map(Some).context("the keeper sent a line that this server does not understand")
+}
+
+/// Writes what is queued until the queue or the socket closes.
+pub async fn write_messages(mut to: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<ToKeeper>) {
+    while let Some(message) = queue.recv().await {
+        let mut line = serde_json::to_vec(&message).expect("plain values");
+        line.push(b'\n');
+        if to.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}

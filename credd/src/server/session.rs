@@ -1,0 +1,247 @@
+//! A run's session with credvend, from the record that the keeper found to the end that credvend acknowledged.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use credd_protocol::SessionId;
+use credd_protocol::node_api::{Event, OpenRequest, OpenResponse};
+use credd_protocol::record::OnError;
+
+use super::Server;
+use super::backoff::Backoff;
+use super::jobs::{News, Run, State};
+use super::trouble::Trouble;
+use super::vend;
+use crate::control::{Job, RunId, ToKeeper};
+
+/// A job waits; but 10,000 nodes may have lost credvend together.
+const AFTER_OUTAGE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+/// An administrator mends it, or nobody does.
+const AFTER_NO: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(60));
+/// An end may take its time.
+const LEAVE_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+/// A waiting process of the job shortens the wait to this, but not below.
+const SOONEST: Duration = Duration::from_secs(1);
+const SOONEST_AFTER_NO: Duration = Duration::from_secs(10);
+
+/// The keeper found a record.
+pub fn found(server: &Rc<Server>, job: Job) {
+    let news = server.jobs.borrow_mut().found(job);
+    match news {
+        News::None => {}
+        News::Over(run) => end(server, &run),
+        News::New(run) => {
+            if run.ended() {
+                tokio::task::spawn_local(deliver_end(server.clone(), run));
+                return;
+            }
+            let options = &run.job.options;
+            match run.state() {
+                // With on-error=fail the job's own step waits for the outcome, on every node.
+                State::Opening(_) if run.job.first_node || options.prefetch || options.on_error == OnError::Fail => {
+                    want(server, &run);
+                }
+                State::Open(_) if options.prefetch => {
+                    tokio::task::spawn_local(vend::prefetch(server.clone(), run));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Somebody needs the run's session: it is opened, or asked for again sooner.
+pub fn want(server: &Rc<Server>, run: &Rc<Run>) {
+    if run.opening.replace(true) {
+        run.wanted.notify_one();
+    } else {
+        tokio::task::spawn_local(open(server.clone(), run.clone()));
+    }
+}
+
+/// The job is over on this node.
+pub fn end(server: &Rc<Server>, run: &RunId) {
+    let Some(run) = server.jobs.borrow_mut().end(run) else { return };
+    if let Some(session) = run.session()
+        && server.jobs.borrow().of_session(session).is_empty()
+    {
+        server.cache.borrow_mut().forget(session);
+    }
+    if run.opening.get() {
+        // The answer on its way may be a session: whoever waits for it leaves it.
+        run.wanted.notify_one();
+    } else {
+        tokio::task::spawn_local(deliver_end(server.clone(), run));
+    }
+}
+
+/// Opens the run's session, however long it takes.
+async fn open(server: Rc<Server>, run: Rc<Run>) {
+    let job = &run.job;
+    let request = OpenRequest { job: job.job, restart: job.restart, uid: job.uid, account: job.account.clone() };
+    let mut failures = 0u32;
+    let mut told = String::new();
+    while !run.ended() {
+        let outcome = server.credvend.open(&request).await;
+        server.look_after_credvend();
+        match outcome.and_then(|answer| own(job, answer)) {
+            Ok(session) => {
+                run.opened(session);
+                if !run.ended() {
+                    tracing::info!(job = %job.job, %session, "session open");
+                    opened(&server, &run, session);
+                }
+                break;
+            }
+            Err(Trouble::Never(reason) | Trouble::Gone(reason)) => {
+                refuse(&server, &run, &reason);
+                break;
+            }
+            Err(trouble) => {
+                failures = failures.saturating_add(1);
+                if told != trouble.reason() && !run.ended() {
+                    told = trouble.reason().to_owned();
+                    tracing::warn!(job = %job.job, why = told, "no session yet");
+                    server.keeper.tell(ToKeeper::Waiting { run: job.run.clone(), reason: told.clone() });
+                }
+                let (backoff, soonest) = match trouble {
+                    Trouble::No(_) => (AFTER_NO, SOONEST_AFTER_NO),
+                    _ => (AFTER_OUTAGE, SOONEST),
+                };
+                run.set(State::Opening(Some(trouble)));
+                pause(&run, backoff.wait(failures, &*server.dice), soonest).await;
+            }
+        }
+    }
+    run.opening.set(false);
+    if run.ended() {
+        deliver_end(server, run).await;
+    }
+}
+
+/// Waits `whole`, or `soonest` if a process of the job asks meanwhile, or not at all if the job ends.
+async fn pause(run: &Run, whole: Duration, soonest: Duration) {
+    let start = tokio::time::Instant::now();
+    let until = start + whole;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return,
+            () = run.wanted.notified() => {
+                if run.ended() {
+                    return;
+                }
+                let soon = (start + soonest.min(whole)).min(until);
+                tokio::select! {
+                    () = tokio::time::sleep_until(soon) => return,
+                    () = run.wanted.notified() => if run.ended() { return },
+                }
+            }
+        }
+    }
+}
+
+/// The session, if credvend speaks of the job that was asked about.
+fn own(job: &Job, answer: OpenResponse) -> Result<SessionId, Trouble> {
+    if answer.job != job.job || answer.uid != job.uid {
+        return Err(Trouble::Never(format!(
+            "credvend answered for job {} of uid {}, this node's record says uid {}; tell the administrators",
+            answer.job, answer.uid, job.uid
+        )));
+    }
+    Ok(answer.session)
+}
+
+fn opened(server: &Rc<Server>, run: &Rc<Run>, session: SessionId) {
+    if run.job.options.prefetch && server.settings.cache.store {
+        // "Open" promises the first credentials, too.
+        tokio::task::spawn_local(vend::prefetch(server.clone(), run.clone()));
+    } else {
+        server.keeper.tell(ToKeeper::Opened { run: run.job.run.clone(), session });
+    }
+}
+
+fn refuse(server: &Server, run: &Run, reason: &str) {
+    if run.ended() || matches!(run.state(), State::Refused(_)) {
+        return;
+    }
+    tracing::warn!(job = %run.job.job, why = reason, "job refused");
+    run.set(State::Refused(reason.to_owned()));
+    server.keeper.tell(ToKeeper::Refused { run: run.job.run.clone(), reason: reason.to_owned() });
+}
+
+/// Tells credvend that the run is over, as often as it takes.
+async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
+    let mut failures = 0u32;
+    while let Some(session) = run.session() {
+        let permit = server.leaving.acquire().await.expect("never closed");
+        let outcome = server.credvend.leave(session).await;
+        drop(permit);
+        server.look_after_credvend();
+        match outcome {
+            Ok(()) => break,
+            Err(Trouble::Never(reason) | Trouble::Gone(reason)) => {
+                tracing::info!(job = %run.job.job, %session, why = reason, "credvend has no use for this end");
+                break;
+            }
+            Err(trouble) => {
+                failures = failures.saturating_add(1);
+                if failures.is_power_of_two() {
+                    let why = trouble.reason();
+                    tracing::warn!(job = %run.job.job, %session, why, failures, "end not delivered yet");
+                }
+                tokio::time::sleep(LEAVE_AGAIN.wait(failures, &*server.dice)).await;
+            }
+        }
+    }
+    server.jobs.borrow_mut().remove(&run.job.run);
+    server.keeper.tell(ToKeeper::EndDelivered { run: run.job.run.clone() });
+}
+
+impl Server {
+    /// A session is over by credvend's word: nothing of it is served from now on.
+    pub(super) fn refuse_session(&self, session: SessionId, reason: &str) {
+        self.cache.borrow_mut().forget(session);
+        let runs = self.jobs.borrow().of_session(session);
+        for run in runs {
+            refuse(self, &run, reason);
+        }
+    }
+
+    /// credvend does not know a session that it had opened: its store was replaced. It is asked to look anew.
+    pub(super) fn reopen_session(self: &Rc<Self>, session: SessionId, reason: &str) {
+        self.cache.borrow_mut().forget(session);
+        let runs = self.jobs.borrow().of_session(session);
+        for run in runs {
+            if run.reopen() {
+                want(self, &run);
+            } else {
+                refuse(self, &run, reason);
+            }
+        }
+    }
+
+    /// A line of the standing stream.
+    pub(super) fn credvend_said(&self, missed: bool, event: Event) {
+        self.credvend.heard();
+        self.look_after_credvend();
+        if missed {
+            self.cache.borrow_mut().suspect_all();
+        }
+        if let Event::Invalidated { session, reason, .. } = event {
+            let reason: String = reason.chars().filter(|c| !c.is_control()).take(1000).collect();
+            self.refuse_session(session, &reason);
+        }
+    }
+
+    /// If credvend has just come back, what waits for it is tried at once.
+    pub(super) fn look_after_credvend(&self) {
+        if !self.credvend.came_back() {
+            return;
+        }
+        self.cache.borrow_mut().heard_again();
+        self.look.notify_one();
+        for run in self.jobs.borrow().all().filter(|run| run.opening.get()) {
+            run.wanted.notify_one();
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What the server needs of the configuration, with bounds and patience that nobody has had a reason to configure.
+
+use std::time::Duration;
+
+use super::cache::CacheSettings;
+use crate::config::{CacheMode, Config};
+
+/// See the fields.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `[cache]`.
+    pub cache: CacheSettings,
+    /// How much of this process one may have.
+    pub limits: Limits,
+    /// How long a request waits for an outcome. botocore reads for 2 s, the Rust SDK for 5.
+    pub patience: Duration,
+    /// How long a well-formed token that is not known waits for its record: a job's first process can be faster than
+    /// the word of its start.
+    pub newcomer_patience: Duration,
+    /// For how long cached credentials are served while nothing is heard from credvend. `None`: until they expire.
+    pub max_unheard: Option<Duration>,
+    /// How often the cache is looked through at least, so that a wall clock that jumped is noticed.
+    pub look: Duration,
+}
+
+/// How much of this process one may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Open connections to the endpoint.
+    pub connections: usize,
+    /// Of these, one user's.
+    pub connections_per_user: usize,
+    /// Requests of one user that wait for credvend.
+    pub waiting_per_user: usize,
+    /// A connection that sends no complete request head within this time is closed.
+    pub header_read: Duration,
+    /// Open connections to the users' socket.
+    pub user_socket_connections: usize,
+    /// Of these, one user's.
+    pub user_socket_connections_per_user: usize,
+}
+
+impl Settings {
+    /// The configuration's, and the usual ones.
+    pub fn of(config: &Config) -> Self {
+        Settings {
+            cache: CacheSettings {
+                store: config.cache.mode == CacheMode::Store,
+                max_entries: config.cache.max_entries,
+            },
+            limits: Limits {
+                connections: config.http.max_connections,
+                connections_per_user: config.http.max_connections_per_user,
+                waiting_per_user: config.http.max_waiting_per_user,
+                header_read: Duration::from_secs(10),
+                user_socket_connections: 64,
+                user_socket_connections_per_user: 8,
+            },
+            patience: Duration::from_millis(1800),
+            newcomer_patience: Duration::from_millis(1000),
+            max_unheard: config.cache.max_unheard,
+            look: Duration::from_secs(15),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! How the server is, and what it knows of the jobs: for the keeper's root socket and the users' socket.
+
+use credd_protocol::credentials::rfc3339_z;
+use credd_protocol::local::{Health, JobStatus};
+
+use super::Server;
+use super::jobs::{Run, State};
+use crate::control::MAX_LINE_BYTES;
+
+/// So many bytes of an answer's line are for jobs; with more jobs than fit, the ones with the highest ids are shown.
+const MAX_JOBS_BYTES: usize = MAX_LINE_BYTES - 4096;
+
+impl Server {
+    /// How this process is.
+    pub(super) fn health(&self) -> Health {
+        let jobs = self.jobs.borrow();
+        Health {
+            serving: true,
+            endpoint_problem: None,
+            credvend_problem: self.credvend.problem(),
+            jobs: jobs.all().filter(|run| !run.ended()).count(),
+            undelivered_ends: jobs.all().filter(|run| run.ended()).count(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// The jobs of a user, or all; as many as fit an answer.
+    pub(super) fn jobs_of(&self, uid: Option<u32>) -> Vec<JobStatus> {
+        let jobs = self.jobs.borrow();
+        let mut runs: Vec<_> = jobs.all().filter(|run| uid.is_none_or(|uid| run.job.uid.0 == uid)).collect();
+        runs.sort_by_key(|run| (std::cmp::Reverse(run.job.job), run.job.restart));
+        let (mut shown, mut bytes) = (Vec::new(), 0);
+        for run in runs {
+            let status = self.status(run);
+            bytes += serde_json::to_vec(&status).map_or(0, |text| text.len() + 1);
+            if bytes > MAX_JOBS_BYTES {
+                break;
+            }
+            shown.push(status);
+        }
+        shown
+    }
+
+    fn status(&self, run: &Run) -> JobStatus {
+        let job = &run.job;
+        let (state, reason, until) = run.with_state(|state| match state {
+            State::Opening(trouble) => ("opening", trouble.as_ref().map(|t| t.reason().to_owned()), None),
+            State::Open(key) => ("open", None, self.cache.borrow().until(key)),
+            State::Refused(reason) => ("refused", Some(reason.clone()), None),
+            State::Ended => ("ending", None, None),
+        });
+        JobStatus {
+            job: job.job,
+            user: job.user.as_str().to_owned(),
+            uid: job.uid.0,
+            project: job.account.as_ref().map(|account| account.as_str().to_owned()),
+            state: state.to_owned(),
+            session: run.session().map(|session| session.to_string()),
+            reason,
+            credentials_until: until.map(rfc3339_z::format),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The whole server over real sockets: jobs speak HTTP to it, it speaks TLS to a credvend made here, and a keeper made
+//! here signs. Only the wall clock and, in some tests, the kernel's word on the caller are made up.
+
+mod denials;
+mod fake_credvend;
+mod house;
+mod lives;
+mod sockets;

@@ -1,0 +1,219 @@
+//! Who gets nothing, and what it is told.
+
+use std::time::Duration;
+
+use credd_protocol::{JobToken, Uid};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::house::{Everybody, House, ask_on, in_a_house, own_uid, read_answer};
+use crate::control::ToServer;
+
+#[test]
+fn heads_that_no_sdk_sends_are_denied() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job(7).await;
+        let get = format!("GET {} HTTP/1.1", House::path(7));
+        let (host, token) = (house.host(), format!("Authorization: {}", token.expose()));
+        let port = house.endpoint.port();
+        let with = |more: &str| vec![host.clone(), token.clone(), more.to_owned()];
+        for (line, headers, status, word) in [
+            (get.clone(), vec![host.clone()], 403, "NoToken"),
+            (get.clone(), vec![token.clone(), format!("Host: evil.example:{port}")], 403, "WrongHost"),
+            (get.clone(), vec![token.clone(), "Host: 127.0.0.1".into()], 403, "WrongHost"),
+            (get.clone(), vec![token.clone()], 403, "WrongHost"),
+            (get.clone(), with("Origin: http://evil.example"), 403, "BrowserRequest"),
+            (get.clone(), with("Sec-Fetch-Site: cross-site"), 403, "BrowserRequest"),
+            (get.clone(), with("X-Forwarded-For: 10.0.0.1"), 403, "BrowserRequest"),
+            (get.clone(), with("Referer: x"), 403, "BrowserRequest"),
+            (get.replace("GET", "POST"), with("Content-Length: 0"), 405, "MethodNotAllowed"),
+            (get.replace("GET", "PUT"), with("Content-Length: 0"), 405, "MethodNotAllowed"),
+            ("GET / HTTP/1.1".into(), with("a: b"), 404, "NotFound"),
+            ("GET /latest/meta-data/ HTTP/1.1".into(), with("a: b"), 404, "NotFound"),
+        ] {
+            let answer = house.raw(&line, &headers).await;
+            assert_eq!((answer.status, answer.word().as_str()), (status, word), "{line} {headers:?}");
+            assert!(answer.message().len() > 20 && answer.head.contains("connection: close"), "{}", answer.head);
+        }
+        assert_eq!(house.counts(), (0, 0), "nothing reached credvend");
+        let answer = house.raw(&get, &[format!("Host: localhost:{port}"), token.to_uppercase().replace("CREDD1", "credd1")]).await;
+        assert_eq!(answer.status, 403, "tokens are exact");
+        let named = [format!("HOST: localhost:{port}"), token.replace("Authorization", "AUTHORIZATION")];
+        assert_eq!(house.raw(&get, &named).await.status, 200, "header names are not");
+    });
+}
+
+#[test]
+fn another_jobs_path_a_wrong_token_and_another_nodes_token_get_nothing() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, one) = house.job(1).await;
+        let (_, two) = house.job(2).await;
+        let answer = house.ask(2, &one).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "OtherJob"));
+        assert!(answer.message().contains("job 2") && answer.message().contains("job 1"));
+        let foreign = JobToken::mint().unwrap();
+        let answer = house.ask(1, &foreign).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "UnknownToken"));
+        let bearer = [house.host(), format!("Authorization: Bearer {}", one.expose())];
+        let answer = house.raw(&format!("GET {} HTTP/1.1", House::path(1)), &bearer).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "UnknownToken"));
+        assert_eq!(house.counts(), (0, 0));
+        // Two jobs of one user may share a connection.
+        let mut kept = house.connect().await;
+        let port = house.endpoint.port();
+        assert_eq!(ask_on(&mut kept, port, 1, &one).await.word(), "ASIA0001");
+        assert_eq!(ask_on(&mut kept, port, 2, &two).await.word(), "ASIA0002");
+        assert_eq!(ask_on(&mut kept, port, 1, &one).await.word(), "ASIA0001");
+    });
+}
+
+#[test]
+fn another_users_process_gets_nothing_the_kernel_says_who_it_is() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job_with(7, |job| job.uid = Uid(own_uid() + 1)).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "OtherUser"));
+        assert!(answer.message().contains("job 7") && answer.message().contains(&format!("uid {}", own_uid())));
+        assert_eq!(house.counts(), (0, 0));
+        // The same connection serves a job of the caller's own uid, and still not the other one.
+        let (_, own) = house.job(8).await;
+        let mut kept = house.connect().await;
+        let port = house.endpoint.port();
+        assert_eq!(ask_on(&mut kept, port, 8, &own).await.status, 200);
+        assert_eq!(ask_on(&mut kept, port, 7, &token).await.status, 403);
+    });
+}
+
+#[test]
+fn a_caller_whom_the_kernel_does_not_name_gets_nothing_not_even_roots() {
+    in_a_house(async || {
+        let nobody = || Box::new(Everybody(Err("not held by any process (state TIME_WAIT)".into())));
+        let mut house = House::with(|plan, _| plan.whois = nobody()).await;
+        let (_, token) = house.job_with(7, |job| job.uid = Uid(0)).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "NoCaller"));
+        assert_eq!(house.counts(), (0, 0));
+    });
+}
+
+#[test]
+fn a_socket_that_its_process_has_closed_is_not_roots() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job_with(7, |job| job.uid = Uid(0)).await;
+        let text = format!(
+            "GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n",
+            House::path(7),
+            house.host(),
+            token.expose()
+        );
+        // This thread runs server and client: the client's half-close comes before the server's accept.
+        let mut stream = std::net::TcpStream::connect(house.endpoint).unwrap();
+        std::io::Write::write_all(&mut stream, text.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+        let mut stream = tokio::io::BufReader::new(stream);
+        let mut all = String::new();
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut all)).await.expect("closed");
+        assert!(!all.contains("AccessKeyId"), "{all}");
+        assert_eq!(house.counts(), (0, 0));
+    });
+}
+
+#[test]
+fn a_process_that_is_faster_than_the_word_of_its_start_is_waited_for() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| {
+            plan.settings.newcomer_patience = Duration::from_secs(10);
+        })
+        .await;
+        let (job, token) = super::super::jobs::fixture::job(7, own_uid());
+        let mut stream = house.connect().await;
+        let text = format!(
+            "GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n",
+            House::path(7),
+            house.host(),
+            token.expose()
+        );
+        stream.write_all(text.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        house.tell(&ToServer::Job(Box::new(job))).await;
+        assert_eq!(read_answer(&mut stream).await.status, 200);
+    });
+}
+
+#[test]
+fn before_the_records_are_read_nobody_is_unknown() {
+    in_a_house(async || {
+        let house = House::with(|plan, _| plan.scanned = false).await;
+        let answer = house.ask(7, &JobToken::mint().unwrap()).await;
+        assert_eq!((answer.status, answer.word().as_str()), (503, "Starting"));
+    });
+}
+
+#[test]
+fn floods_of_headers_and_slow_heads_are_cut_off() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.settings.limits.header_read = Duration::from_millis(200)).await;
+        let (_, token) = house.job(7).await;
+        let get = format!("GET {} HTTP/1.1", House::path(7));
+        let flood: Vec<String> = (0..200).map(|n| format!("x-{n}: y")).collect();
+        let mut stream = house.connect().await;
+        stream.write_all(format!("{get}\r\n{}\r\n\r\n", flood.join("\r\n")).as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+        assert!(all.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&all));
+        let mut stream = house.connect().await;
+        let _ = stream.write_all(format!("{get}\r\nx: {}\r\n\r\n", "y".repeat(40_000)).as_bytes()).await;
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+        assert!(!String::from_utf8_lossy(&all).contains("AccessKeyId"));
+        // Half a head, and then nothing.
+        let mut stream = house.connect().await;
+        stream.write_all(get.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut all)).await;
+        assert!(read.is_ok(), "closed by the server");
+        assert_eq!(house.ask(7, &token).await.status, 200);
+    });
+}
+
+#[test]
+fn one_users_connections_and_waiting_requests_are_bounded() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| {
+            plan.settings.limits.connections_per_user = 4;
+            plan.settings.limits.waiting_per_user = 2;
+        })
+        .await;
+        house.credvend.script.borrow_mut().delay = Duration::from_millis(300);
+        let (_, token) = house.job(7).await;
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..3 {
+            let (endpoint, token) = (house.endpoint, token.clone());
+            asking.spawn_local(async move {
+                let stream = tokio::net::TcpStream::connect(endpoint).await.unwrap();
+                ask_on(&mut tokio::io::BufReader::new(stream), endpoint.port(), 7, &token).await
+            });
+        }
+        let mut statuses: Vec<u16> = asking.join_all().await.iter().map(|a| a.status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 503]);
+
+        let mut kept = Vec::new();
+        for _ in 0..4 {
+            let mut stream = house.connect().await;
+            assert_eq!(ask_on(&mut stream, house.endpoint.port(), 7, &token).await.status, 200);
+            kept.push(stream);
+        }
+        let mut fifth = house.connect().await;
+        let _ = fifth.write_all(b"GET").await;
+        let mut all = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(5), fifth.read_to_end(&mut all)).await;
+        assert!(closed.is_ok() && all.is_empty(), "closed unanswered");
+        drop(kept);
+    });
+}

@@ -1,0 +1,261 @@
+//! A credvend that says what a test wants: the node's API over real TLS.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use credd_protocol::credentials::Credentials;
+use credd_protocol::node_api::{ApiError, CredentialsRequest, CredentialsResponse, Event, OPEN, OpenRequest, OpenResponse};
+use credd_protocol::{RoleName, Secret, SessionId};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Frame;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::super::clock::Clock;
+use super::super::clock::fake::FakeClock;
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// What it was asked, and what it shall say.
+pub struct Script {
+    pub clock: FakeClock,
+    /// Of the credentials it gives.
+    pub life: Duration,
+    /// How long each answer takes.
+    pub delay: Duration,
+    /// What it says instead of opening, giving, or taking leave: status and error.
+    pub refuse_open: Option<(u16, ApiError)>,
+    pub refuse_credentials: Option<(u16, ApiError)>,
+    pub refuse_leave: Option<(u16, ApiError)>,
+    /// Facts it opens a session with, other than those asked for.
+    pub other_uid: Option<u32>,
+    pub opens: u32,
+    pub credentials: u32,
+    pub min_lives: Vec<u32>,
+    pub leaves: Vec<SessionId>,
+    pub streams: u32,
+    /// All `Authorization` headers.
+    pub authorizations: Vec<String>,
+    sessions: HashMap<u32, SessionId>,
+    listeners: Vec<mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>>,
+    pub epoch: String,
+    pub seq: u64,
+}
+
+pub fn error(code: &str, message: &str, retry: bool) -> ApiError {
+    ApiError { code: code.into(), message: message.into(), retry }
+}
+
+/// The service itself.
+pub struct FakeCredvend {
+    pub address: SocketAddr,
+    pub pin: String,
+    pub certificate_pem: String,
+    pub script: Rc<RefCell<Script>>,
+    tls: TlsAcceptor,
+    running: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl FakeCredvend {
+    /// One that has an address and does not listen yet.
+    pub fn new(clock: FakeClock) -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let pin = Sha256::digest(&certificate).iter().map(|b| format!("{b:02x}")).collect();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let script = Script {
+            clock,
+            life: Duration::from_secs(3600),
+            delay: Duration::ZERO,
+            refuse_open: None,
+            refuse_credentials: None,
+            refuse_leave: None,
+            other_uid: None,
+            opens: 0,
+            credentials: 0,
+            min_lives: Vec::new(),
+            leaves: Vec::new(),
+            streams: 0,
+            authorizations: Vec::new(),
+            sessions: HashMap::new(),
+            listeners: Vec::new(),
+            epoch: "first".into(),
+            seq: 0,
+        };
+        FakeCredvend {
+            address,
+            pin,
+            certificate_pem: made.cert.pem(),
+            script: Rc::new(RefCell::new(script)),
+            tls: TlsAcceptor::from(Arc::new(config)),
+            running: None,
+        }
+    }
+
+    pub async fn start(&mut self) {
+        let listener = tokio::net::TcpListener::bind(self.address).await.unwrap();
+        let (tls, script) = (self.tls.clone(), self.script.clone());
+        self.running = Some(tokio::task::spawn_local(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (tls, script) = (tls.clone(), script.clone());
+                connections.spawn_local(async move {
+                    let Ok(stream) = tls.accept(stream).await else { return };
+                    let service = hyper::service::service_fn(move |request| answer(script.clone(), request));
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        }));
+    }
+
+    /// Stops listening and breaks every connection.
+    pub async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+            let _ = running.await;
+        }
+        self.script.borrow_mut().listeners.clear();
+    }
+
+    /// Says something on every stream.
+    pub fn say(&self, event: &Event) {
+        let mut line = serde_json::to_vec(event).unwrap();
+        line.push(b'\n');
+        let line = Bytes::from(line);
+        self.script.borrow_mut().listeners.retain(|l| l.send(Ok(Frame::data(line.clone()))).is_ok());
+    }
+
+    pub fn invalidate(&self, session: SessionId, reason: &str) {
+        let seq = {
+            let mut script = self.script.borrow_mut();
+            script.seq += 1;
+            script.seq
+        };
+        self.say(&Event::Invalidated { seq, session, reason: reason.into() });
+    }
+}
+
+async fn answer(
+    script: Rc<RefCell<Script>>,
+    request: Request<hyper::body::Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    if let Some(value) = request.headers().get("authorization") {
+        script.borrow_mut().authorizations.push(value.to_str().unwrap().to_owned());
+    } else {
+        return Ok(refused(&(401, error("Unauthenticated", "who are you?", true))));
+    }
+    if path == "/node/v1/stream" {
+        return Ok(stream(&script));
+    }
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let delay = script.borrow().delay;
+    tokio::time::sleep(delay).await;
+    let mut script = script.borrow_mut();
+    if path == OPEN {
+        script.opens += 1;
+        let asked: OpenRequest = serde_json::from_slice(&body).unwrap();
+        if let Some(refusal) = &script.refuse_open {
+            return Ok(refused(refusal));
+        }
+        let session = *script.sessions.entry(asked.job.get()).or_insert_with(SessionId::random);
+        return Ok(json(&OpenResponse {
+            session,
+            cluster: "lab".parse().unwrap(),
+            job: asked.job,
+            user: "alice".parse().unwrap(),
+            uid: credd_protocol::Uid(script.other_uid.unwrap_or(asked.uid.0)),
+            project: "genomics".parse().unwrap(),
+            partition: None,
+            roles: vec![RoleName::default()],
+        }));
+    }
+    let rest = path.strip_prefix("/node/v1/sessions/").unwrap();
+    let (session, verb) = rest.split_once('/').unwrap();
+    match verb {
+        "leave" => {
+            if let Some(refusal) = &script.refuse_leave {
+                return Ok(refused(refusal));
+            }
+            script.leaves.push(session.parse().unwrap());
+            Ok(json(&serde_json::json!({})))
+        }
+        "credentials" => {
+            script.credentials += 1;
+            let asked: CredentialsRequest = serde_json::from_slice(&body).unwrap();
+            script.min_lives.push(asked.min_life_seconds);
+            if let Some(refusal) = &script.refuse_credentials {
+                return Ok(refused(refusal));
+            }
+            let issued = script.clock.now().wall;
+            Ok(json(&CredentialsResponse {
+                credentials: Credentials {
+                    access_key_id: format!("ASIA{:04}", script.credentials),
+                    secret_access_key: Secret::new("secret".into()),
+                    token: Secret::new("token".into()),
+                    expiration: issued + script.life,
+                    role_arn: "arn:aws:iam::123456789012:role/genomics".parse().unwrap(),
+                    account_id: None,
+                },
+                session_name: "lab-alice-n1".into(),
+                issued,
+            }))
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn stream(script: &Rc<RefCell<Script>>) -> Response<Body> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let mut script = script.borrow_mut();
+    script.streams += 1;
+    let hello = Event::Hello { epoch: script.epoch.clone(), seq: script.seq };
+    let mut line = serde_json::to_vec(&hello).unwrap();
+    line.push(b'\n');
+    sender.send(Ok(Frame::data(Bytes::from(line)))).unwrap();
+    script.listeners.push(sender);
+    struct Lines(mpsc::UnboundedReceiver<Result<Frame<Bytes>, Infallible>>);
+    impl hyper::body::Body for Lines {
+        type Data = Bytes;
+        type Error = Infallible;
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.poll_recv(cx)
+        }
+    }
+    Response::new(BoxBody::new(Lines(receiver)))
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Body> {
+    Response::new(Full::new(Bytes::from(serde_json::to_vec(value).unwrap())).boxed())
+}
+
+fn refused((status, error): &(u16, ApiError)) -> Response<Body> {
+    let mut response = json(error);
+    *response.status_mut() = (*status).try_into().unwrap();
+    response
+}

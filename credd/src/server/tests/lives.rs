@@ -1,0 +1,406 @@
+//! Jobs' lives: open, use, renew, outage, invalidation, end.
+
+use std::time::Duration;
+
+use credd_protocol::node_api::Event;
+use credd_protocol::record::OnError;
+
+use super::fake_credvend::error;
+use super::house::{House, ask_on, in_a_house, trusting_ca};
+use crate::config::Trust;
+use crate::control::{ToKeeper, ToServer};
+
+#[test]
+fn a_job_gets_its_document_and_the_session_opens_at_first_use() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (job, token) = house.job(7).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (200, "ASIA0001"), "{}", answer.body);
+        assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
+        let document: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        assert!(document["Expiration"].as_str().unwrap().ends_with('Z') && document.get("Code").is_none());
+        let session = house.session_of(&job.run).expect("the keeper was told");
+        for _ in 0..20 {
+            assert_eq!(house.ask(7, &token).await.status, 200);
+        }
+        assert_eq!(house.counts(), (1, 1), "cached");
+        house.end(&job.run).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        assert_eq!(house.credvend.script.borrow().leaves, [session]);
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "JobEnded"));
+    });
+}
+
+#[test]
+fn every_attempt_is_signed_anew_for_the_certificate_that_was_seen() {
+    for ca in [false, true] {
+        in_a_house(async || {
+            let mut house = House::with(|plan, credvend| {
+                if ca {
+                    trusting_ca(&mut plan.config, credvend);
+                }
+            })
+            .await;
+            let (_, token) = house.job(7).await;
+            assert_eq!(house.ask(7, &token).await.status, 200);
+            let script = house.credvend.script.borrow();
+            let pin = &house.credvend.pin;
+            assert!(script.authorizations.len() >= 2);
+            let mut unique = script.authorizations.clone();
+            unique.sort();
+            unique.dedup();
+            assert_eq!(unique.len(), script.authorizations.len());
+            for credential in &script.authorizations {
+                assert!(credential.starts_with("Munge MUNGE:") && credential.contains(&format!(":{pin}:")));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_credvend_with_another_certificate_gets_no_request() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.config.credvend.trust = Trust::Pin("ab".repeat(32))).await;
+        let (_, token) = house.job(7).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (503, "NotNow"), "{}", answer.body);
+        assert!(house.credvend.script.borrow().authorizations.is_empty());
+    });
+}
+
+#[test]
+fn many_askers_make_one_request() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.credvend.script.borrow_mut().delay = Duration::from_millis(100);
+        let (_, token) = house.job(7).await;
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (endpoint, token) = (house.endpoint, token.clone());
+            asking.spawn_local(async move {
+                let stream = tokio::net::TcpStream::connect(endpoint).await.unwrap();
+                ask_on(&mut tokio::io::BufReader::new(stream), endpoint.port(), 7, &token).await
+            });
+        }
+        for answer in asking.join_all().await {
+            assert_eq!((answer.status, answer.word().as_str()), (200, "ASIA0001"));
+        }
+        assert_eq!(house.counts(), (1, 1));
+    });
+}
+
+#[test]
+fn the_first_node_opens_at_once_and_prefetch_means_credentials_too() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (first, _) = house.job_with(1, |job| job.first_node = true).await;
+        let (waited_for, _) = house.job_with(2, |job| job.options.on_error = OnError::Fail).await;
+        let (other, _) = house.job(3).await;
+        let opened = |h: &House, run| h.session_of(run).is_some();
+        house.until("both open", |h| opened(h, &first.run) && opened(h, &waited_for.run)).await;
+        assert_eq!(house.counts(), (2, 0));
+        assert!(house.session_of(&other.run).is_none());
+
+        let error = error("RoleRefused", "AWS does not give role r", true);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((403, error));
+        let (ahead, token) = house.job_with(4, |job| job.options.prefetch = true).await;
+        let reason = "AWS does not give role r".to_owned();
+        house
+            .until("it waits", |h| h.heard(&ToKeeper::Waiting { run: ahead.run.clone(), reason: reason.clone() }))
+            .await;
+        assert!(house.session_of(&ahead.run).is_none(), "open promises the first credentials");
+        house.credvend.script.borrow_mut().refuse_credentials = None;
+        house.until("it opens", |h| opened(h, &ahead.run)).await;
+        let (_, fetched) = house.counts();
+        assert_eq!(house.ask(4, &token).await.status, 200);
+        assert_eq!(house.counts().1, fetched, "from the cache");
+    });
+}
+
+#[test]
+fn a_long_job_never_sees_an_old_document_while_credvend_answers() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job(7).await;
+        // Twelve hours in steps of five minutes, one-hour documents.
+        for step in 0..144 {
+            let answer = house.ask(7, &token).await;
+            assert_eq!(answer.status, 200);
+            let document: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+            let until = document["Expiration"].as_str().unwrap();
+            let until = time::OffsetDateTime::parse(until, &time::format_description::well_known::Rfc3339).unwrap();
+            let left = until - super::super::clock::Clock::now(&house.clock).wall;
+            assert!(left >= time::Duration::seconds(1199), "step {step}: {left} left");
+            house.clock.jump(time::Duration::minutes(5));
+            // Renewals happen behind the jobs' backs; one look of the cache is 20 ms.
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        let (_, fetched) = house.counts();
+        assert!((24..=30).contains(&fetched), "{fetched} fetches in 12 hours");
+        let script = house.credvend.script.borrow();
+        assert!(script.min_lives.iter().skip(1).all(|l| *l == 2700), "{:?}", script.min_lives);
+    });
+}
+
+#[test]
+fn what_nobody_uses_is_renewed_once_and_then_no_more() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        house.clock.jump(time::Duration::minutes(30));
+        house.until("renewed", |h| h.counts().1 == 2).await;
+        for _ in 0..10 {
+            house.clock.jump(time::Duration::minutes(20));
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        assert_eq!(house.counts().1, 2);
+        assert_eq!(house.ask(7, &token).await.word(), "ASIA0003");
+    });
+}
+
+#[test]
+fn an_outage_is_survived_until_the_documents_expire_and_ends_without_a_restart() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.word(), "ASIA0001");
+        house.credvend.stop().await;
+        house.clock.jump(time::Duration::minutes(55));
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (200, "ASIA0001"), "it still lives");
+        house.clock.jump(time::Duration::minutes(5));
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (503, "NotNow"));
+        assert!(answer.message().contains("job 7") && answer.message().contains("credvend"), "{}", answer.message());
+        assert!(answer.head.contains("retry-after"));
+        house.credvend.start().await;
+        let mut answer = house.ask(7, &token).await;
+        while answer.status == 503 {
+            answer = house.ask(7, &token).await;
+        }
+        assert_eq!(answer.status, 200);
+    });
+}
+
+#[test]
+fn a_job_that_starts_while_credvend_is_down_gets_credentials_when_it_is_back() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.credvend_up = false).await;
+        let (job, token) = house.job_with(7, |job| job.first_node = true).await;
+        let before = tokio::time::Instant::now();
+        let answer = house.ask(7, &token).await;
+        assert!(before.elapsed() < Duration::from_millis(1990), "within botocore's patience: {:?}", before.elapsed());
+        assert_eq!(answer.status, 503);
+        let waits = |m: &ToKeeper| matches!(m, ToKeeper::Waiting { run, .. } if *run == job.run);
+        assert!(house.said.borrow().iter().any(waits));
+        house.credvend.start().await;
+        let mut answer = house.ask(7, &token).await;
+        while answer.status == 503 {
+            answer = house.ask(7, &token).await;
+        }
+        assert_eq!(answer.status, 200);
+    });
+}
+
+#[test]
+fn refusals_reach_the_jobs_user_and_do_not_storm_credvend() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let never = error("NoAccount", "job 7 has no account; submit it with --account", false);
+        house.credvend.script.borrow_mut().refuse_open = Some((403, never));
+        let (job, token) = house.job(7).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
+        assert!(answer.message().contains("submit it with --account"));
+        let reason = "job 7 has no account; submit it with --account".to_owned();
+        assert!(house.heard(&ToKeeper::Refused { run: job.run.clone(), reason }));
+        for _ in 0..20 {
+            assert_eq!(house.ask(7, &token).await.status, 403);
+        }
+        assert_eq!(house.counts().0, 1);
+
+        let mended = error("UnknownProject", "project genomics has no role", true);
+        house.credvend.script.borrow_mut().refuse_open = Some((403, mended));
+        let (_, token) = house.job(8).await;
+        for _ in 0..20 {
+            let answer = house.ask(8, &token).await;
+            assert_eq!((answer.status, answer.word().as_str()), (403, "RefusedForNow"), "{}", answer.body);
+        }
+        assert_eq!(house.counts().0, 2);
+        house.credvend.script.borrow_mut().refuse_open = None;
+
+        let role = error("RoleRefused", "AWS does not give role x to credvend", true);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((403, role));
+        let (_, token) = house.job(9).await;
+        for _ in 0..20 {
+            let answer = house.ask(9, &token).await;
+            assert_eq!((answer.status, answer.word().as_str()), (403, "RefusedForNow"));
+            assert!(answer.message().contains("role x"));
+        }
+        assert_eq!(house.counts().1, 1);
+    });
+}
+
+#[test]
+fn an_invalidated_session_is_dead_at_once() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.until("the stream is open", |h| h.credvend.script.borrow().streams == 1).await;
+        let (job, token) = house.job(7).await;
+        let (_, other) = house.job(8).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        assert_eq!(house.ask(8, &other).await.status, 200);
+        let session = house.session_of(&job.run).unwrap();
+        house.credvend.invalidate(session, "revoked by an administrator");
+        let refused = ToKeeper::Refused { run: job.run.clone(), reason: "revoked by an administrator".into() };
+        house.until("the keeper knows", |h| h.heard(&refused)).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
+        assert!(answer.message().contains("revoked by an administrator"));
+        assert_eq!(house.ask(8, &other).await.status, 200);
+        house.end(&job.run).await;
+        house.until("its end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+    });
+}
+
+#[test]
+fn what_was_said_while_the_stream_was_away_is_asked_for() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.until("the stream is open", |h| h.credvend.script.borrow().streams == 1).await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.word(), "ASIA0001");
+        // credvend says that there was an event which this node did not hear.
+        house.credvend.script.borrow_mut().seq = 5;
+        house.credvend.say(&Event::Ping { seq: 5 });
+        let ended = error("SessionEnded", "session is INVALIDATED: revoked", false);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((403, ended));
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let mut answer = house.ask(7, &token).await;
+        while answer.status == 200 && tokio::time::Instant::now() < deadline {
+            answer = house.ask(7, &token).await;
+        }
+        assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
+    });
+}
+
+#[test]
+fn a_session_that_credvend_forgot_is_opened_anew() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let session = credd_protocol::SessionId::random();
+        let (_, token) = house.job_with(7, |job| job.session = Some(session)).await;
+        let unknown = error("UnknownSession", "session is not known here", false);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((404, unknown));
+        house.credvend.script.borrow_mut().delay = Duration::from_millis(50);
+        let script = house.credvend.script.clone();
+        tokio::task::spawn_local(async move {
+            while script.borrow().credentials == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            script.borrow_mut().refuse_credentials = None;
+        });
+        let answer = house.ask(7, &token).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(house.counts(), (1, 2));
+    });
+}
+
+#[test]
+fn an_answer_that_comes_after_the_end_is_left() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.credvend.script.borrow_mut().delay = Duration::from_millis(200);
+        let (job, _) = house.job_with(7, |job| job.first_node = true).await;
+        // The open is under way: credvend has it when the signature was given.
+        house.until("an open is under way", |h| h.credvend.script.borrow().authorizations.len() >= 2).await;
+        house.end(&job.run).await;
+        house.until("delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        assert_eq!(house.credvend.script.borrow().leaves.len(), 1);
+        assert!(house.session_of(&job.run).is_none());
+    });
+}
+
+#[test]
+fn ends_are_delivered_however_long_credvend_is_away() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.credvend_up = false).await;
+        let session = credd_protocol::SessionId::random();
+        let (ended, _) = house
+            .job_with(7, |job| {
+                job.ended = true;
+                job.session = Some(session);
+            })
+            .await;
+        let (never_opened, _) = house.job_with(8, |job| job.ended = true).await;
+        let delivered = |h: &House, run| h.heard(&ToKeeper::EndDelivered { run });
+        house.until("nothing to deliver", |h| delivered(h, never_opened.run.clone())).await;
+        assert!(!delivered(&house, ended.run.clone()));
+        house.credvend.start().await;
+        house.until("delivered", |h| delivered(h, ended.run.clone())).await;
+        assert_eq!(house.credvend.script.borrow().leaves, [session]);
+    });
+}
+
+#[test]
+fn credvends_answer_about_another_uid_is_not_believed() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.credvend.script.borrow_mut().other_uid = Some(4242);
+        let (_, token) = house.job(7).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
+    });
+}
+
+#[test]
+fn a_dead_document_is_not_served_but_explained() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.credvend.script.borrow_mut().life = Duration::ZERO;
+        let (_, token) = house.job(7).await;
+        let answer = house.ask(7, &token).await;
+        assert_eq!(answer.status, 503);
+        assert!(answer.message().contains("clock"), "{}", answer.message());
+    });
+}
+
+#[test]
+fn without_a_cache_every_request_asks_but_together_they_ask_once() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.settings.cache.store = false).await;
+        let (_, token) = house.job(7).await;
+        for n in 1..4 {
+            assert_eq!(house.ask(7, &token).await.word(), format!("ASIA000{n}"));
+        }
+    });
+}
+
+#[test]
+fn the_keeper_learns_of_health_and_stop_is_orderly() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.until("ready", |h| h.heard(&ToKeeper::Ready)).await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        house.tell(&ToServer::Report { id: 3 }).await;
+        house.until("a report", |h| h.said.borrow().iter().any(|m| matches!(m, ToKeeper::Report { id: 3, .. }))).await;
+        let said = house.said.borrow();
+        let report = said.iter().find_map(|m| match m {
+            ToKeeper::Report { health, jobs, .. } => Some((health.clone(), jobs.clone())),
+            _ => None,
+        });
+        let (health, jobs) = report.unwrap();
+        assert!(health.serving && health.credvend_problem.is_none() && health.jobs == 1, "{health:?}");
+        assert_eq!((jobs[0].state.as_str(), jobs[0].credentials_until.is_some()), ("open", true));
+        drop(said);
+        // An idle kept connection does not hold the stop up.
+        let _idle = house.connect().await;
+        house.tell(&ToServer::Stop).await;
+        let served = tokio::time::timeout(Duration::from_secs(5), &mut house.server).await.expect("stops").unwrap();
+        assert!(served.is_ok());
+    });
+}

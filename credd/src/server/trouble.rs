@@ -1,0 +1,27 @@
+//! Why credvend did not give what was asked.
+
+/// An exchange with credvend that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// It could not be reached, did not answer in time, or cannot answer now. Asking again soon may help.
+    #[error("{0}")]
+    Outage(String),
+    /// It answered no, but an administrator may mend that while the job runs: ask again, seldom.
+    #[error("{0}")]
+    No(String),
+    /// It answered no for good.
+    #[error("{0}")]
+    Never(String),
+    /// It does not know the session, although it opened it: its store was replaced, perhaps.
+    #[error("{0}")]
+    Gone(String),
+}
+
+impl Trouble {
+    /// The sentence for the job's user.
+    pub fn reason(&self) -> &str {
+        match self {
+            Trouble::Outage(reason) | Trouble::No(reason) | Trouble::Never(reason) | Trouble::Gone(reason) => reason,
+        }
+    }
+}
