@@ -116,11 +116,9 @@ impl Denial {
                  header); credentials are for the job's own processes. If a proxy is set, add 127.0.0.1 to NO_PROXY."
                     .to_owned()
             }
-            Denial::Head(Wrong::NoToken) => {
-                "The request has no token in its Authorization header. A job finds it in \
+            Denial::Head(Wrong::NoToken) => "The request has no token in its Authorization header. A job finds it in \
                  AWS_CONTAINER_AUTHORIZATION_TOKEN; was the environment cleaned on the way to this process?"
-                    .to_owned()
-            }
+                .to_owned(),
             Denial::UnknownToken => {
                 "No job on this node has this token: it is of another node, of a job that ended long ago, or the job's \
                  start was not recorded. Ask from within a step of the running job; if it persists, ask the \
@@ -153,7 +151,8 @@ impl Denial {
                  restarted.)"
             ),
             Denial::Starting => {
-                "credd has just started on this node and has not read its records yet; try again in a second.".to_owned()
+                "credd has just started on this node and has not read its records yet; try again in a second."
+                    .to_owned()
             }
             Denial::Crowded(job) => format!(
                 "Too many requests of job {job}'s user wait for credentials on this node; let the job's processes ask \

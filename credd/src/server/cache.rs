@@ -215,12 +215,10 @@ impl Cache {
                     entry.suspect = flight.generation != self.generation;
                     // If credvend can give no fresher one, asking at each request does not help.
                     let pause = (document.life.whole() / 40).clamp(Duration::from_millis(200), Duration::from_secs(60));
-                    entry.not_before = Some(now.mono + pause).filter(|_| !entry.suspect);
+                    let stale = self.settings.store && document.life.verdict(now) != Verdict::Serve;
+                    entry.not_before = (stale && !entry.suspect).then(|| now.mono + pause);
                     entry.not_ahead_before = entry.not_before;
                     entry.document = self.settings.store.then(|| document.clone());
-                    if !self.settings.store {
-                        entry.not_before = None;
-                    }
                 }
                 Err(trouble) => {
                     entry.failures = entry.failures.saturating_add(1);

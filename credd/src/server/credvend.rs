@@ -287,7 +287,8 @@ fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
 pub fn document_body(credentials: &credd_protocol::credentials::Credentials) -> bytes::Bytes {
     // Written into a buffer that never grows: a growing one would leave copies behind.
     let secrets: [&Secret; 2] = [&credentials.secret_access_key, &credentials.token];
-    let capacity = 1024 + 2 * secrets.iter().map(|s| s.expose().len()).sum::<usize>() + credentials.role_arn.as_str().len();
+    let capacity =
+        1024 + 2 * secrets.iter().map(|s| s.expose().len()).sum::<usize>() + credentials.role_arn.as_str().len();
     let mut body = Zeroizing::new(Vec::with_capacity(capacity));
     serde_json::to_writer(&mut *body, credentials).expect("plain values");
     bytes::Bytes::from_owner(Erased(body))
@@ -314,7 +315,8 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let body = |retry| serde_json::to_vec(&ApiError { code: "X".into(), message: "a\u{1b}b".into(), retry }).unwrap();
+        let body =
+            |retry| serde_json::to_vec(&ApiError { code: "X".into(), message: "a\u{1b}b".into(), retry }).unwrap();
         let of = |status: u16, retry| refusal(StatusCode::from_u16(status).unwrap(), &body(retry));
         assert_eq!(of(403, false), Trouble::Never("ab".into()));
         assert_eq!(of(403, true), Trouble::No("ab".into()));

@@ -93,7 +93,11 @@ pub fn check<'a>(method: &Method, uri: &Uri, headers: &'a HeaderMap, hosts: &Hos
 
 fn from_browser(name: &HeaderName) -> bool {
     let text = name.as_str();
-    *name == ORIGIN || *name == REFERER || text == "x-forwarded-for" || text == "forwarded" || text.starts_with("sec-fetch-")
+    *name == ORIGIN
+        || *name == REFERER
+        || text == "x-forwarded-for"
+        || text == "forwarded"
+        || text.starts_with("sec-fetch-")
 }
 
 #[cfg(test)]

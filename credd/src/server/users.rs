@@ -42,7 +42,8 @@ pub async fn accept(server: Rc<Server>, listener: UnixListener) {
 async fn exchange(server: &Server, mut stream: UnixStream) -> std::io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     let load = server.load(uid);
-    let Some(_counted) = Counted::one(&load.user_socket, server.settings.limits.user_socket_connections_per_user) else {
+    let Some(_counted) = Counted::one(&load.user_socket, server.settings.limits.user_socket_connections_per_user)
+    else {
         return Ok(());
     };
     let (read, mut write) = stream.split();

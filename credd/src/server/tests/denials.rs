@@ -36,7 +36,9 @@ fn heads_that_no_sdk_sends_are_denied() {
             assert!(answer.message().len() > 20 && answer.head.contains("connection: close"), "{}", answer.head);
         }
         assert_eq!(house.counts(), (0, 0), "nothing reached credvend");
-        let answer = house.raw(&get, &[format!("Host: localhost:{port}"), token.to_uppercase().replace("CREDD1", "credd1")]).await;
+        let answer = house
+            .raw(&get, &[format!("Host: localhost:{port}"), token.to_uppercase().replace("CREDD1", "credd1")])
+            .await;
         assert_eq!(answer.status, 403, "tokens are exact");
         let named = [format!("HOST: localhost:{port}"), token.replace("Authorization", "AUTHORIZATION")];
         assert_eq!(house.raw(&get, &named).await.status, 200, "header names are not");
@@ -103,12 +105,8 @@ fn a_socket_that_its_process_has_closed_is_not_roots() {
     in_a_house(async || {
         let mut house = House::new().await;
         let (_, token) = house.job_with(7, |job| job.uid = Uid(0)).await;
-        let text = format!(
-            "GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n",
-            House::path(7),
-            house.host(),
-            token.expose()
-        );
+        let text =
+            format!("GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n", House::path(7), house.host(), token.expose());
         // This thread runs server and client: the client's half-close comes before the server's accept.
         let mut stream = std::net::TcpStream::connect(house.endpoint).unwrap();
         std::io::Write::write_all(&mut stream, text.as_bytes()).unwrap();
@@ -132,12 +130,8 @@ fn a_process_that_is_faster_than_the_word_of_its_start_is_waited_for() {
         .await;
         let (job, token) = super::super::jobs::fixture::job(7, own_uid());
         let mut stream = house.connect().await;
-        let text = format!(
-            "GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n",
-            House::path(7),
-            house.host(),
-            token.expose()
-        );
+        let text =
+            format!("GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n", House::path(7), house.host(), token.expose());
         stream.write_all(text.as_bytes()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         house.tell(&ToServer::Job(Box::new(job))).await;

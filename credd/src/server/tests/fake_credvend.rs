@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use credd_protocol::credentials::Credentials;
-use credd_protocol::node_api::{ApiError, CredentialsRequest, CredentialsResponse, Event, OPEN, OpenRequest, OpenResponse};
+use credd_protocol::node_api::{
+    ApiError, CredentialsRequest, CredentialsResponse, Event, OPEN, OpenRequest, OpenResponse,
+};
 use credd_protocol::{RoleName, Secret, SessionId};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};

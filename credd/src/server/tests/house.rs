@@ -80,7 +80,7 @@ impl House {
     pub async fn with(change: impl FnOnce(&mut Plan, &FakeCredvend)) -> Self {
         let clock = FakeClock::new();
         let mut credvend = FakeCredvend::new(clock.clone());
-        let text = format!("[credvend]\nurl = \"https://{}\"\npin = \"{}\"\n", credvend.address, credvend.pin);
+        let text = format!("[credvend]\nurl = \"https://{}\"\npin = \"sha256:{}\"\n", credvend.address, credvend.pin);
         let config = crate::config::parse(&text).expect("a plain configuration");
         let mut settings = Settings::of(&config);
         settings.look = Duration::from_millis(20);
@@ -102,9 +102,10 @@ impl House {
         let said = Rc::new(RefCell::new(Vec::new()));
         let world = World { clock: Rc::new(clock.clone()), dice: Rc::new(Loaded(0.5)), whois: plan.whois };
         let (config, settings) = (plan.config, plan.settings);
-        let server = tokio::task::spawn_local(async move {
-            serve(theirs, Listeners { http, user }, &config, settings, world).await
-        });
+        let server =
+            tokio::task::spawn_local(
+                async move { serve(theirs, Listeners { http, user }, &config, settings, world).await },
+            );
         let mut house = House { credvend, clock, endpoint, said, user_socket, server, to_server, _dir: dir };
         house.keep(read);
         if plan.scanned {

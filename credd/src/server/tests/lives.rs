@@ -216,7 +216,8 @@ fn refusals_reach_the_jobs_user_and_do_not_storm_credvend() {
         assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
         assert!(answer.message().contains("submit it with --account"));
         let reason = "job 7 has no account; submit it with --account".to_owned();
-        assert!(house.heard(&ToKeeper::Refused { run: job.run.clone(), reason }));
+        let refused = ToKeeper::Refused { run: job.run.clone(), reason };
+        house.until("the keeper knows", |h| h.heard(&refused)).await;
         for _ in 0..20 {
             assert_eq!(house.ask(7, &token).await.status, 403);
         }
