@@ -27,10 +27,10 @@ pub async fn serve(server: &Rc<Server>, run: &Rc<Run>, load: &Load) -> Result<By
     let job = run.job.job;
     // Nearly every request ends here.
     match next(server, run)? {
-        Next::Step(Step::Serve(body), _) => return Ok(body),
+        Next::Step(Step::Serve(body), _) => Ok(body),
         Next::Step(Step::ServeAndFly(body, flight), Some(key)) => {
             tokio::task::spawn_local(fly(server.clone(), key, flight));
-            return Ok(body);
+            Ok(body)
         }
         first => {
             let limit = server.settings.limits.waiting_per_user;

@@ -157,10 +157,10 @@ fn background_renewals_that_fail_come_back_slowly() {
     let mut tries = 0;
     while then.wall < after(now, 3500.0).wall {
         // A job that asks keeps it in use, and gets what is there.
-        let _ = cache.due(then, Duration::from_secs(15)).0.into_iter().for_each(|(key, flight)| {
+        for (key, flight) in cache.due(then, Duration::from_secs(15)).0 {
             tries += 1;
             cache.landed(&key, &flight, Err(Trouble::Outage("down".into())), then);
-        });
+        }
         cache.entries.get_mut(&key).unwrap().used = true;
         then = after(then, 1.0);
     }

@@ -389,15 +389,13 @@ fn the_keeper_learns_of_health_and_stop_is_orderly() {
         assert_eq!(house.ask(7, &token).await.status, 200);
         house.tell(&ToServer::Report { id: 3 }).await;
         house.until("a report", |h| h.said.borrow().iter().any(|m| matches!(m, ToKeeper::Report { id: 3, .. }))).await;
-        let said = house.said.borrow();
-        let report = said.iter().find_map(|m| match m {
+        let report = house.said.borrow().iter().find_map(|m| match m {
             ToKeeper::Report { health, jobs, .. } => Some((health.clone(), jobs.clone())),
             _ => None,
         });
         let (health, jobs) = report.unwrap();
         assert!(health.serving && health.credvend_problem.is_none() && health.jobs == 1, "{health:?}");
         assert_eq!((jobs[0].state.as_str(), jobs[0].credentials_until.is_some()), ("open", true));
-        drop(said);
         // An idle kept connection does not hold the stop up.
         let _idle = house.connect().await;
         house.tell(&ToServer::Stop).await;
