@@ -51,6 +51,10 @@ impl Environment for ProcessEnvironment {
         std::env::var_os(checked(name, b"").ok()?).map(OsStringExt::into_vec)
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place, under the promise that ProcessEnvironment::new demands"
+    )]
     fn set(&mut self, name: &str, value: &[u8]) -> Result<(), Error> {
         let name = checked(name, value)?;
         // SAFETY: setenv(3) wants that nobody else uses `environ` meanwhile: promised to ProcessEnvironment::new.

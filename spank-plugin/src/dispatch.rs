@@ -1,5 +1,6 @@
 //! Which file a hook goes to, by SPANK context.
 
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -73,7 +74,7 @@ pub fn job_prolog<E: Environment>(
 ) -> Outcome {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let asked = job_options::of_job(job, options);
-    prolog::job_prolog(job, &process(), &Plugstack::parse(arguments), asked, now);
+    prolog::job_prolog(job, &process(), &Plugstack::parse(arguments), asked, now, Path::new("/proc"));
     Outcome::Proceed
 }
 

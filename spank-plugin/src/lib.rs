@@ -21,6 +21,7 @@ pub mod epilog;
 #[allow(unsafe_code)]
 pub mod export;
 pub mod job_options;
+pub mod live_steps;
 pub mod node_list;
 pub mod plugstack;
 pub mod prolog;

@@ -4,6 +4,7 @@
 //! `SPANK_` prefix. Whatever happens, the job starts: the hook's value would drain the node.
 
 use std::io;
+use std::path::Path;
 
 use credd_protocol::local::Request;
 use credd_protocol::record::{JobOptions, JobRecord, OnError};
@@ -12,64 +13,83 @@ use slurm_spank::{Environment, Job, Level};
 
 use crate::credd;
 use crate::job_options::Asked;
+use crate::live_steps;
 use crate::node_list;
 use crate::plugstack::{Plugstack, Policy};
 use crate::run_files::{RunFiles, Skipped};
 
-/// Writes the job's record where its partition is on, and tells credd. `now` is in seconds since 1970.
-pub fn job_prolog(job: &mut dyn Job, env: &dyn Environment, site: &Plugstack, asked: Asked, now: u64) {
+/// Writes the job's record where its partition is on, and tells credd. `now` is in seconds since 1970, `proc` is `/proc`.
+pub fn job_prolog(job: &mut dyn Job, env: &dyn Environment, site: &Plugstack, asked: Asked, now: u64, proc: &Path) {
     for problem in &site.problems {
         job.log(Level::Error, &format!("spank_credd: {problem}"));
     }
     let Some(id) = job.id().ok().and_then(|id| JobId::try_from(id).ok()) else {
         return job.log(Level::Error, "spank_credd: Slurm gave the prolog no job id; the job gets no AWS credentials");
     };
-    let policy = site.policy(&variable(env, "SLURM_JOB_PARTITION").unwrap_or_default());
-    if let Err(error) = start(job, env, site, id, policy, asked, now) {
+    let plan = match site.policy(&variable(env, "SLURM_JOB_PARTITION").unwrap_or_default()) {
+        Policy::Off => Start::Nothing,
+        Policy::Broken(why) => Start::Note(Skipped::Failed { on_error: OnError::Continue, why }),
+        Policy::On(_) if asked.aws == Some(false) => Start::Note(Skipped::Asked),
+        Policy::On(options) => {
+            let on_error = options.on_error;
+            match facts(job, env, id, options, asked, now) {
+                Ok(record) => Start::Record(Box::new(record)),
+                Err(error) => Start::Note(Skipped::Failed { on_error, why: failed(&error.to_string()) }),
+            }
+        }
+    };
+    if let Start::Note(Skipped::Failed { why, .. }) = &plan {
+        job.log(Level::Error, &format!("spank_credd: job {id} gets no AWS credentials on this node: {why}"));
+    }
+    if let Err(error) = start(site, id, plan, proc) {
         job.log(Level::Error, &format!("spank_credd: job {id} gets no AWS credentials on this node: {error}"));
     }
 }
 
-fn start(
-    job: &dyn Job,
-    env: &dyn Environment,
-    site: &Plugstack,
-    id: JobId,
-    policy: Policy,
-    asked: Asked,
-    now: u64,
-) -> io::Result<()> {
-    // A directory of this id belongs to a life before: the id came again, or a requeue without an epilog.
-    if let Some(files) = RunFiles::open(&site.run_dir)?
-        && files.end(id)?
-    {
-        let _ = credd::tell(&site.run_dir, &Request::Ended { job: id });
+/// What to leave on the node.
+enum Start {
+    Nothing,
+    Note(Skipped),
+    Record(Box<JobRecord>),
+}
+
+fn failed(why: &str) -> String {
+    format!("this node could not prepare them ({why}); tell your administrator")
+}
+
+fn start(site: &Plugstack, id: JobId, plan: Start, proc: &Path) -> io::Result<()> {
+    if let Some(files) = RunFiles::open(&site.run_dir)? {
+        if let (Start::Record(record), Ok(Some(old))) = (&plan, files.read_record(id))
+            && same_run(&old, record)
+            && live_steps::any(proc, id)
+        {
+            // The prolog runs once more for a job that is running: its processes hold the old token.
+            return Ok(());
+        }
+        // Any other directory of this id belongs to a life before: the id came again, or a requeue without an epilog.
+        if files.end(id)? {
+            let _ = credd::tell(&site.run_dir, &Request::Ended { job: id });
+        }
     }
-    let options = match policy {
-        Policy::Off => return Ok(()),
-        Policy::Broken(why) => return skip(site, id, &Skipped::Failed { on_error: OnError::Continue, why }),
-        Policy::On(_) if asked.aws == Some(false) => return skip(site, id, &Skipped::Asked),
-        Policy::On(options) => options,
-    };
-    let on_error = options.on_error;
-    let written = facts(job, env, id, options, asked, now)
-        .map_err(|error| error.to_string())
-        .and_then(|record| write(site, &record).map_err(|error| error.to_string()));
-    match written {
-        Ok(()) => {
-            // credd finds the record by itself as well; this only saves time.
-            if let Err(error) = credd::tell(&site.run_dir, &Request::Started { job: id }) {
-                job.log(Level::Info, &format!("spank_credd: job {id}: credd was not told at once: {error}"));
+    match plan {
+        Start::Nothing => Ok(()),
+        Start::Note(note) => skip(site, id, &note),
+        Start::Record(record) => match write(site, &record) {
+            // credd finds the record by itself as well; telling it only saves time.
+            Ok(()) => credd::tell(&site.run_dir, &Request::Started { job: id }).or(Ok(())),
+            Err(error) => {
+                let why = failed(&error.to_string());
+                skip(site, id, &Skipped::Failed { on_error: record.options.on_error, why })
+                    .map_err(|second| io::Error::other(format!("{error}; and no note of it was left: {second}")))?;
+                Err(error)
             }
-            Ok(())
-        }
-        Err(why) => {
-            let told = format!("this node could not prepare them ({why}); tell your administrator");
-            skip(site, id, &Skipped::Failed { on_error, why: told })
-                .map_err(|error| io::Error::other(format!("{why}; and no note of it was left: {error}")))?;
-            Err(io::Error::other(why))
-        }
+        },
     }
+}
+
+fn same_run(old: &JobRecord, new: &JobRecord) -> bool {
+    (old.job, old.restart, old.uid, &old.account, &old.partition, &old.cluster, &old.node)
+        == (new.job, new.restart, new.uid, &new.account, &new.partition, &new.cluster, &new.node)
 }
 
 fn skip(site: &Plugstack, id: JobId, skipped: &Skipped) -> io::Result<()> {
@@ -145,7 +165,7 @@ mod tests {
 
     fn prolog(paths: &RunDir, arguments: &str, asked: Asked) -> (RunFiles, ScriptedJob, JobId) {
         let mut job = ScriptedJob::new();
-        job_prolog(&mut job, &prolog_environment(), &site(paths, arguments), asked, 1000);
+        job_prolog(&mut job, &prolog_environment(), &site(paths, arguments), asked, 1000, Path::new("/nonexistent"));
         (RunFiles::open(paths).unwrap().unwrap(), job, JobId::try_from(12).unwrap())
     }
 
@@ -186,6 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn a_prolog_that_runs_again_during_the_job_takes_no_token_away() {
+        let (_temp, paths) = run_dir();
+        let proc = tempfile::tempdir().unwrap();
+        std::fs::create_dir(proc.path().join("9")).unwrap();
+        std::fs::write(proc.path().join("9/cmdline"), "slurmstepd: [12.batch]\0").unwrap();
+        let token = |restart: &str| {
+            let (mut env, mut job) = (prolog_environment(), ScriptedJob::new());
+            env.insert("SLURM_JOB_RESTART_COUNT".into(), restart.into());
+            job_prolog(&mut job, &env, &site(&paths, ""), Asked::default(), 0, proc.path());
+            RunFiles::open(&paths).unwrap().unwrap().read_record(JobId::try_from(12).unwrap()).unwrap().unwrap().token
+        };
+        let first = token("0");
+        assert_eq!(token("0"), first);
+        // A requeued job is another run, whatever of the first still hangs about.
+        assert_ne!(token("1"), first);
+        assert_eq!(std::fs::read_dir(paths.ended()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn a_missing_or_contradicting_fact_leaves_a_note_instead_of_a_record() {
         for (name, value) in [
             ("SLURM_CLUSTER_NAME", None),
@@ -200,7 +239,14 @@ mod tests {
             if let Some(value) = value {
                 env.insert(name.into(), value.into());
             }
-            job_prolog(&mut job, &env, &site(&paths, "default=on,on-error=fail"), Asked::default(), 0);
+            job_prolog(
+                &mut job,
+                &env,
+                &site(&paths, "default=on,on-error=fail"),
+                Asked::default(),
+                0,
+                Path::new("/nonexistent"),
+            );
             let files = RunFiles::open(&paths).unwrap().unwrap();
             let id = JobId::try_from(12).unwrap();
             assert_eq!(files.read_record(id).unwrap(), None, "{name}");
@@ -213,7 +259,14 @@ mod tests {
     fn an_unusable_run_directory_is_reported() {
         let paths = RunDir::new("/proc/no/such");
         let mut job = ScriptedJob::new();
-        job_prolog(&mut job, &prolog_environment(), &site(&paths, "default=on nonsense"), Asked::default(), 0);
+        job_prolog(
+            &mut job,
+            &prolog_environment(),
+            &site(&paths, "default=on nonsense"),
+            Asked::default(),
+            0,
+            Path::new("/nonexistent"),
+        );
         let said = job.said(Level::Error);
         assert!(said.contains("argument 2") && said.contains("no note of it was left"), "{said}");
     }
