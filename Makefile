@@ -50,6 +50,36 @@ build: ## The programs, and the plugin as it is shipped
 deps: ## Installs what is missing (Debian, as root); starts no system daemon
 	@testbed/install-deps
 
+# Where `make install` puts things; DESTDIR goes before all of them.
+PREFIX ?= /usr
+SBINDIR ?= $(PREFIX)/sbin
+MANDIR ?= $(PREFIX)/share/man
+DOCDIR ?= $(PREFIX)/share/doc/credd
+UNITDIR ?= /lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+SYSCONFDIR ?= /etc
+# Where this machine's Slurm keeps its own plugins.
+SLURMLIBDIR ?= $(or $(patsubst %/,%,$(dir $(firstword $(wildcard \
+	/usr/lib/*/slurm-wlm/select_cons_tres.so /usr/lib*/slurm/select_cons_tres.so /usr/lib/*/slurm/select_cons_tres.so)))),$(PREFIX)/lib/slurm)
+
+.PHONY: install
+install: ## Installs the release build under DESTDIR; enables and starts nothing
+	$(CARGO) build --release -p credd -p credvend --bins
+	$(CARGO) build --profile plugin -p spank-plugin
+	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credd $(TARGET)/release/credvend
+	install -D -m 755 $(PLUGIN) $(DESTDIR)$(SLURMLIBDIR)/spank_credd.so
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/*
+	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/*
+	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) packaging/tmpfiles.d/*
+	for page in packaging/man/*; do install -D -m 644 -t $(DESTDIR)$(MANDIR)/man$${page##*.} "$$page"; done
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example $(wildcard packaging/*.toml)
+	@# An admin's own configuration is never overwritten. Secrets are in files that it names, not in it.
+	for file in $(wildcard packaging/*.toml); do \
+		case $$file in */credd.toml) dir=credd ;; *) dir=credvend ;; esac; \
+		to=$(DESTDIR)$(SYSCONFDIR)/$$dir/$${file##*/}; \
+		[ -e "$$to" ] || install -D -m 644 "$$file" "$$to" || exit 1; done
+
 .PHONY: clean
 clean: ## Removes what was built
 	$(CARGO) clean

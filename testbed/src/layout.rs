@@ -95,6 +95,10 @@ impl Layout {
             ("LANG", "C.UTF-8".to_owned()),
             ("SLURM_CONF", self.slurm_conf().display().to_string()),
         ];
+        if user == "root" {
+            let config = self.etc().join("credvend/credvend.toml");
+            environment.push(("CREDVEND_CONFIG", config.display().to_string()));
+        }
         if self.aws {
             environment.push(("AWS_ENDPOINT_URL", AWS_ENDPOINT.to_owned()));
             environment.push(("AWS_DEFAULT_REGION", REGION.to_owned()));

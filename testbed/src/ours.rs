@@ -53,7 +53,10 @@ pub(crate) fn start_credvend(cluster: &Cluster) -> Result<()> {
 
     let program = layout.run.join("bin/credvend");
     let mut credvend = service(head, "credvend", as_account("credvend", &[&program.to_string_lossy(), "serve"]));
-    let mut env = vec![("HOME".to_owned(), state.display().to_string())];
+    let mut env = vec![
+        ("HOME".to_owned(), state.display().to_string()),
+        ("CREDVEND_CONFIG".to_owned(), etc.join("credvend.toml").display().to_string()),
+    ];
     if plan.aws {
         let made = cluster.aws().made();
         env.push(("AWS_ACCESS_KEY_ID".to_owned(), made.access_key_id.clone()));
@@ -65,7 +68,7 @@ pub(crate) fn start_credvend(cluster: &Cluster) -> Result<()> {
     credvend.env.retain(|(name, _)| !env.iter().any(|(ours, _)| ours == name));
     credvend.env.extend(env);
     head.start(&credvend)?;
-    ready(head, "credvend", CREDVEND_PORT)
+    ready(head, "credvend", || head.listens(CREDVEND_PORT))
 }
 
 /// The head node's secret of the first version's verbs.
@@ -82,18 +85,24 @@ pub(crate) fn start_credd(cluster: &Cluster, node: &Host) -> Result<()> {
     );
     let etc = node.layout.run.join("etc").join(format!("credd-{}.toml", node.name()));
     fs::write(&etc, overlaid(&written, &plan.credd_toml).context("Plan::credd_toml")?)?;
-    make_run_dir(node, "credd", "root", 0o755)?;
+    for (dir, mode) in [("credd", 0o755), ("credd/jobs", 0o700), ("credd/ended", 0o700), ("credd/tokens", 0o711)] {
+        make_run_dir(node, dir, "root", mode)?;
+    }
 
-    // What the socket unit does on a real node: the port is taken before anything else runs, and stays taken.
+    // What the socket units do on a real node: the port is taken before anything else runs, and stays taken.
     node.listen("http", Listener::Tcp(([127, 0, 0, 1], CREDD_PORT).into()))?;
+    for (name, mode) in [("root", 0o600), ("user", 0o666)] {
+        node.listen(name, Listener::Unix { path: format!("/run/credd/{name}.sock").into(), mode, owner: (0, 0) })?;
+    }
     let program = node.layout.run.join("bin/credd").display().to_string();
     let argv = vec![program, "run".to_owned(), "--config".to_owned(), etc.display().to_string()];
     let mut credd = service(node, "credd", argv);
     credd.env.retain(|(name, _)| !name.starts_with("AWS_"));
     credd.env.extend(plan.credd_env.iter().cloned());
-    credd.listeners = vec!["http".to_owned()];
+    credd.listeners = ["http", "root", "user"].map(str::to_owned).to_vec();
     node.start(&credd)?;
-    node.wait_unix("/run/credd/root.sock", START_LIMIT).or_else(|e| not_ready(node, "credd", e))
+    let endpoint = node.path("/run/credd/endpoint");
+    ready(node, "credd", || endpoint.exists())
 }
 
 /// credvend's certificate, as it says it: `sha256:` and 64 hex digits.
@@ -131,18 +140,16 @@ fn make_run_dir(host: &Host, name: &str, account: &str, mode: u32) -> Result<()>
     Ok(std::os::unix::fs::chown(&path, Some(uid), Some(gid))?)
 }
 
-/// Waits for a port; a daemon that has ended instead is not waited for.
-fn ready(host: &Host, daemon: &str, port: u16) -> Result<()> {
-    wait_for(&format!("{daemon} to listen"), START_LIMIT, || {
-        (host.listens(port) || host.daemon(daemon).ended().is_some()).then_some(())
-    })
-    .and_then(|()| match host.daemon(daemon).ended() {
-        Some(status) => bail!("{daemon} ended with {status}"),
-        None => Ok(()),
-    })
-    .or_else(|e| not_ready(host, daemon, e))
-}
-
-fn not_ready(host: &Host, daemon: &str, error: anyhow::Error) -> Result<()> {
-    Err(error.context(format!("{daemon} on {} is not ready; its log:\n{}", host.name(), host.log(daemon))))
+/// Waits until a daemon is ready; one that has ended instead is not waited for.
+fn ready(host: &Host, name: &str, is_ready: impl Fn() -> bool) -> Result<()> {
+    let daemon = host.daemon(name);
+    let said = wait_for(&format!("{name} to be ready"), START_LIMIT, || {
+        if is_ready() { Some(None) } else { daemon.ended().map(Some) }
+    });
+    let problem = match said {
+        Ok(None) => return Ok(()),
+        Ok(Some(status)) => format!("it ended with {status}"),
+        Err(e) => format!("{e:#}"),
+    };
+    bail!("{name} on {} is not ready: {problem}; its log:\n{}", host.name(), host.log(name))
 }
