@@ -78,6 +78,7 @@ impl Signer {
 }
 
 fn serve(requests: &Receiver<Request>, munge: &Munge, identity: &Identity) {
+    let mut trouble: Option<String> = None;
     for request in requests {
         let credential = claim(&request, identity, SystemTime::now()).and_then(|claim| {
             let ttl = Duration::from_secs(MAX_SKEW_SECONDS.unsigned_abs());
@@ -85,9 +86,12 @@ fn serve(requests: &Receiver<Request>, munge: &Munge, identity: &Identity) {
                 .encode(&claim.to_json(), EncodeOptions { ttl: Some(ttl), only_uid: None })
                 .map_err(|error| format!("MUNGE cannot sign: {error}"))
         });
-        if let Err(reason) = &credential {
-            tracing::warn!(reason, "a request to credvend was not signed");
+        // Said once for as long as it lasts; the server process says which requests suffer.
+        let now = credential.as_ref().err().cloned();
+        if let Some(reason) = now.as_ref().filter(|now| trouble.as_ref() != Some(*now)) {
+            tracing::warn!(reason, "requests to credvend are not signed");
         }
+        trouble = now;
         answer(&request, credential);
     }
 }

@@ -1,0 +1,381 @@
+//! The real program, both of its processes, as root: what each may do, and what happens when one of them dies.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, Permissions};
+use std::io::BufReader;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use credd_protocol::local::{MAX_LINE_BYTES, Outcome, Request, Response};
+use credd_protocol::record::{JobRecord, RunDir};
+use credd_protocol::{JobId, JobToken, SessionId, Uid};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// For what takes milliseconds, on a machine that is busy otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whom the server process runs as here: on every system, and nobody's.
+const USER: &str = "nobody";
+
+struct Node {
+    dir: TempDir,
+    address: SocketAddr,
+    keeper: Option<Child>,
+}
+
+impl Node {
+    /// A node whose credd does not run yet.
+    fn new(address: SocketAddr) -> Node {
+        assert!(nix::unistd::geteuid().is_root(), "run these tests as root: credd is root's");
+        let dir = tempfile::tempdir().unwrap();
+        // The users' socket is for users, who must get there.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let text = format!(
+            "cluster = \"lab\"\nnode = \"n1\"\nuser = {USER:?}\nrun-dir = {:?}\n[munge]\nsocket = {:?}\n\
+             [credvend]\nurl = \"http://127.0.0.1:1\"\nconnect-timeout = \"200ms\"\n[http]\nlisten = \"{address}\"\n",
+            dir.path().join("run"),
+            dir.path().join("no-munge"),
+        );
+        fs::write(dir.path().join("credd.toml"), text).unwrap();
+        Node { dir, address, keeper: None }
+    }
+
+    fn started() -> Node {
+        let mut node = Node::new(free_address());
+        node.start();
+        node
+    }
+
+    fn start(&mut self) {
+        let child = credd(["run", "--config", self.config().to_str().unwrap()])
+            .env("SECRET_OF_THE_ADMIN", "x")
+            .stdin(Stdio::null())
+            .stderr(fs::File::options().create(true).append(true).open(self.log_path()).unwrap())
+            .spawn();
+        self.keeper = Some(child.unwrap());
+        self.until("ready", |node| node.log().contains("credd is ready"));
+    }
+
+    fn run_dir(&self) -> RunDir {
+        RunDir::new(self.dir.path().join("run"))
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("credd.toml")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn keeper(&self) -> Pid {
+        Pid::from_raw(self.keeper.as_ref().unwrap().id().cast_signed())
+    }
+
+    /// The server process.
+    fn server(&self) -> Option<Pid> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.keeper())).ok()?;
+        let mut children = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
+        let pid = children.find_map(|list| list.split_whitespace().next().map(str::to_owned))?;
+        Some(Pid::from_raw(pid.parse().ok()?))
+    }
+
+    fn until(&self, what: &str, mut reached: impl FnMut(&Node) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(self) {
+            assert!(Instant::now() < deadline, "in vain: {what}");
+            #[expect(clippy::disallowed_methods, reason = "a poll with a deadline: another process is watched")]
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Response {
+        let stream = UnixStream::connect(self.run_dir().root_socket()).unwrap();
+        credd::line::send(&stream, request, MAX_LINE_BYTES).unwrap();
+        credd::line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES).unwrap().unwrap()
+    }
+
+    fn jobs(&self) -> Vec<u32> {
+        match self.ask(&Request::Status) {
+            Response::Status(jobs) => jobs.iter().map(|job| job.job.get()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn stop(&mut self) -> ExitStatus {
+        kill(self.keeper(), Signal::SIGTERM).unwrap();
+        self.keeper.take().unwrap().wait().unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            let _ = keeper.kill();
+            let _ = keeper.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("credd's log:\n{}", self.log());
+        }
+    }
+}
+
+fn credd<const N: usize>(arguments: [&str; N]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_credd"));
+    command.args(arguments).env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
+    command
+}
+
+fn output(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Leaves a record as the plugin does.
+fn start_job(run_dir: &RunDir, job: u32, uid: u32) -> JobRecord {
+    let record = JobRecord {
+        version: JobRecord::VERSION,
+        job: JobId::try_from(job).unwrap(),
+        restart: 0,
+        cluster: "lab".parse().unwrap(),
+        node: "n1".parse().unwrap(),
+        user: "alice".parse().unwrap(),
+        uid: Uid(uid),
+        gid: uid,
+        account: Some("genomics".parse().unwrap()),
+        partition: "batch".parse().unwrap(),
+        first_node: true,
+        created: 1_700_000_000,
+        token: JobToken::mint().unwrap(),
+        options: Default::default(),
+    };
+    let directory = run_dir.job(record.job);
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
+    let temporary = directory.join(".record.new");
+    fs::write(&temporary, record.to_json()).unwrap();
+    fs::set_permissions(&temporary, Permissions::from_mode(0o600)).unwrap();
+    fs::rename(&temporary, directory.join("record")).unwrap();
+    record
+}
+
+fn runs(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// A line of /proc/PID/status.
+fn status_of(pid: Pid, name: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
+    line.split_once(':').unwrap().1.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_server_process_has_no_powers() {
+    let node = Node::started();
+    let server = node.server().expect("no server process");
+    let nobody = nix::unistd::User::from_name(USER).unwrap().unwrap();
+    assert_eq!(status_of(server, "Uid"), vec![nobody.uid.to_string(); 4].join(" "));
+    assert_eq!(status_of(server, "Gid"), vec![nobody.gid.to_string(); 4].join(" "));
+    assert_eq!(status_of(server, "Groups"), "");
+    for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        assert_eq!(status_of(server, set), "0000000000000000", "{set}");
+    }
+    assert!(!fs::read_to_string(format!("/proc/{server}/environ")).unwrap().contains("SECRET_OF_THE_ADMIN"));
+    for process in [server, node.keeper()] {
+        assert_eq!(status_of(process, "NoNewPrivs"), "1");
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"]);
+    }
+    // The files in /proc of a process that may be neither dumped nor traced are root's, not its user's.
+    assert_eq!(fs::metadata(format!("/proc/{server}/environ")).unwrap().uid(), 0);
+    let open: Vec<String> = fs::read_dir(format!("/proc/{server}/fd"))
+        .unwrap()
+        .filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.display().to_string()))
+        .collect();
+    assert!(!open.iter().any(|target| target.contains("keeper.lock")), "{open:?}");
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o777;
+    let run_dir = node.run_dir();
+    assert_eq!((mode(run_dir.root_socket()), mode(run_dir.user_socket())), (0o600, 0o666));
+    assert_eq!(fs::read_to_string(run_dir.endpoint()).unwrap().trim(), node.address.port().to_string());
+}
+
+#[test]
+fn jobs_survive_the_death_of_the_server_process_and_of_the_keeper() {
+    let mut node = Node::started();
+    start_job(&node.run_dir(), 41, 1001);
+    let job = JobId::try_from(41).unwrap();
+    assert_eq!(node.ask(&Request::Started { job }), Response::Ok);
+    node.until("the job is known", |node| node.jobs() == [41]);
+    let outcome = node.ask(&Request::Outcome { job, wait_ms: 0 });
+    assert!(matches!(outcome, Response::Outcome(Outcome::Opening { .. })), "{outcome:?}");
+
+    let server = node.server().unwrap();
+    kill(server, Signal::SIGKILL).unwrap();
+    TcpStream::connect(node.address).expect("the port was let go");
+    node.until("another server process", |node| node.server().is_some_and(|other| other != server));
+    node.until("the job is known again", |node| node.jobs() == [41]);
+
+    let server = node.server().unwrap();
+    kill(node.keeper(), Signal::SIGKILL).unwrap();
+    node.keeper.take().unwrap().wait().unwrap();
+    node.until("the server process goes with its keeper", |_| !runs(server));
+    start_job(&node.run_dir(), 42, 1001);
+    let ended = node.run_dir().ended().join("41.0.x");
+    fs::rename(node.run_dir().job(job), &ended).unwrap();
+    // credvend knows of it, and cannot be told of its end.
+    fs::write(ended.join("session"), SessionId::random().to_string()).unwrap();
+    fs::write(node.log_path(), "").unwrap();
+    node.start();
+    node.until("what happened meanwhile is known", |node| {
+        let Response::Health(health) = node.ask(&Request::Health) else { panic!("no health") };
+        (health.jobs, health.undelivered_ends) == (1, 1)
+    });
+}
+
+#[test]
+fn a_stop_is_orderly_and_leaves_the_records() {
+    let mut node = Node::started();
+    let record = start_job(&node.run_dir(), 7, 1001);
+    let server = node.server().unwrap();
+    let status = node.stop();
+    assert!(status.success(), "{status}");
+    assert!(!runs(server));
+    assert!(node.run_dir().job(record.job).join("record").exists());
+    assert!(!node.run_dir().endpoint().exists(), "nobody holds the port, and jobs would be sent there");
+    assert!(!node.log().contains(&record.token.expose()[8..]));
+}
+
+#[test]
+fn a_listener_of_the_service_manager_outlives_credd() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut node = Node::new(listener.local_addr().unwrap());
+    // What systemd does: descriptor 3, and the process's own id in the environment.
+    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec \"$@\"";
+    let child = Command::new("bash")
+        .args(["-c", script, "bash", env!("CARGO_BIN_EXE_credd"), "run", "--config"])
+        .arg(node.config())
+        .stdin(OwnedFd::from(listener.try_clone().unwrap()))
+        .stderr(fs::File::create(node.log_path()).unwrap())
+        .spawn();
+    node.keeper = Some(child.unwrap());
+    node.until("ready", |node| node.log().contains("credd is ready"));
+    assert!(!node.log().contains("no socket unit"));
+    assert!(node.stop().success());
+    assert!(node.run_dir().endpoint().exists(), "the listener is still ours: jobs may be sent there");
+    TcpStream::connect(node.address).unwrap();
+}
+
+#[test]
+fn another_users_listener_is_named_and_nothing_is_served_until_it_goes() {
+    let address = free_address();
+    let mut node = Node::new(address);
+    // Bound as root, then held by another user's process alone: the kernel goes by who made it, so a user must make it.
+    let script = "import socket,sys\ns=socket.socket()\ns.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)\n\
+                  s.bind(('127.0.0.1',int(sys.argv[1])))\ns.listen()\nprint('ok',flush=True)\nsys.stdin.read()";
+    let mut foreign = std::os::unix::process::CommandExt::uid(
+        Command::new("python3").args(["-c", script, &address.port().to_string()]),
+        65534,
+    )
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut BufReader::new(foreign.stdout.as_mut().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "ok\n");
+    node.start();
+    assert!(node.log().contains("held by a process of uid 65534"), "{}", node.log());
+    assert!(!node.run_dir().endpoint().exists() && node.server().is_none());
+    drop(foreign.stdin.take());
+    foreign.wait().unwrap();
+    node.until("the endpoint is served", |node| node.run_dir().endpoint().exists() && node.server().is_some());
+}
+
+#[test]
+fn two_credds_do_not_take_each_others_sockets() {
+    let node = Node::started();
+    let second = output(credd(["run", "--config", node.config().to_str().unwrap()]));
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another credd runs here"), "{second:?}");
+    assert_eq!(node.jobs(), [] as [u32; 0]);
+}
+
+#[test]
+fn a_bad_configuration_is_told_whole_and_ends_with_78() {
+    let node = Node::new(free_address());
+    let good = fs::read_to_string(node.config()).unwrap();
+    assert!(output(credd(["check-config", "--config", node.config().to_str().unwrap()])).status.success());
+    fs::write(node.config(), good.replace("cluster =", "clutser =").replace("http://127", "ftp://127")).unwrap();
+    for command in ["check-config", "run"] {
+        let told = output(credd([command, "--config", node.config().to_str().unwrap()]));
+        let text = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(told.status.code(), Some(78), "{text}");
+        assert!(text.contains("line 1: there is no option") && text.contains("line 8:"), "{text}");
+    }
+    for (user, reason) in [("no-such-user", "there is no user"), ("root", "must have no powers")] {
+        fs::write(node.config(), good.replace(USER, user)).unwrap();
+        let told = output(credd(["run", "--config", node.config().to_str().unwrap()]));
+        assert_eq!(told.status.code(), Some(78));
+        assert!(String::from_utf8_lossy(&told.stderr).contains(reason), "{told:?}");
+    }
+}
+
+#[test]
+fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_for_a_bad_one() {
+    let node = Node::started();
+    let good = fs::read_to_string(node.config()).unwrap();
+    fs::write(node.config(), "bad").unwrap();
+    kill(node.keeper(), Signal::SIGHUP).unwrap();
+    node.until("refused", |node| node.log().contains("the configuration in force stays"));
+    let server = node.server().unwrap();
+    fs::write(node.config(), good.replace("200ms", "300ms")).unwrap();
+    kill(node.keeper(), Signal::SIGHUP).unwrap();
+    node.until("the old one goes, a new one comes", |node| {
+        !runs(server) && node.server().is_some_and(|other| other != server)
+    });
+    assert_eq!(node.jobs(), [] as [u32; 0]);
+}
+
+#[test]
+fn status_and_health_are_for_people_and_programs() {
+    let mut node = Node::started();
+    start_job(&node.run_dir(), 5, 1001);
+    node.ask(&Request::Started { job: JobId::try_from(5).unwrap() });
+    node.until("the job is known", |node| node.jobs() == [5]);
+    let run_dir = node.run_dir().path().to_str().unwrap().to_owned();
+    let shown = output(credd(["status", "--json", "--run-dir", &run_dir]));
+    let jobs: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&jobs[0]["job"], &jobs[0]["user"]), (&5.into(), &"alice".into()));
+    let shown = output(credd(["status", "--run-dir", &run_dir]));
+    assert!(String::from_utf8_lossy(&shown.stdout).starts_with("JOB  USER   PROJECT"), "{shown:?}");
+    // credvend is not there: not well, and said why.
+    let health = output(credd(["health", "--run-dir", &run_dir]));
+    assert_eq!(health.status.code(), Some(1), "{health:?}");
+    node.stop();
+    let health = output(credd(["health", "--run-dir", &run_dir]));
+    assert_eq!(health.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&health.stderr).contains("credd does not run here"), "{health:?}");
+}
+
+#[test]
+fn the_server_command_is_not_for_people() {
+    let refused = output(credd(["server"]));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("must not be root"), "{refused:?}");
+}
