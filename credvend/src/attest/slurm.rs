@@ -9,7 +9,8 @@
 //!
 //! **Absence** is concluded from a complete and successful answer only: one with its header line, from a squeue that
 //! exited with 0, or the one sentence that slurmctld has for an id it does not know. Where `PrivateData=jobs` hides jobs
-//! from the uid that credvend runs as, that very sentence is a lie, and no absence is concluded at all.
+//! from the uid that credvend runs as, that very sentence is a lie, and no absence is concluded at all. squeue merges an
+//! array task that was requeued and waits into the row of its array: absent too, and rightly, as its earlier run is over.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

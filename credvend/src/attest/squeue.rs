@@ -8,7 +8,7 @@
 //! The header line stays on: it shows that the answer is whole and that its columns are those that were asked for.
 //! squeue 22.05 leaves out a field that it does not know and still exits with 0.
 
-use credd_protocol::{JobId, NodeName, ProjectId, Uid, UserName};
+use credd_protocol::{JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
 
 use super::hostlist;
 use super::{JobFacts, JobState};
@@ -162,6 +162,19 @@ impl Row<'_> {
         Ok(user)
     }
 
+    /// The partition. A job that does not run yet may have asked for several (`sbatch --partition=a,b`): the first.
+    fn partition(&self, state: JobState) -> Result<PartitionName, String> {
+        let bytes = self.columns[6];
+        let names = match state {
+            JobState::Running | JobState::Completing => text(bytes),
+            // A long list may be cut in its column; its first name, before a comma, is not.
+            JobState::Pending | JobState::Over => std::str::from_utf8(bytes)
+                .ok()
+                .and_then(|list| list.split_once(',').map(|(first, _)| first).or_else(|| text(bytes))),
+        };
+        names.and_then(|name| name.parse().ok()).ok_or_else(|| self.bad("partition", bytes))
+    }
+
     /// Where it runs.
     fn nodes(&self, max: usize) -> Result<Vec<NodeName>, String> {
         match self.nodes {
@@ -175,16 +188,16 @@ impl Row<'_> {
     /// # Errors
     /// A sentence that names the job and the fact.
     pub fn facts(&self, max_nodes: usize, is_nobody: &dyn Fn(Uid) -> bool) -> Result<JobFacts, String> {
-        let uid = self.value("uid", 2)?;
+        let (uid, state) = (self.value("uid", 2)?, self.state()?);
         Ok(JobFacts {
             job: self.job,
             restart: self.restart()?,
             user: self.user(uid, is_nobody)?,
             uid,
             account: self.account()?,
-            partition: self.value("partition", 6)?,
+            partition: self.partition(state)?,
             nodes: self.nodes(max_nodes)?,
-            state: self.state()?,
+            state,
         })
     }
 
@@ -196,9 +209,9 @@ impl Row<'_> {
     /// A sentence, if Slurm's own numbers are not readable.
     pub fn listed(&self, max_nodes: usize) -> Result<JobFacts, String> {
         let uid: Uid = self.value("uid", 2)?;
+        let state = self.state().unwrap_or(JobState::Completing);
         let user = self.value("user name", 4).or_else(|_| format!("uid={uid}").parse().map_err(|_| "a uid".to_owned()));
-        let partition =
-            self.value("partition", 6).or_else(|_| "unreadable".parse().map_err(|_| "a partition".to_owned()));
+        let partition = self.partition(state).or_else(|_| "unreadable".parse().map_err(|_| "a partition".to_owned()));
         Ok(JobFacts {
             job: self.job,
             restart: self.restart()?,
@@ -207,7 +220,7 @@ impl Row<'_> {
             account: self.account().unwrap_or_default(),
             partition: partition?,
             nodes: self.nodes(max_nodes).unwrap_or_default(),
-            state: self.state().unwrap_or(JobState::Completing),
+            state,
         })
     }
 }
@@ -314,6 +327,14 @@ mod tests {
         for none in ["", "(null)"] {
             assert_eq!(facts(row(["1", "0", "6", "PENDING", "eve", none, "batch"], "")).unwrap().account, None);
         }
+    }
+
+    #[test]
+    fn a_job_that_waits_for_one_of_several_partitions_is_read() {
+        let with = |state: &str, partitions: &str| facts(row(["1", "1", "6", state, "eve", "a", partitions], ""));
+        assert_eq!(with("PENDING", "gpu,batch").unwrap().partition.as_str(), "gpu");
+        assert_eq!(with("CANCELLED", &"gpu,".repeat(40)).unwrap().partition.as_str(), "gpu");
+        assert!(with("RUNNING", "gpu,batch").is_err());
     }
 
     #[test]
