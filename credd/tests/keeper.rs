@@ -253,8 +253,10 @@ fn a_stop_is_orderly_and_leaves_the_records() {
     let mut node = Node::started();
     let record = start_job(&node.run_dir(), 7, 1001);
     let server = node.server().unwrap();
+    let asked = Instant::now();
     let status = node.stop();
     assert!(status.success(), "{status}");
+    assert!(asked.elapsed() < Duration::from_secs(2), "nothing was under way, and yet it took {:?}", asked.elapsed());
     assert!(!runs(server));
     assert!(node.run_dir().job(record.job).join("record").exists());
     assert!(!node.run_dir().endpoint().exists(), "nobody holds the port, and jobs would be sent there");

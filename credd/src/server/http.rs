@@ -33,9 +33,10 @@ const NOBODY: u32 = u32::MAX;
 pub async fn accept(server: Rc<Server>, listener: TcpListener) {
     loop {
         let permit = server.connections.acquire().await.expect("never closed");
-        permit.forget();
         match listener.accept().await {
             Ok((stream, peer)) => {
+                // Not before: a stop aborts this task while it waits, and counts the permits.
+                permit.forget();
                 let server = server.clone();
                 tokio::task::spawn_local(async move {
                     connection(&server, stream, peer).await;
@@ -43,7 +44,7 @@ pub async fn accept(server: Rc<Server>, listener: TcpListener) {
                 });
             }
             Err(error) => {
-                server.connections.add_permits(1);
+                drop(permit);
                 // EMFILE and its like pass when others close; ECONNABORTED at once.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
