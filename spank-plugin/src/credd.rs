@@ -30,23 +30,28 @@ pub fn tell(run_dir: &RunDir, request: &Request) -> io::Result<()> {
     send(&stream, request)
 }
 
-/// What became of the job's session, known within `wait`.
+/// What became of the job's session, known by `end`; an `end` in the past asks once all the same.
 ///
 /// # Errors
-/// A sentence saying why credd did not answer.
-pub fn outcome(run_dir: &RunDir, job: JobId, wait: Duration) -> Result<Outcome, String> {
-    let end = Instant::now() + wait;
+/// Why credd did not answer.
+pub fn outcome(run_dir: &RunDir, job: JobId, end: Instant) -> io::Result<Outcome> {
+    let mut last = Err(io::ErrorKind::TimedOut.into());
+    poll_until(end, || {
+        last = ask(run_dir, job, end.saturating_duration_since(Instant::now()));
+        // Else down, starting, or not yet aware of the record: it may be there in a moment.
+        matches!(last, Ok(Outcome::Open | Outcome::Refused { .. })).then_some(())
+    });
+    last
+}
+
+/// The first thing that `look` finds, looking again until `end`; once at least.
+pub fn poll_until<T>(end: Instant, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     loop {
+        let found = look();
         let left = end.saturating_duration_since(Instant::now());
-        let answer = ask(run_dir, job, left);
-        let settled = matches!(answer, Ok(Outcome::Open | Outcome::Refused { .. }));
-        let left = end.saturating_duration_since(Instant::now());
-        if settled || left.is_zero() {
-            return answer.map_err(|error| {
-                format!("credd on this node did not answer within {} ms ({error})", wait.as_millis())
-            });
+        if found.is_some() || left.is_zero() {
+            return found;
         }
-        // Down, starting, or not yet aware of the record: it may be there in a moment.
         pause(PAUSE.min(left));
     }
 }
@@ -124,8 +129,8 @@ mod tests {
         let (_temp, paths) = run_dir();
         let job = record().job;
         assert!(tell(&paths, &Request::Started { job }).is_err());
-        let error = outcome(&paths, job, Duration::from_millis(20)).unwrap_err();
-        assert!(error.contains("did not answer within 20 ms"), "{error}");
+        let error = outcome(&paths, job, Instant::now() + Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
@@ -138,7 +143,7 @@ mod tests {
         while tell(&paths, &Request::Started { job }).is_ok() {
             assert!(start.elapsed() < Duration::from_secs(20), "the backlog never filled");
         }
-        assert!(outcome(&paths, job, Duration::from_millis(20)).is_err());
+        assert!(outcome(&paths, job, Instant::now() + Duration::from_millis(20)).is_err());
     }
 
     #[test]
@@ -153,7 +158,7 @@ mod tests {
                 r#"{"outcome":{"state":"refused","reason":"no role"}}"#.into(),
             ],
         );
-        let answer = outcome(&paths, job, Duration::from_secs(10)).unwrap();
+        let answer = outcome(&paths, job, Instant::now() + Duration::from_secs(10)).unwrap();
         assert_eq!(answer, Outcome::Refused { reason: "no role".into() });
         let asked = lines.join().unwrap();
         assert_eq!(asked.len(), 3);

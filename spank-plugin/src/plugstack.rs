@@ -281,6 +281,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_shipped_example_is_right() {
+        let example = include_str!("../../plugstack.conf.example");
+        let lines: Vec<_> =
+            example.lines().filter_map(|line| line.trim_start_matches("# ").strip_prefix("required ")).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        for line in lines {
+            let (plugin, arguments) = line.split_once(' ').unwrap();
+            assert!(plugin.ends_with("/spank_credd.so"));
+            assert_eq!(parse(arguments).problems, [], "{line}");
+        }
+        for word in
+            ["prefetch", "role=", "region=", "token-file", "on-error=continue", "on-error=fail", "wait=", "run-dir="]
+        {
+            assert!(example.contains(&format!("#   {word}")) || example.contains(&format!("# {word}")), "{word}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_arguments_panic_or_grow(arguments in proptest::collection::vec(".{0,200}", 0..8)) {

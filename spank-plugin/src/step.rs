@@ -6,7 +6,7 @@
 //! between keeping silent, a message and a refusal; whoever forges it changes the fate of his own job alone.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use credd_protocol::local::Outcome;
 use credd_protocol::record::{JobRecord, OnError, RunDir};
@@ -40,7 +40,9 @@ pub enum Gate {
     Ask {
         /// Which job.
         job: JobId,
-        /// For how long at most.
+        /// Until when it may take to know.
+        end: Instant,
+        /// The partition's `wait=`, for the message.
         wait: Duration,
         /// Where credd is asked.
         run_dir: PathBuf,
@@ -81,8 +83,10 @@ fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -
     if let Some(reason) = files.refused(record.job) {
         return Err(without(reason));
     }
-    let port = files
-        .endpoint()
+    let wait =
+        if on_error == OnError::Fail { Duration::from_millis(record.options.wait_ms.into()) } else { Duration::ZERO };
+    let end = Instant::now() + wait;
+    let port = credd::poll_until(end, || files.endpoint())
         .ok_or_else(|| without(format!("credd does not serve on node {}; tell your administrator", record.node)))?;
     let token_file = token_file(&files, &site.run_dir, &record, asked, plan);
     environment::inject(job, &record, port, token_file.as_deref())
@@ -95,8 +99,7 @@ fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -
         );
     }
     if on_error == OnError::Fail {
-        let wait = Duration::from_millis(record.options.wait_ms.into());
-        plan.gate = Gate::Ask { job: record.job, wait, run_dir: site.run_dir.path().to_owned() };
+        plan.gate = Gate::Ask { job: record.job, end, wait, run_dir: site.run_dir.path().to_owned() };
     }
     Ok(())
 }
@@ -193,7 +196,7 @@ pub fn task_init_privileged(job: &dyn Job, plan: &Plan) -> slurm_spank::Outcome 
     let why = match &plan.gate {
         Gate::Pass => return slurm_spank::Outcome::Proceed,
         Gate::Closed(why) => why.clone(),
-        Gate::Ask { job, wait, run_dir } => match credd::outcome(&RunDir::new(run_dir), *job, *wait) {
+        Gate::Ask { job, end, wait, run_dir } => match credd::outcome(&RunDir::new(run_dir), *job, *end) {
             Ok(Outcome::Open) => return slurm_spank::Outcome::Proceed,
             Ok(Outcome::Refused { reason }) => reason,
             Ok(Outcome::Opening { reason }) => format!(
@@ -202,7 +205,10 @@ pub fn task_init_privileged(job: &dyn Job, plan: &Plan) -> slurm_spank::Outcome 
                 reason.map_or(String::new(), |reason| format!(" ({reason})"))
             ),
             Ok(Outcome::Unknown) => "credd on this node does not know the job; tell your administrator".into(),
-            Err(why) => format!("{why}; tell your administrator"),
+            Err(error) => format!(
+                "credd on this node did not answer within {} ms ({error}); tell your administrator",
+                wait.as_millis()
+            ),
         },
     };
     if job.task_index().is_ok_and(|index| index == 0) {
@@ -376,6 +382,21 @@ mod tests {
     }
 
     #[test]
+    fn on_error_fail_waits_for_a_credd_that_is_coming_up() {
+        let mut lab = lab("", |record| {
+            record.options.on_error = OnError::Fail;
+            record.options.wait_ms = 20_000;
+        });
+        fs::remove_file(lab.paths.endpoint()).unwrap();
+        let endpoint = lab.paths.endpoint();
+        let credd = std::thread::spawn(move || fs::write(endpoint, "9999\n").unwrap());
+        let plan = lab.init(asked(None));
+        assert!(matches!(plan.gate, Gate::Ask { .. }), "{plan:?}");
+        assert!(lab.token().is_some());
+        credd.join().unwrap();
+    }
+
+    #[test]
     fn on_error_fail_stops_the_job_with_the_reason_and_only_then() {
         let fail = |record: &mut JobRecord| {
             record.options.on_error = OnError::Fail;
@@ -410,7 +431,7 @@ mod tests {
         silent.job.forget();
         assert_eq!(task_init_privileged(&silent.job, &plan), Verdict::Refuse);
         assert_eq!(silent.job.said(Level::Error), "");
-        // The endpoint is not credd's, or the job is refused already: no need to ask.
+        // The endpoint is not credd's and does not become so, or the job is refused already: no need to ask.
         fs::remove_file(silent.paths.endpoint()).unwrap();
         assert!(matches!(silent.init(asked(None)).gate, Gate::Closed(_)));
         fs::write(silent.paths.job(silent.record.job).join("refused"), "no").unwrap();
