@@ -7,10 +7,18 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-check-cfg=cfg(has_scontrol)");
     println!("cargo:rustc-check-cfg=cfg(has_ministack)");
+    println!("cargo:rustc-check-cfg=cfg(munge_as_root)");
     println!("cargo:rerun-if-env-changed=PATH");
     println!("cargo:rerun-if-env-changed=CREDD_MINISTACK");
     if on_path("scontrol").is_some() {
         println!("cargo:rustc-cfg=has_scontrol");
+    }
+    // Only what root encodes speaks for a node, so those tests need root besides munged(8) and munge(1).
+    let root = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    let munged = on_path("munged").or_else(|| Some(PathBuf::from("/usr/sbin/munged")).filter(|path| path.is_file()));
+    if let (true, Some(munged), Some(_)) = (root, munged, on_path("munge")) {
+        println!("cargo:rustc-cfg=munge_as_root");
+        println!("cargo:rustc-env=MUNGED_FOUND={}", munged.display());
     }
     let given = env::var_os("CREDD_MINISTACK").map(PathBuf::from).filter(|path| path.is_file());
     if let Some(ministack) = given.or_else(|| on_path("ministack")) {

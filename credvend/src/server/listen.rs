@@ -159,7 +159,8 @@ async fn http(
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_PATIENCE)
             .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEADER_BYTES)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_buf_size(2 * MAX_HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service)
     );
     let ended = tokio::select! {

@@ -6,7 +6,7 @@ use credd_protocol::{ClusterName, ProjectId, TokenHash, UserName};
 use super::Server;
 use super::answer::{self, Reply};
 use super::node::parse;
-use super::route::{encode_segment, head_session};
+use super::route::encode_segment;
 use crate::refusal::Refusal;
 use crate::vending::Head;
 
@@ -14,10 +14,6 @@ impl Server {
     /// `POST /sessions`.
     pub(super) async fn head_open(&self, head: &Head, stage: Option<&str>, body: &[u8]) -> Result<Reply, Refusal> {
         let request: OpenSession = parse(body)?;
-        head_session(&request.session_id)?;
-        if request.submitted_time.len() > 64 || !request.submitted_time.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Refusal::BadRequest("submittedTime must be a time such as 2023-08-15T00:00:00".into()));
-        }
         let opened = self.vending.open_for_head(head, &request).await?;
         let path = format!(
             "{}/sessions/{}/cluster/{}/project/{}",

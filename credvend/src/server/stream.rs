@@ -28,8 +28,11 @@ pub struct Streams(Arc<Mutex<Open>>);
 #[derive(Default)]
 struct Open {
     number: u64,
-    nodes: HashMap<(ClusterName, NodeName), VecDeque<(u64, oneshot::Sender<()>)>>,
+    nodes: HashMap<(ClusterName, NodeName), OfNode>,
 }
+
+/// One node's streams by number, oldest first; dropping the sender ends one.
+type OfNode = VecDeque<(u64, oneshot::Sender<()>)>;
 
 /// Takes the stream off the list when it ends, however it ends.
 struct Entry {

@@ -1,0 +1,11 @@
+//! credvend's network faces, over real TLS, with a real store and a real munged; Slurm and AWS are played.
+//!
+//! Tests whose names begin with `munge_` need munged and root; elsewhere they are reported as ignored.
+
+mod admin;
+mod limits;
+mod matrix;
+mod munged;
+mod nodes;
+mod seed;
+mod world;

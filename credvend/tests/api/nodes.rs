@@ -1,0 +1,157 @@
+//! What nodes do, and every way a MUNGE credential may be wrong.
+
+use credd_protocol::claim::{Claim, MAX_SKEW_SECONDS};
+use credd_protocol::node_api::{CredentialsResponse, Event, OPEN, OpenResponse, STREAM, credentials_path, leave_path};
+use http_body_util::BodyExt;
+use hyper::Method;
+use hyper::body::Incoming;
+
+use super::munged::{Munged, claim};
+use super::world::{DEADLINE, World, request};
+
+const JOB_SEVEN: &str = r#"{"job":7,"restart":0,"uid":1001,"account":"genomics"}"#;
+
+#[tokio::test]
+#[cfg_attr(not(munge_as_root), ignore = "needs root, munged and munge")]
+async fn munge_opens_joins_vends_and_leaves() {
+    let munged = Munged::start();
+    let world = World::with(Some(munged.socket()), 64).await;
+    let seen = world.call(None, munged.signed(&world, Method::POST, OPEN, JOB_SEVEN)).await;
+    assert_eq!(seen.status, 200, "{}", seen.text);
+    let opened: OpenResponse = serde_json::from_str(&seen.text).unwrap();
+    assert_eq!((opened.user.as_str(), opened.project.as_str(), opened.uid.0), ("alice", "genomics", 1001));
+    let again = world.call(None, munged.signed(&world, Method::POST, OPEN, JOB_SEVEN)).await;
+    assert_eq!(serde_json::from_str::<OpenResponse>(&again.text).unwrap().session, opened.session);
+
+    let path = credentials_path(opened.session);
+    let seen = world.call(None, munged.signed(&world, Method::POST, &path, r#"{"role":"default"}"#)).await;
+    assert_eq!(seen.status, 200, "{}", seen.text);
+    let vended: CredentialsResponse = serde_json::from_str(&seen.text).unwrap();
+    assert_eq!(vended.credentials.secret_access_key.expose(), "wire-secret");
+    assert_eq!(vended.session_name, "lab-alice-n1");
+
+    let seen = world.call(None, munged.signed(&world, Method::POST, &leave_path(opened.session), "{}")).await;
+    assert_eq!(seen.status, 200, "{}", seen.text);
+    let foreign = r#"{"job":8,"restart":0,"uid":1001}"#;
+    let seen = world.call(None, munged.signed(&world, Method::POST, OPEN, foreign)).await;
+    assert_eq!(seen.refusal(), (403, "JobNotRunning".into()));
+    let unknown_field = r#"{"job":7,"restart":0,"uid":1001,"user":"root"}"#;
+    let seen = world.call(None, munged.signed(&world, Method::POST, OPEN, unknown_field)).await;
+    assert_eq!(seen.refusal(), (400, "BadRequest".into()));
+}
+
+#[tokio::test]
+#[cfg_attr(not(munge_as_root), ignore = "needs root, munged and munge")]
+async fn munge_credentials_are_for_one_request_to_one_server_once() {
+    let (munged, other) = (Munged::start(), Munged::start());
+    let world = World::with(Some(munged.socket()), 64).await;
+    let ask = |target: &str, credential: &str, body: &str| {
+        request(Method::POST, target, Some(&format!("Munge {credential}")), body)
+    };
+    let right = || claim(&world, &Method::POST, OPEN, JOB_SEVEN);
+    let refused = async |what: &str, credential: &str, target: &str, body: &str| {
+        let seen = world.call(None, ask(target, credential, body)).await;
+        assert_eq!(seen.refusal(), (401, "Unauthenticated".into()), "{what}: {}", seen.text);
+        seen.json()["message"].as_str().unwrap().to_owned()
+    };
+
+    let credential = munged.encode(&right());
+    assert_eq!(world.call(None, ask(OPEN, &credential, JOB_SEVEN)).await.status, 200);
+    let why = refused("the same again", &credential, OPEN, JOB_SEVEN).await;
+    assert!(why.contains("replay"), "{why}");
+    // Another munged of the same key would decode it again: the nonce is remembered here too.
+    let once = right();
+    assert_eq!(world.call(None, ask(OPEN, &munged.encode(&once), JOB_SEVEN)).await.status, 200);
+    let why = refused("the same nonce", &munged.encode(&once), OPEN, JOB_SEVEN).await;
+    assert!(why.contains("nonce"), "{why}");
+
+    refused("an altered body", &munged.encode(&right()), OPEN, &JOB_SEVEN.replace('7', "8")).await;
+    refused("an altered path", &munged.encode(&right()), &format!("{OPEN}?x=1"), JOB_SEVEN).await;
+    let id = credd_protocol::SessionId::random();
+    refused("another path", &munged.encode(&right()), &leave_path(id), JOB_SEVEN).await;
+    type Change = fn(&mut Claim);
+    let changes: [(&str, Change); 7] = [
+        ("another server", |c| c.server = "0".repeat(64)),
+        ("no server", |c| c.server = String::new()),
+        ("stale", |c| c.time -= MAX_SKEW_SECONDS + 5),
+        ("from the future", |c| c.time += MAX_SKEW_SECONDS + 5),
+        ("another method", |c| c.method = "PUT".into()),
+        ("another version", |c| c.version = 2),
+        ("no nonce", |c| c.nonce = String::new()),
+    ];
+    for (what, change) in changes {
+        let mut claim = right();
+        change(&mut claim);
+        refused(what, &munged.encode(&claim), OPEN, JOB_SEVEN).await;
+    }
+    let why = refused("a user's", &munged.encode_as(65_534, &right()), OPEN, JOB_SEVEN).await;
+    assert!(why.contains("65534") && why.contains("root"), "{why}");
+    refused("another key's", &other.encode(&right()), OPEN, JOB_SEVEN).await;
+    refused("nonsense", "MUNGE:AAAA:", OPEN, JOB_SEVEN).await;
+    let mut elsewhere = right();
+    elsewhere.cluster = "mars".parse().unwrap();
+    let seen = world.call(None, ask(OPEN, &munged.encode(&elsewhere), JOB_SEVEN)).await;
+    assert_eq!(seen.refusal(), (403, "UnknownCluster".into()));
+    // hpc is configured, but nobody there attests by MUNGE.
+    elsewhere.cluster = "hpc".parse().unwrap();
+    elsewhere.nonce = "f".repeat(32);
+    let seen = world.call(None, ask(OPEN, &munged.encode(&elsewhere), JOB_SEVEN)).await;
+    assert_eq!(seen.refusal(), (403, "UnknownCluster".into()));
+
+    // Plain loopback HTTP has no certificate, and a claim for it none either.
+    let mut plain = right();
+    plain.server = String::new();
+    assert_eq!(world.call_plain(ask(OPEN, &munged.encode(&plain), JOB_SEVEN)).await.status, 200);
+    let seen = world.call_plain(ask(OPEN, &munged.encode(&right()), JOB_SEVEN)).await;
+    assert_eq!(seen.status, 401);
+}
+
+#[tokio::test]
+async fn without_munged_the_answer_is_to_ask_later() {
+    let world = World::start().await;
+    let asked = request(Method::POST, OPEN, Some("Munge MUNGE:AAAA:"), JOB_SEVEN);
+    let seen = world.call(None, asked).await;
+    assert_eq!(seen.refusal(), (503, "Unavailable".into()), "{}", seen.text);
+    assert_eq!(seen.json()["retry"], true);
+}
+
+async fn line(body: &mut Incoming) -> Option<Event> {
+    loop {
+        let frame = tokio::time::timeout(DEADLINE, body.frame()).await.unwrap()?.ok()?;
+        if let Ok(data) = frame.into_data() {
+            return Some(serde_json::from_slice(&data).unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_tells_of_the_end_of_sessions_until_the_service_stops() {
+    let mut world = World::start().await;
+    let node = world.certificate("credd:node:lab:n1");
+    let seen = world.call(Some(&node), request(Method::POST, OPEN, None, JOB_SEVEN)).await;
+    let opened: OpenResponse = serde_json::from_str(&seen.text).unwrap();
+    let response = world.open(Some(&node), request(Method::GET, STREAM, None, "")).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["content-type"]),
+        (200, &"application/x-ndjson".parse().unwrap())
+    );
+    let mut body = response.into_body();
+    assert!(matches!(line(&mut body).await, Some(Event::Hello { epoch, seq: 0 }) if epoch == "epoch"));
+    let path = format!("/admin/v1/sessions/{}/close", opened.session);
+    assert_eq!(world.call_admin(request(Method::POST, &path, None, "")).await.status, 200);
+    assert!(
+        matches!(line(&mut body).await, Some(Event::Invalidated { session, seq: 1, .. }) if session == opened.session)
+    );
+    // A third stream of one node ends the first.
+    let mut more = Vec::new();
+    for _ in 0..2 {
+        let mut next = world.open(Some(&node), request(Method::GET, STREAM, None, "")).await.unwrap().into_body();
+        assert!(matches!(line(&mut next).await, Some(Event::Hello { seq: 1, .. })));
+        more.push(next);
+    }
+    assert_eq!(line(&mut body).await, None);
+    assert!(world.stop().await, "connections end with the service");
+    for mut body in more {
+        assert_eq!(line(&mut body).await, None);
+    }
+}

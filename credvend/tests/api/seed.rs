@@ -1,0 +1,120 @@
+//! The first version's API, on the wire.
+
+use std::sync::atomic::Ordering;
+
+use hyper::Method;
+
+use super::world::{SECRET, World, opening, request};
+
+const PATH: &str = "/sessions/1300/cluster/lab/project/genomics?roleSessionName=lab-root-n9";
+
+#[tokio::test]
+async fn a_session_from_post_to_completed() {
+    let world = World::start().await;
+    let seen = world
+        .call(None, request(Method::POST, "/sessions", Some(SECRET), &opening("1300", "2023-08-15T00:00:00")))
+        .await;
+    assert_eq!(seen.status, 200, "{}", seen.text);
+    let answer = seen.json();
+    let path = "sessions/1300/cluster/lab/project/genomics";
+    assert_eq!(answer["APIGATEWAY_AWS_CONTAINER_CREDENTIALS_FULL_URI"], format!("https://credvend.example.org/{path}"));
+    assert_eq!(answer["LOCALHOST_AWS_CONTAINER_CREDENTIALS_FULL_URI"], format!("http://127.0.0.1:9999/{path}"));
+    let token = answer["AWS_CONTAINER_AUTHORIZATION_TOKEN"].as_str().unwrap();
+    assert_eq!(answer.as_object().unwrap().len(), 3, "{answer}");
+
+    let seen = world.call(None, request(Method::GET, PATH, Some(token), "")).await;
+    assert_eq!((seen.status, &seen.headers["content-type"]), (200, &"application/json".parse().unwrap()));
+    assert_eq!(seen.headers["cache-control"], "no-store");
+    let document = seen.json();
+    for field in ["AccessKeyId", "SecretAccessKey", "Token", "Expiration", "RoleArn"] {
+        assert!(document[field].is_string(), "{field} in {document}");
+    }
+    assert!(document["Expiration"].as_str().unwrap().ends_with('Z') && document.get("Code").is_none());
+    // The caller's roleSessionName said root on n9.
+    let name = world.aws.asked.lock().unwrap()[0].session_name.clone();
+    assert!(name.contains("alice") && !name.contains("root"), "{name}");
+
+    let put = |path, status: &str| request(Method::PUT, path, Some(SECRET), &format!(r#"{{"status":"{status}"}}"#));
+    assert_eq!(world.call(None, put("/sessions/1300", "ACTIVE")).await.status, 200);
+    assert_eq!(world.call(None, put("/sessions/1300/cluster/lab", "COMPLETED")).await.status, 200);
+    assert_eq!(world.call(None, put("/sessions/1300", "COMPLETED")).await.status, 200, "told twice");
+    let seen = world.call(None, request(Method::GET, PATH, Some(token), "")).await;
+    assert_eq!(seen.refusal(), (403, "SessionEnded".into()));
+    let error = seen.json();
+    assert_eq!((&error["Code"], &error["Message"]), (&error["code"], &error["message"]));
+    assert_eq!(world.call(None, put("/sessions/9", "COMPLETED")).await.refusal(), (404, "UnknownSession".into()));
+    assert_eq!(world.call(None, put("/sessions/1300", "PAUSED")).await.status, 400);
+}
+
+#[tokio::test]
+async fn every_path_works_behind_a_stage() {
+    let world = World::start().await;
+    let seen =
+        world.call(None, request(Method::POST, "/prod/sessions", Some(SECRET), &opening("5", "2023-01-01"))).await;
+    let answer = seen.json();
+    let uri = answer["LOCALHOST_AWS_CONTAINER_CREDENTIALS_FULL_URI"].as_str().unwrap();
+    let path = uri.strip_prefix("http://127.0.0.1:9999").unwrap();
+    assert_eq!(path, "/prod/sessions/5/cluster/lab/project/genomics");
+    let token = answer["AWS_CONTAINER_AUTHORIZATION_TOKEN"].as_str().unwrap();
+    assert_eq!(world.call(None, request(Method::GET, path, Some(token), "")).await.status, 200);
+    for target in ["/prod/sessions/5", "/x/sessions/5/cluster/lab"] {
+        let seen = world.call(None, request(Method::PUT, target, Some(SECRET), r#"{"status":"ACTIVE"}"#)).await;
+        assert_eq!(seen.status, 200, "{target}");
+    }
+    let seen = world.call(None, request(Method::DELETE, "/prod/sessions/users/alice", Some(SECRET), "")).await;
+    assert_eq!(seen.status, 200, "{}", seen.text);
+    let seen = world.call(None, request(Method::GET, path, Some(token), "")).await;
+    assert_eq!(seen.refusal(), (403, "SessionEnded".into()));
+}
+
+#[tokio::test]
+async fn delete_ends_exactly_that_user_and_says_what_aws_did_not_do() {
+    let world = World::start().await;
+    let token = world.open_for_head("5", "2023-01-01").await;
+    let path = "/sessions/5/cluster/lab/project/genomics";
+    assert_eq!(world.call(None, request(Method::GET, path, Some(&token), "")).await.status, 200);
+    let delete = |user: &str| request(Method::DELETE, &format!("/sessions/users/{user}"), Some(SECRET), "");
+    let seen = world.call(None, delete("alic")).await;
+    assert_eq!((seen.status, seen.json()["sessions"].as_array().unwrap().len()), (200, 0));
+    world.aws.iam_down.store(true, Ordering::SeqCst);
+    let seen = world.call(None, delete("alice")).await;
+    let report = seen.json();
+    assert_eq!((seen.status, report["sessions"].as_array().unwrap().len()), (202, 1), "{report}");
+    assert_eq!(report["not-denied"].as_array().unwrap().len(), 1, "{report}");
+    world.aws.iam_down.store(false, Ordering::SeqCst);
+    let seen = world.call(None, delete("alice")).await;
+    assert_eq!(seen.status, 200, "{}", seen.text);
+    assert_eq!(world.aws.denied.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_a_wrong_token_and_another_cluster_get_nothing() {
+    let world = World::start().await;
+    let token = world.open_for_head("5", "2023-01-01").await;
+    let post = |secret, body: &str| request(Method::POST, "/sessions", Some(secret), body);
+    assert_eq!(world.call(None, post("head-secret-012345678X", &opening("6", "1"))).await.status, 401);
+    assert_eq!(world.call(None, post(&token, &opening("6", "1"))).await.status, 401);
+    let other = opening("6", "1").replace("lab", "hpc");
+    assert_eq!(world.call(None, post(SECRET, &other)).await.refusal(), (403, "NotAllowed".into()));
+    let get = |path, token| request(Method::GET, path, Some(token), "");
+    let right = "/sessions/5/cluster/lab/project/genomics";
+    assert_eq!(world.call(None, get(right, "credd1-0000")).await.status, 401);
+    assert_eq!(world.call(None, get(right, SECRET)).await.status, 403, "the head's secret is no session token");
+    let project = "/sessions/5/cluster/lab/project/climate";
+    assert_eq!(world.call(None, get(project, &token)).await.refusal(), (403, "NotAllowed".into()));
+    let cluster = "/sessions/5/cluster/hpc/project/genomics";
+    assert_eq!(world.call(None, get(cluster, &token)).await.refusal(), (404, "UnknownSession".into()));
+    assert_eq!(world.call(None, get(right, &token)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_secret_is_rotated_without_a_restart() {
+    let world = World::start().await;
+    let (old, new) = (SECRET, "another-secret-0123456789");
+    let try_with = async |secret| world.call(None, request(Method::POST, "/sessions", Some(secret), "{}")).await.status;
+    assert_eq!((try_with(old).await, try_with(new).await), (400, 401));
+    world.replace_secrets(&format!("{old}\n{new}\n"));
+    assert_eq!((try_with(old).await, try_with(new).await), (400, 400));
+    world.replace_secrets(&format!("{new}\n"));
+    assert_eq!((try_with(old).await, try_with(new).await), (401, 400));
+}

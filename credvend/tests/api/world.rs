@@ -1,0 +1,369 @@
+//! A credvend in this process: TLS, plain loopback HTTP and the admin socket in front of a real store.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use credd_protocol::credentials::Credentials;
+use credd_protocol::{JobId, NodeName, RoleArn, Secret, Uid};
+use credvend::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
+use credvend::clock::SystemClock;
+use credvend::config::Tls;
+use credvend::deny::{Denier, DenyError};
+use credvend::events::Events;
+use credvend::projects::{ProjectMap, Projects, Role};
+use credvend::server::admin::{About, Admin};
+use credvend::server::head_secrets::HeadSecrets;
+use credvend::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
+use credvend::server::munge_claim::MungeVerifier;
+use credvend::server::principal::Authenticator;
+use credvend::server::tls::{Certificates, Files};
+use credvend::server::{Server, Settings};
+use credvend::source::{AssumeRequest, Assumed, Source, SourceError};
+use credvend::store::sqlite::SqliteStore;
+use credvend::store::{Revocation, Store};
+use credvend::vending::{AddressCheck, Cluster, Parts, Vending};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, SanType};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+
+pub const SECRET: &str = "head-secret-0123456789";
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Alice's job 7 runs on n1; nothing else does.
+pub struct Slurm;
+
+#[async_trait]
+impl Attestor for Slurm {
+    async fn job(&self, job: JobId) -> Result<Answer, AttestError> {
+        Ok(if job.get() == 7 { Answer::Known(job_seven()) } else { Answer::Absent })
+    }
+    async fn all_jobs(&self) -> Result<Vec<JobFacts>, AttestError> {
+        Ok(vec![job_seven()])
+    }
+    async fn node_address(&self, _: &NodeName) -> Result<Option<String>, AttestError> {
+        Ok(Some("127.0.0.1".into()))
+    }
+    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
+        Ok(None)
+    }
+}
+
+fn job_seven() -> JobFacts {
+    JobFacts {
+        job: JobId::try_from(7).unwrap(),
+        restart: 0,
+        user: "alice".parse().unwrap(),
+        uid: Uid(1001),
+        account: Some("genomics".parse().unwrap()),
+        partition: "batch".parse().unwrap(),
+        nodes: vec!["n1".parse().unwrap()],
+        state: JobState::Running,
+    }
+}
+
+#[derive(Default)]
+pub struct Aws {
+    pub asked: Mutex<Vec<AssumeRequest>>,
+    pub denied: Mutex<Vec<String>>,
+    /// IAM does not answer.
+    pub iam_down: AtomicBool,
+}
+
+#[async_trait]
+impl Source for Aws {
+    async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
+        self.asked.lock().unwrap().push(request.clone());
+        let issued = OffsetDateTime::now_utc();
+        Ok(Assumed {
+            credentials: Credentials {
+                access_key_id: "ASIAEXAMPLE".into(),
+                secret_access_key: Secret::new("wire-secret".into()),
+                token: Secret::new("wire-token".into()),
+                expiration: issued + Duration::from_secs(request.duration_seconds.into()),
+                role_arn: request.role_arn.clone(),
+                account_id: None,
+            },
+            role_id: "AROAEXAMPLE".into(),
+            issued,
+        })
+    }
+    async fn identity(&self) -> Result<String, SourceError> {
+        Ok("arn:aws:iam::123456789012:user/credvend".into())
+    }
+}
+
+#[async_trait]
+impl Denier for Aws {
+    async fn project(&self, _: &RoleArn, entries: &[Revocation]) -> Result<(), DenyError> {
+        if self.iam_down.load(Ordering::SeqCst) {
+            return Err(DenyError::Unavailable("IAM does not answer".into()));
+        }
+        *self.denied.lock().unwrap() = entries.iter().map(|entry| entry.userid.clone()).collect();
+        Ok(())
+    }
+}
+
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub aws: Arc<Aws>,
+    pub port: u16,
+    pub plain_port: u16,
+    pub fingerprint: String,
+    /// Answers of the administrator's reload.
+    pub reload: Arc<Mutex<Result<(), Vec<String>>>>,
+    ca: CertifiedIssuer<'static, KeyPair>,
+    stop: watch::Sender<bool>,
+    limits: Arc<ConnectionLimits>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(None, 64).await
+    }
+
+    /// With the munged behind this socket, and so many connections of one address.
+    pub async fn with(munge_socket: Option<PathBuf>, per_address: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = authority();
+        let (ca_file, secret_file) = (dir.path().join("ca.pem"), dir.path().join("secret"));
+        std::fs::write(&ca_file, ca.pem()).unwrap();
+        write_secret(&secret_file, SECRET);
+        let tls = Tls { client_ca: Some(ca_file), ..Tls::default() };
+        let certificates = Arc::new(Certificates::open(Files::prepare(&tls, dir.path()).unwrap()).unwrap());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+        let aws = Arc::new(Aws::default());
+        let cluster =
+            |attestor| Cluster { attestor, trust_unenforced_accounts: false, node_address_check: AddressCheck::Off };
+        let lab = cluster(Some(Arc::new(Slurm) as Arc<dyn Attestor>));
+        let vending = Arc::new(Vending::new(Parts {
+            store: store.clone(),
+            clusters: HashMap::from([("lab".parse().unwrap(), lab), ("hpc".parse().unwrap(), cluster(None))]),
+            source: aws.clone(),
+            denier: aws.clone(),
+            projects: Arc::new(Projects::new(projects())),
+            events: Arc::new(Events::new("epoch".into())),
+            clock: Arc::new(SystemClock),
+        }));
+        let (stop, stopping) = watch::channel(false);
+        let reload = Arc::new(Mutex::new(Ok(())));
+        let reloaded = reload.clone();
+        let socket = munge_socket.unwrap_or_else(|| dir.path().join("no-munged"));
+        let server = Arc::new(Server {
+            vending: vending.clone(),
+            authenticator: Authenticator {
+                clusters: ["lab", "hpc"].map(|name| name.parse().unwrap()).into(),
+                secrets: HeadSecrets::open(vec![("lab".parse().unwrap(), secret_file)]).unwrap(),
+                munge: MungeVerifier::new(vec![("lab".parse().unwrap(), Some(socket))], store.clone()).unwrap(),
+            },
+            settings: Settings {
+                public_url: "https://credvend.example.org".into(),
+                localhost_port: 9999,
+                session_tokens: true,
+                request_patience: DEADLINE,
+                max_streams_per_node: 2,
+            },
+            admin: Admin {
+                reload: Arc::new(move || reloaded.lock().unwrap().clone()),
+                about: About { started: OffsetDateTime::now_utc(), clusters: vec![], warnings: vec![] },
+                ready: Default::default(),
+            },
+            streams: Default::default(),
+            refusals: Default::default(),
+            clock: Arc::new(SystemClock),
+            stopping,
+        });
+        let limits = Arc::new(ConnectionLimits::new(64, per_address));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, plain_port) = (listener.local_addr().unwrap().port(), plain.local_addr().unwrap().port());
+        let fingerprint = certificates.live().fingerprint.to_string();
+        let admin = AdminSocket::bind(&dir.path().join("admin.sock"), None).unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(serve_tcp(server.clone(), listener, Some(certificates), limits.clone()));
+        tasks.spawn(serve_tcp(server.clone(), plain, None, limits.clone()));
+        tasks.spawn(admin.serve(server, limits.clone()));
+        World { dir, aws, store, vending, port, plain_port, fingerprint, reload, ca, stop, limits, tasks }
+    }
+
+    /// Stops the service; true if everything ended by itself.
+    pub async fn stop(&mut self) -> bool {
+        self.stop.send(true).unwrap();
+        while self.tasks.join_next().await.is_some() {}
+        self.limits.drained().await
+    }
+
+    pub fn replace_secrets(&self, lines: &str) {
+        write_secret(&self.dir.path().join("secret"), lines);
+    }
+
+    /// A client's certificate of the configured authority, with this URI.
+    pub fn certificate(&self, uri: &str) -> Identity {
+        identity(&self.ca, uri)
+    }
+
+    /// One request over TLS, on a connection of its own.
+    pub async fn call(&self, as_whom: Option<&Identity>, request: Request<Full<Bytes>>) -> Seen {
+        self.try_call(as_whom, request).await.unwrap()
+    }
+
+    /// The same, where the handshake may fail.
+    pub async fn try_call(&self, as_whom: Option<&Identity>, request: Request<Full<Bytes>>) -> Result<Seen, String> {
+        Seen::read(self.open(as_whom, request).await?).await
+    }
+
+    /// The response as it begins.
+    pub async fn open(
+        &self,
+        as_whom: Option<&Identity>,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        for own in CertificateDer::pem_file_iter(self.dir.path().join("server.crt")).unwrap() {
+            roots.add(own.unwrap()).unwrap();
+        }
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match as_whom {
+            None => builder.with_no_client_auth(),
+            Some(Identity { chain, key }) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap(),
+        };
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.map_err(|e| e.to_string())?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let connecting = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream);
+        http(connecting.await.map_err(|e| e.to_string())?, request).await
+    }
+
+    /// One request over plain loopback HTTP.
+    pub async fn call_plain(&self, request: Request<Full<Bytes>>) -> Seen {
+        let stream = TcpStream::connect(("127.0.0.1", self.plain_port)).await.unwrap();
+        Seen::read(http(stream, request).await.unwrap()).await.unwrap()
+    }
+
+    /// One request over the administrators' socket.
+    pub async fn call_admin(&self, request: Request<Full<Bytes>>) -> Seen {
+        let stream = UnixStream::connect(self.dir.path().join("admin.sock")).await.unwrap();
+        Seen::read(http(stream, request).await.unwrap()).await.unwrap()
+    }
+
+    /// A head opens a session; its token.
+    pub async fn open_for_head(&self, session: &str, submitted: &str) -> String {
+        let seen =
+            self.call(None, request(Method::POST, "/sessions", Some(SECRET), &opening(session, submitted))).await;
+        assert_eq!(seen.status, 200, "{}", seen.text);
+        seen.json()["AWS_CONTAINER_AUTHORIZATION_TOKEN"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The seed's POST body.
+pub fn opening(session: &str, submitted: &str) -> String {
+    serde_json::json!({
+        "sessionId": session, "projectId": "genomics", "clusterName": "lab", "clusterUser": "alice",
+        "submittedTime": submitted,
+    })
+    .to_string()
+}
+
+/// A request with this `Authorization`.
+pub fn request(method: Method, target: &str, authorization: Option<&str>, body: &str) -> Request<Full<Bytes>> {
+    let mut builder = Request::builder().method(method).uri(target).header("host", "localhost");
+    if let Some(value) = authorization {
+        builder = builder.header("authorization", value);
+    }
+    builder.body(Full::new(Bytes::from(body.to_owned()))).unwrap()
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Seen {
+    pub status: u16,
+    pub headers: hyper::HeaderMap,
+    pub text: String,
+}
+
+impl Seen {
+    pub async fn read(response: Response<Incoming>) -> Result<Self, String> {
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        Ok(Seen { status: parts.status.as_u16(), headers: parts.headers, text })
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {:?}", self.text))
+    }
+
+    /// The status and the word for programs.
+    pub fn refusal(&self) -> (u16, String) {
+        (self.status, self.json()["code"].as_str().unwrap_or("none").to_owned())
+    }
+}
+
+/// A client's certificate and key.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// An authority nobody has configured.
+pub fn stranger(uri: &str) -> Identity {
+    identity(&authority(), uri)
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn identity(ca: &CertifiedIssuer<'static, KeyPair>, uri: &str) -> Identity {
+    let mut params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
+    params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, ca).unwrap();
+    Identity { chain: vec![certificate.der().clone()], key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
+}
+
+fn projects() -> ProjectMap {
+    let mut map = ProjectMap::default();
+    let role = Role {
+        arn: "arn:aws:iam::123456789012:role/genomics".parse().unwrap(),
+        duration_seconds: 3600,
+        source_identity: false,
+        session_tags: false,
+    };
+    map.projects.insert("genomics".parse().unwrap(), [("default".parse().unwrap(), role)].into());
+    map.accounts.insert("genomics".parse().unwrap(), "genomics".parse().unwrap());
+    map
+}
+
+fn write_secret(path: &Path, lines: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, lines).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+async fn http(
+    io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, String> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(connection);
+    tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().map_err(|e| e.to_string())
+}
