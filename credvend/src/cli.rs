@@ -83,9 +83,9 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let path = config_path(cli.config);
-    let config = || Config::load(&path);
+    let config = || Config::read(&path);
     match cli.command {
-        Command::Serve => serve::run(config()?),
+        Command::Serve => serve::run(Config::load(&path)?),
         Command::CheckConfig(args) => check_config::run(&path, args),
         Command::Pin(args) => pin::run(&config()?, args),
         Command::Status(args) => status::run(&config()?, args),

@@ -1,7 +1,8 @@
 //! `credvend.toml`: every option, its default, and what may stand there.
 //!
-//! Reading gathers all problems with their lines. [`Config::parse`] looks at the text alone; [`Config::load`] also at
-//! the files it names, and refuses secrets that others may read.
+//! Reading gathers all problems with their lines. [`Config::parse`] and [`Config::read`] look at the text alone, which
+//! is enough for asking a running service; [`Config::load`] also looks at the files it names, and refuses secrets that
+//! others may read.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -70,16 +71,12 @@ pub struct Tls {
 /// `[aws]`: how credvend itself reaches AWS. Its credentials come from the SDK's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aws {
-    /// `region`.
+    /// `region`; unset, `AWS_REGION` or `AWS_DEFAULT_REGION` of the environment.
     pub region: Option<Region>,
-    /// `profile`: of the shared config files.
-    pub profile: Option<String>,
     /// `sts-endpoint`: another STS, as in tests.
     pub sts_endpoint: Option<String>,
     /// `iam-endpoint`: another IAM.
     pub iam_endpoint: Option<String>,
-    /// `default-duration`: seconds that credentials live where projects.toml says nothing.
-    pub default_duration: u32,
     /// `allow-instance-metadata`: take credvend's own identity from a metadata service. Whoever else on this host
     /// reaches that service has the same authority, so this is off.
     pub allow_instance_metadata: bool,
@@ -105,6 +102,9 @@ pub struct Cluster {
     pub slurm_conf: Option<PathBuf>,
     /// `slurm-bin`: the directory of squeue, sinfo and scontrol; unset, `PATH`.
     pub slurm_bin: Option<PathBuf>,
+    /// `sees-private-jobs`: believe that a job is gone although the site has `PrivateData=jobs`: credvend's user is a
+    /// Slurm operator there.
+    pub sees_private_jobs: bool,
     /// `head-secret-file`: one file or several; every line is a valid secret.
     pub head_secret_files: Vec<PathBuf>,
     /// `trust-unenforced-accounts`.
@@ -124,8 +124,6 @@ pub struct Limits {
     pub max_connections_per_address: u32,
     /// `max-streams-per-node`: a new stream ends the oldest.
     pub max_streams_per_node: u32,
-    /// `request-seconds`: no request takes longer.
-    pub request_seconds: u32,
 }
 
 /// `[log]`.
@@ -148,16 +146,27 @@ pub struct ConfigError {
 }
 
 impl Config {
+    /// Reads the file, and no other.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let error = |problems| ConfigError { path: path.display().to_string(), problems };
+        let text = std::fs::read_to_string(path).map_err(|e| error(vec![format!("cannot be read: {e}")]))?;
+        Config::parse(&text).map_err(error)
+    }
+
     /// Reads the file and looks at the files that it names.
     ///
     /// # Errors
     /// Everything that is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let error = |problems| ConfigError { path: path.display().to_string(), problems };
-        let text = std::fs::read_to_string(path).map_err(|e| error(vec![format!("cannot be read: {e}")]))?;
-        let config = Config::parse(&text).map_err(error)?;
+        let config = Config::read(path)?;
         let problems = config.file_problems();
-        if problems.is_empty() { Ok(config) } else { Err(error(problems)) }
+        if problems.is_empty() {
+            return Ok(config);
+        }
+        Err(ConfigError { path: path.display().to_string(), problems })
     }
 
     /// Reads the text alone.
@@ -285,10 +294,8 @@ fn read_aws(section: Section<'_, '_>) -> Aws {
     };
     let aws = Aws {
         region: section.parsed("region"),
-        profile: section.text("profile"),
         sts_endpoint: endpoint("sts-endpoint"),
         iam_endpoint: endpoint("iam-endpoint"),
-        default_duration: section.number("default-duration", 900, 43_200).unwrap_or(3_600),
         allow_instance_metadata: section.boolean("allow-instance-metadata").unwrap_or(false),
     };
     section.finish();
@@ -310,6 +317,7 @@ fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
             attest: attest.unwrap_or(Attest::Slurm),
             slurm_conf: section.path("slurm-conf"),
             slurm_bin: section.path("slurm-bin"),
+            sees_private_jobs: section.boolean("sees-private-jobs").unwrap_or(false),
             head_secret_files: section.paths("head-secret-file"),
             trust_unenforced_accounts: section.boolean("trust-unenforced-accounts").unwrap_or(false),
             node_address_check: section.word("node-address-check", &check).unwrap_or_default(),
@@ -341,7 +349,6 @@ fn read_limits(section: Section<'_, '_>) -> Limits {
         max_connections: section.number("max-connections", 16, 1_000_000).unwrap_or(16_384),
         max_connections_per_address: section.number("max-connections-per-address", 4, 1_000_000).unwrap_or(256),
         max_streams_per_node: section.number("max-streams-per-node", 1, 16).unwrap_or(2),
-        request_seconds: section.number("request-seconds", 1, 600).unwrap_or(60),
     };
     section.finish();
     limits

@@ -4,11 +4,18 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use credd_protocol::ClusterName;
+use anyhow::Context;
+use credd_protocol::{ClusterName, Region};
 
 use crate::attest::Attestor;
 use crate::attest::slurm::{Slurm, SlurmConfig};
 use crate::config::{self, Attest, Config};
+use crate::deny::Denier;
+use crate::deny::iam::IamDenier;
+use crate::projects::{Problem, ProjectMap};
+use crate::source::Source;
+use crate::source::aws::{Aws, AwsOptions};
+use crate::source::sts::StsSource;
 use crate::vending::Cluster;
 
 /// The attestor of a cluster whose jobs Slurm states.
@@ -19,6 +26,7 @@ pub fn attestor(cluster: &config::Cluster) -> Option<Arc<dyn Attestor>> {
     let slurm = SlurmConfig {
         slurm_conf: cluster.slurm_conf.clone(),
         bin_dir: cluster.slurm_bin.clone(),
+        sees_private_jobs: cluster.sees_private_jobs,
         ..SlurmConfig::new(cluster.name.clone())
     };
     Some(Arc::new(Slurm::new(slurm)))
@@ -69,38 +77,33 @@ pub fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
-/// projects.toml.
-pub fn projects(_config: &Config) -> Result<crate::projects::ProjectMap, Vec<String>> {
-    Ok(Default::default())
+/// projects.toml, or every problem with it.
+pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
+    ProjectMap::load(&config.projects).map_err(|problems| told(config, &problems))
+}
+
+/// Problems with projects.toml, each with the file's name.
+pub fn told(config: &Config, problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|problem| format!("{}: {problem}", config.projects.display())).collect()
 }
 
 /// Where credentials come from, and what kills them.
-pub async fn aws(_config: &Config) -> anyhow::Result<(Arc<dyn crate::source::Source>, Arc<dyn crate::deny::Denier>)> {
-    Ok((Arc::new(Absent), Arc::new(Absent)))
-}
-
-struct Absent;
-
-#[async_trait::async_trait]
-impl crate::source::Source for Absent {
-    async fn assume(
-        &self,
-        _: &crate::source::AssumeRequest,
-    ) -> Result<crate::source::Assumed, crate::source::SourceError> {
-        Err(crate::source::SourceError::Unavailable("not built yet".into()))
-    }
-    async fn identity(&self) -> Result<String, crate::source::SourceError> {
-        Err(crate::source::SourceError::Unavailable("not built yet".into()))
-    }
-}
-
-#[async_trait::async_trait]
-impl crate::deny::Denier for Absent {
-    async fn project(
-        &self,
-        _: &credd_protocol::RoleArn,
-        _: &[crate::store::Revocation],
-    ) -> Result<(), crate::deny::DenyError> {
-        Err(crate::deny::DenyError::Unavailable("not built yet".into()))
-    }
+pub async fn aws(config: &Config) -> anyhow::Result<(Arc<dyn Source>, Arc<dyn Denier>)> {
+    let environment = || {
+        let set = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let text = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION"))?;
+        Some(text.parse::<Region>().context("AWS_REGION"))
+    };
+    let region = match &config.aws.region {
+        Some(region) => region.clone(),
+        None => environment().context("no AWS region: set [aws] region, or AWS_REGION")??,
+    };
+    let options = AwsOptions {
+        sts_endpoint: config.aws.sts_endpoint.clone(),
+        iam_endpoint: config.aws.iam_endpoint.clone(),
+        allow_instance_metadata: config.aws.allow_instance_metadata,
+        ..AwsOptions::new(region)
+    };
+    let aws = Aws::load(options).await;
+    Ok((Arc::new(StsSource::new(aws.clone())), Arc::new(IamDenier::new(aws))))
 }

@@ -4,8 +4,9 @@ use credd_protocol::{ProjectId, RoleArn, RoleName};
 use hyper::Method;
 
 use super::{call, table};
-use crate::config::Config;
-use crate::server::admin::RoleView;
+use crate::config::{Config, ConfigError};
+use crate::projects::{Problem, edit};
+use crate::server::admin::{Reloaded, RoleView};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -37,9 +38,18 @@ pub struct SetArgs {
     /// The role's name within the project
     #[arg(long, default_value = "default")]
     role: RoleName,
-    /// How long its credentials live, in seconds
-    #[arg(long, value_parser = clap::value_parser!(u32).range(900..=43_200))]
-    duration: Option<u32>,
+    /// How long its credentials live: 15m to 12h
+    #[arg(long)]
+    duration: Option<String>,
+    /// The Slurm account, where it is not the project's name in lower case
+    #[arg(long)]
+    account: Option<ProjectId>,
+    /// Send SourceIdentity; the role must trust sts:SetSourceIdentity
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    source_identity: Option<bool>,
+    /// Send session tags; the role must trust sts:TagSession
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    session_tags: Option<bool>,
 }
 
 pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
@@ -60,6 +70,35 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
             );
             Ok(())
         }
-        Command::Set(_) | Command::Remove { .. } => anyhow::bail!("not built yet: edit projects.toml"),
+        Command::Set(args) => {
+            let change = edit::RoleChange {
+                arn: args.role_arn,
+                duration: args.duration,
+                source_identity: args.source_identity,
+                session_tags: args.session_tags,
+                account: args.account,
+            };
+            change_file(config, |text| edit::set(text, &args.project, &args.role, &change))
+        }
+        Command::Remove { project, role } => change_file(config, |text| edit::remove(text, &project, role.as_ref())),
     }
+}
+
+/// Changes projects.toml, then has a running service read it.
+fn change_file(config: &Config, change: impl FnOnce(&str) -> Result<String, Vec<Problem>>) -> anyhow::Result<()> {
+    edit::file(&config.projects, change).map_err(|problems| ConfigError {
+        path: config.projects.display().to_string(),
+        problems: problems.iter().map(ToString::to_string).collect(),
+    })?;
+    println!("{} is changed", config.projects.display());
+    if std::os::unix::net::UnixStream::connect(&config.admin_socket).is_err() {
+        println!("credvend does not run here (or not for this user); it reads the file when it starts, or on SIGHUP");
+        return Ok(());
+    }
+    let reloaded: Reloaded = call::admin(config, Method::POST, "/admin/v1/reload")?;
+    if reloaded.problems.is_empty() {
+        println!("credvend uses it now");
+        return Ok(());
+    }
+    anyhow::bail!("credvend did not take everything in:\n{}", reloaded.problems.join("\n"))
 }

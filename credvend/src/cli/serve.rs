@@ -29,6 +29,8 @@ use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::vending::{Parts, Vending};
 
+/// No request takes longer. A revocation waits for IAM.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 /// The mean pause between sweeps; each is up to a fifth longer or shorter.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
 /// A sweep that takes longer is given up; the next one starts over.
@@ -131,7 +133,7 @@ fn settings(config: &Config) -> Settings {
         public_url: config.public_url.clone(),
         localhost_port: config.localhost_port,
         session_tokens: config.session_tokens,
-        request_patience: Duration::from_secs(config.limits.request_seconds.into()),
+        request_patience: REQUEST_PATIENCE,
         max_streams_per_node: config.limits.max_streams_per_node as usize,
     }
 }

@@ -10,7 +10,7 @@ fn a_cluster_alone_is_enough() {
     let config = Config::parse(SMALL).unwrap();
     assert_eq!(config.listen, ["0.0.0.0:8443".parse().unwrap()]);
     assert_eq!(config.store, Path::new("/var/lib/credvend/credvend.sqlite"));
-    assert_eq!((config.localhost_port, config.aws.default_duration), (9999, 3600));
+    assert_eq!(config.localhost_port, 9999);
     assert_eq!(config.clusters[0].attest, Attest::Slurm);
     assert!(!config.aws.allow_instance_metadata && config.session_tokens && !config.loopback_only());
 }
@@ -30,7 +30,7 @@ surprise = 1
 [tls]
 certificate = "/c"
 [aws]
-default-duration = 5
+allow-instance-metadata = 5
 region = "US EAST"
 sts-endpoint = "ftp://x"
 [[cluster]]

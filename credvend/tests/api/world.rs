@@ -194,7 +194,7 @@ impl World {
         tasks.spawn(serve_tcp(server.clone(), listener, Some(certificates), limits.clone()));
         tasks.spawn(serve_tcp(server.clone(), plain, None, limits.clone()));
         tasks.spawn(admin.serve(server, limits.clone()));
-        World { dir, aws, store, vending, port, plain_port, fingerprint, reload, ca, stop, limits, tasks }
+        World { dir, aws, port, plain_port, fingerprint, reload, ca, stop, limits, tasks }
     }
 
     /// Stops the service; true if everything ended by itself.

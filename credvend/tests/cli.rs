@@ -1,0 +1,295 @@
+//! The program itself: `serve` with what administrators and slurmctld run beside it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const SECRET: &str = "head-secret-0123456789";
+const ARN: &str = "arn:aws:iam::123456789012:role/genomics";
+
+struct Site {
+    dir: tempfile::TempDir,
+    serve: Option<Child>,
+    port: u16,
+}
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Site {
+    fn new() -> Self {
+        // Another program may take the port before credvend does; loopback has enough of them.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let site = Site { dir: tempfile::tempdir().unwrap(), serve: None, port };
+        site.write("secret", &format!("{SECRET}\n"));
+        site.write("projects.toml", &format!("[projects.genomics]\nrole-arn = \"{ARN}\"\n"));
+        let at = |name: &str| site.path(name).display().to_string();
+        site.write(
+            "credvend.toml",
+            &format!(
+                "listen = \"127.0.0.1:{port}\"\nstate-dir = \"{}\"\nadmin-socket = \"{}\"\nprojects = \"{}\"\n\
+                 [aws]\nregion = \"us-east-1\"\nsts-endpoint = \"http://127.0.0.1:1\"\niam-endpoint = \"http://127.0.0.1:1\"\n\
+                 [[cluster]]\nname = \"lab\"\nattest = \"head\"\nhead-secret-file = \"{}\"\n",
+                at("state"),
+                at("run/admin.sock"),
+                at("projects.toml"),
+                at("secret"),
+            ),
+        );
+        site
+    }
+
+    fn serving() -> Self {
+        let mut site = Site::new();
+        let log = std::fs::File::create(site.path("log")).unwrap();
+        let child = site.command(&["serve"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        site.serve = Some(child);
+        site.until("ready", |site| site.log().contains(" ready "));
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_credvend"));
+        command.args(args).stdin(Stdio::null()).env_clear().env("CREDVEND_CONFIG", self.path("credvend.toml"));
+        command.env("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "not-a-real-key");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        self.run_with(args, &[])
+    }
+
+    fn run_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Said {
+        let output = self.command(args).envs(environment.iter().copied()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    fn done(&self, args: &[&str]) -> String {
+        let said = self.run(args);
+        assert_eq!(said.code, 0, "{args:?}: {}{}", said.out, said.err);
+        said.out
+    }
+
+    fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.done(args)).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.serve.as_ref().unwrap().id();
+        kill(Pid::from_raw(id.try_into().unwrap()), signal).unwrap();
+    }
+
+    fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.serve.take().unwrap().wait().unwrap()
+    }
+
+    fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + DEADLINE;
+        while !condition(self) {
+            assert!(Instant::now() < end, "{what} did not come: {}", self.log());
+            // A log file tells nobody that it has grown; this polls with a deadline.
+            #[allow(clippy::disallowed_methods)]
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.serve {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn serve_prints_the_pin_and_stops_when_told() {
+    let mut site = Site::serving();
+    let pin = site.json(&["pin", "--json"])["pin"].as_str().unwrap().to_owned();
+    assert!(pin.len() == 71 && site.log().contains(&format!("pin = \"{pin}\"")), "{}", site.log());
+    assert!(site.done(&["status"]).contains("store ok"));
+    let again = site.run(&["serve"]);
+    assert_eq!(again.code, 1);
+    assert!(again.err.contains("another credvend listens there"), "{}", again.err);
+    let id = site.serve.as_ref().unwrap().id();
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert!(site.stop().success());
+    assert!(!site.path("run/admin.sock").exists());
+    for secret in [SECRET, "not-a-real-key"] {
+        assert!(!site.log().contains(secret));
+    }
+    let said = site.run(&["status"]);
+    assert!(said.code == 1 && said.err.contains("is `credvend serve` running?"), "{}", said.err);
+}
+
+#[test]
+fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
+    let site = Site::serving();
+    let arn = "arn:aws:iam::123456789012:role/team/climate";
+    let said = site.done(&["project", "set", "climate", "--role-arn", arn, "--duration", "30m", "--session-tags"]);
+    assert!(said.contains("uses it now"), "{said}");
+    site.done(&["project", "set", "climate", "--role-arn", ARN, "--role", "train"]);
+    let listed = || site.json(&["project", "list", "--json"]).as_array().unwrap().clone();
+    assert_eq!(listed().len(), 3);
+    let climate = listed().into_iter().find(|r| r["role-arn"] == arn).unwrap();
+    assert_eq!((&climate["duration-seconds"], &climate["session-tags"]), (&1800.into(), &true.into()));
+    site.done(&["project", "remove", "climate", "--role", "train"]);
+    assert_eq!(listed().len(), 2);
+    let said = site.run(&["project", "set", "climate", "--role-arn", arn, "--duration", "5s"]);
+    assert_eq!(said.code, 78, "{}", said.err);
+    assert_eq!(site.run(&["project", "remove", "nothing"]).code, 78);
+
+    let good = std::fs::read_to_string(site.path("projects.toml")).unwrap();
+    site.write("projects.toml", "[projects.genomics]\nrole-arn = \"nonsense\"\nsurprise = 1\n");
+    site.signal(Signal::SIGHUP);
+    site.until("the complaint", |site| site.log().matches("not reloaded").count() >= 2);
+    assert_eq!(listed().len(), 2, "what was in force stays");
+    let check = site.run(&["check-config"]);
+    assert_eq!(check.code, 78, "{}", check.out);
+    assert!(check.err.contains("line 2") && check.err.contains("line 3"), "{}", check.err);
+    site.write("projects.toml", &good.replace("genomics", "genetics"));
+    site.signal(Signal::SIGHUP);
+    site.until("the reload", |site| site.log().contains("reloaded projects"));
+    assert!(listed().iter().any(|r| r["project"] == "genetics"));
+    assert!(site.done(&["check-config"]).contains("is valid"));
+}
+
+#[test]
+fn the_hooks_open_and_complete_a_session() {
+    let site = Site::serving();
+    let pin = site.json(&["pin", "--json"])["pin"].as_str().unwrap().to_owned();
+    std::fs::create_dir(site.path("answers")).unwrap();
+    let at = |name: &str| site.path(name).display().to_string();
+    site.write(
+        "hook.toml",
+        &format!(
+            "url = \"https://localhost:{}\"\npin = \"{pin}\"\nhead-secret-file = \"{}\"\nanswer-dir = \"{}\"\n",
+            site.port,
+            at("secret"),
+            at("answers"),
+        ),
+    );
+    let job = [
+        ("SLURM_JOB_ID", "42"),
+        ("SLURM_JOB_ACCOUNT", "genomics"),
+        ("SLURM_CLUSTER_NAME", "lab"),
+        ("SLURM_JOB_USER", "alice"),
+    ];
+    let config = at("hook.toml");
+    let hook = |when, environment: &[(&str, &str)]| {
+        let said = site.run_with(&["hook", when, "--hook-config", &config], environment);
+        assert_eq!(said.code, 0, "a hook never fails: {}", said.err);
+        assert!(!said.err.contains(SECRET) && !said.out.contains("credd1-"), "{}", said.err);
+        said.err
+    };
+    assert_eq!(hook("prolog", &job), "");
+    let sessions = site.json(&["session", "list", "--user", "alice", "--json"]);
+    assert_eq!((&sessions[0]["head-session"], &sessions[0]["status"]), (&"42".into(), &"ACTIVE".into()));
+    let answer = std::fs::read_to_string(site.path("answers/42")).unwrap();
+    assert!(answer.contains("AWS_CONTAINER_AUTHORIZATION_TOKEN=credd1-"), "{answer}");
+    assert_eq!(std::fs::metadata(site.path("answers/42")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(hook("epilog", &job), "");
+    assert!(!site.path("answers/42").exists());
+    let id = sessions[0]["session"].as_str().unwrap();
+    assert!(site.done(&["session", "show", id]).contains("COMPLETED"));
+
+    assert!(hook("prolog", &job[..1]).contains("no account"));
+    assert!(hook("prolog", &[("SLURM_JOB_ACCOUNT", "genomics")]).contains("SLURM_JOB_ID"));
+    let other = [("SLURM_JOB_ID", "43"), ("SLURM_JOB_ACCOUNT", "nobody"), job[2], job[3]];
+    assert!(hook("prolog", &other).contains("projects.toml"));
+    let good = std::fs::read_to_string(site.path("hook.toml")).unwrap();
+    site.write("hook.toml", &good.replace(&pin, &format!("sha256:{}", "0".repeat(64))));
+    assert!(hook("prolog", &job).contains("TLS"), "an impostor gets no secret");
+    site.write("hook.toml", "url = 5\n");
+    assert!(!hook("epilog", &job).is_empty());
+    assert_eq!(site.run(&["hook", "nonsense"]).code, 0);
+    // Nobody answers: within the deadline.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let text = format!("url = \"{url}\"\nhead-secret-file = \"{}\"\ndeadline-seconds = 1\n", at("secret"));
+    site.write("hook.toml", &text);
+    let began = Instant::now();
+    assert!(hook("prolog", &job).contains("no answer within 1 s"));
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn sessions_are_closed_and_users_invalidated_from_the_command_line() {
+    let site = Site::serving();
+    let at = |name: &str| site.path(name).display().to_string();
+    let pin = site.json(&["pin", "--json"])["pin"].as_str().unwrap().to_owned();
+    let text = format!(
+        "url = \"https://127.0.0.1:{}\"\npin = \"{pin}\"\nhead-secret-file = \"{}\"\n",
+        site.port,
+        at("secret")
+    );
+    site.write("hook.toml", &text);
+    for (job, user) in [("1", "bob"), ("2", "bob"), ("3", "bobby")] {
+        let environment = [
+            ("SLURM_JOB_ID", job),
+            ("SLURM_JOB_ACCOUNT", "genomics"),
+            ("SLURM_CLUSTER_NAME", "lab"),
+            ("SLURM_JOB_USER", user),
+        ];
+        let said = site.run_with(&["hook", "prolog", "--hook-config", &at("hook.toml")], &environment);
+        assert_eq!(said.err, "");
+    }
+    let list = |args: &[&str]| {
+        let all = [&["session", "list", "--json"], args].concat();
+        site.json(&all).as_array().unwrap().clone()
+    };
+    assert_eq!((list(&["--status", "active"]).len(), list(&["--limit", "2"]).len()), (3, 2));
+    let first = list(&["--user", "bob"])[0]["session"].as_str().unwrap().to_owned();
+    site.done(&["session", "close", &first]);
+    assert_eq!(list(&["--status", "ACTIVE"]).len(), 2);
+    let report = site.json(&["user", "invalidate", "bob", "--json"]);
+    assert_eq!(report["sessions"].as_array().unwrap().len(), 1);
+    let left = list(&["--status", "active"]);
+    assert_eq!((left.len(), &left[0]["user"]), (1, &"bobby".into()));
+    assert!(site.done(&["session", "list"]).lines().count() == 4);
+    assert_eq!(site.run(&["session", "close", "00000000-0000-4000-8000-000000000000"]).code, 1);
+    assert_eq!(site.run(&["session", "list", "--user", "a b"]).code, 2);
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_every_problem() {
+    let site = Site::new();
+    std::fs::set_permissions(site.path("secret"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let said = site.run(&["serve"]);
+    assert_eq!(said.code, 78);
+    assert!(said.err.contains("everybody may access it"), "{}", said.err);
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    site.write("credvend.toml", &text.replace("attest", "atest").replace("us-east-1", "US"));
+    for command in ["serve", "check-config", "status"] {
+        let said = site.run(&[command]);
+        assert_eq!(said.code, 78, "{command}");
+        assert!(said.err.contains("atest") && said.err.contains("region"), "{command}: {}", said.err);
+    }
+    assert_eq!(site.run(&["no-such-command"]).code, 2);
+}
