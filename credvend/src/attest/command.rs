@@ -51,7 +51,7 @@ impl Said {
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// It is not installed where we look.
-    #[error("{name} is not in {looked}; install Slurm's client commands here, or set bin-dir")]
+    #[error("{name} is not in {looked}; install Slurm's client commands here, or set slurm-bin")]
     Missing {
         /// The command.
         name: &'static str,
@@ -228,7 +228,7 @@ mod tests {
     async fn a_missing_command_says_where_it_was_looked_for() {
         let commands = Commands::new(Some("/nonexistent".into()), None, 1);
         let error = commands.run("squeue", &[], LONG, 10).await.unwrap_err().to_string();
-        assert!(error.contains("/nonexistent") && error.contains("bin-dir"), "{error}");
+        assert!(error.contains("/nonexistent") && error.contains("slurm-bin"), "{error}");
     }
 
     #[test]

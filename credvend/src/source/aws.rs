@@ -197,21 +197,26 @@ impl Aws {
     /// No credentials of its own, or none that AWS takes, or AWS out of reach: always passing, since it is an
     /// administrator's to mend and no job's fault.
     pub async fn identity(&self) -> Result<Identity, SourceError> {
-        let mut known = self.identity.lock().await;
-        if let Some(identity) = known.as_ref() {
-            return Ok(identity.clone());
-        }
-        let answer = self.within(self.sts.get_caller_identity().send()).await;
-        let answer = answer.ok_or_else(|| SourceError::Unavailable(self.late("STS")))?.map_err(|error| {
-            let failure = Failure::of(&error);
-            SourceError::Unavailable(failure.sentence("STS"))
-        })?;
-        match (answer.arn, answer.account) {
-            (Some(arn), Some(account)) if !arn.is_empty() && account.len() == 12 => {
-                let identity = Identity { arn, account };
-                *known = Some(identity.clone());
-                Ok(identity)
+        // The wait for another caller's question counts too: a queue of them must not add up its deadlines.
+        let asked = self.within(async {
+            let mut known = self.identity.lock().await;
+            if known.is_none() {
+                *known = Some(self.ask_identity().await?);
             }
+            Ok(known.clone())
+        });
+        match asked.await {
+            Some(Ok(Some(identity))) => Ok(identity),
+            Some(Err(error)) => Err(error),
+            Some(Ok(None)) | None => Err(SourceError::Unavailable(self.late("STS"))),
+        }
+    }
+
+    async fn ask_identity(&self) -> Result<Identity, SourceError> {
+        let answer = self.sts.get_caller_identity().send().await;
+        let answer = answer.map_err(|error| SourceError::Unavailable(Failure::of(&error).sentence("STS")))?;
+        match (answer.arn, answer.account) {
+            (Some(arn), Some(account)) if !arn.is_empty() && account.len() == 12 => Ok(Identity { arn, account }),
             _ => Err(SourceError::Unavailable("STS does not say who credvend is".into())),
         }
     }

@@ -69,7 +69,7 @@ impl StsSource {
             String::new()
         };
         format!(
-            "the trust policy of {role} must allow {action} to {who}{opt_in}{own}; or there is no such role, or a policy forbids it (AWS says: {})",
+            "the trust policy of {role} must allow {action} to {who}{opt_in}{own}; or there is no such role, or a policy of credvend's own lacks or forbids it (AWS says: {})",
             failure.words
         )
     }
@@ -80,9 +80,9 @@ fn invalid(request: &AssumeRequest, failure: &Failure) -> String {
     let AssumeRequest { role_arn: role, duration_seconds: duration, .. } = request;
     let words = failure.words.to_lowercase();
     let remedy = if words.contains("role chaining") {
-        "credvend's own credentials are those of a role, and AWS lets a role give at most 3600 seconds of another; set duration-seconds = 3600 or less for it in projects.toml, or run credvend as an IAM user or with Roles Anywhere or web identity as its only role"
+        "credvend's own credentials are those of a role, and AWS lets a role give at most 3600 seconds of another; set duration = \"1h\" or less for it in projects.toml, or run credvend as an IAM user or with Roles Anywhere or web identity as its only role"
     } else if words.contains("maxsessionduration") || words.contains("durationseconds") {
-        "set a shorter duration-seconds for it in projects.toml, or raise the role's maximum session duration in IAM"
+        "set a shorter duration for it in projects.toml, or raise the role's maximum session duration in IAM"
     } else if words.contains("packed") {
         "its session tags are too long together; shorten the names in them, or switch session-tags off for it"
     } else if words.contains("regiondisabled") {

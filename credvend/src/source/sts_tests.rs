@@ -194,7 +194,7 @@ async fn a_duration_that_aws_does_not_take_is_refused_with_the_remedy() {
         ("The requested DurationSeconds exceeds the MaxSessionDuration set for this role.", "maximum session duration"),
         (
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining.",
-            "duration-seconds = 3600 or less",
+            "duration = \"1h\" or less",
         ),
     ] {
         let SourceError::Refused(why) = refused(error(400, "ValidationError", message)).await else {
