@@ -162,7 +162,8 @@ async fn serve(
         if message == ToServer::Stop {
             accepting.abort();
             server.stop().await;
-            writer.abort();
+            server.keeper.close();
+            let _ = tokio::time::timeout(STOP_PATIENCE, writer).await;
             return Ok(());
         }
         server.told(message);

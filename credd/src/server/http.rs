@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::answer::{self, Body, Denial};
 use super::jobs::Run;
-use super::{Counted, Load, Server, gate, vend};
+use super::{Counted, Load, STOP_PATIENCE, Server, gate, vend};
 
 /// Heads of SDKs have about ten headers; hyper answers 431 to more.
 const MAX_HEADERS: usize = 48;
@@ -72,12 +72,13 @@ async fn connection(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
     let mut stopping = server.stopping.subscribe();
     // Whatever ends a connection is the client's matter.
     tokio::select! {
-        _ = connection.as_mut() => {}
-        _ = stopping.wait_for(|stop| *stop) => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
+        _ = connection.as_mut() => return,
+        _ = stopping.wait_for(|stop| *stop) => {}
+        () = tokio::time::sleep(server.settings.limits.connection_age) => {}
     }
+    // Whoever asks and never reads the answers must not keep its place.
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(STOP_PATIENCE, connection).await;
 }
 
 async fn respond(

@@ -33,7 +33,7 @@ pub struct ToSign<'a> {
 /// The queue has no bound of its own: each message answers one of the keeper's, or stands for one of a bounded number
 /// of jobs and of requests to credvend.
 pub struct Keeper {
-    out: mpsc::UnboundedSender<ToKeeper>,
+    out: RefCell<Option<mpsc::UnboundedSender<ToKeeper>>>,
     asked: RefCell<HashMap<u64, oneshot::Sender<Result<String, String>>>>,
     next: Cell<u64>,
 }
@@ -41,12 +41,19 @@ pub struct Keeper {
 impl Keeper {
     /// One that writes into `out`.
     pub fn new(out: mpsc::UnboundedSender<ToKeeper>) -> Rc<Self> {
-        Rc::new(Keeper { out, asked: RefCell::default(), next: Cell::new(1) })
+        Rc::new(Keeper { out: RefCell::new(Some(out)), asked: RefCell::default(), next: Cell::new(1) })
     }
 
     /// Says `message`. If the keeper is gone, the reading side has noticed already.
     pub fn tell(&self, message: ToKeeper) {
-        let _ = self.out.send(message);
+        if let Some(out) = &*self.out.borrow() {
+            let _ = out.send(message);
+        }
+    }
+
+    /// Says nothing more: the writer ends when everything said is written.
+    pub fn close(&self) {
+        self.out.borrow_mut().take();
     }
 
     /// A MUNGE credential for one attempt at one request.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use credd_protocol::node_api::PING_SECONDS;
+
 use super::cache::CacheSettings;
 use crate::config::{CacheMode, Config};
 
@@ -19,6 +21,8 @@ pub struct Settings {
     pub newcomer_patience: Duration,
     /// For how long cached credentials are served while nothing is heard from credvend. `None`: until they expire.
     pub max_unheard: Option<Duration>,
+    /// A stream that shows no life for so long is opened anew.
+    pub silence: Duration,
     /// How often the cache is looked through at least, so that a wall clock that jumped is noticed.
     pub look: Duration,
 }
@@ -34,6 +38,8 @@ pub struct Limits {
     pub waiting_per_user: usize,
     /// A connection that sends no complete request head within this time is closed.
     pub header_read: Duration,
+    /// An older connection is closed after the answer it waits for; SDKs open another one.
+    pub connection_age: Duration,
     /// Open connections to the users' socket.
     pub user_socket_connections: usize,
     /// Of these, one user's.
@@ -53,12 +59,14 @@ impl Settings {
                 connections_per_user: config.http.max_connections_per_user,
                 waiting_per_user: config.http.max_waiting_per_user,
                 header_read: Duration::from_secs(10),
+                connection_age: Duration::from_secs(600),
                 user_socket_connections: 64,
                 user_socket_connections_per_user: 8,
             },
             patience: Duration::from_millis(1800),
             newcomer_patience: Duration::from_millis(1000),
             max_unheard: config.cache.max_unheard,
+            silence: Duration::from_secs(3 * PING_SECONDS),
             look: Duration::from_secs(15),
         }
     }

@@ -3,14 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use credd_protocol::node_api::{Event, PING_SECONDS};
+use credd_protocol::node_api::Event;
 
 use super::super::Server;
 use super::super::backoff::Backoff;
 use super::super::trouble::Trouble;
 
 const RECONNECT: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
-const SILENCE: Duration = Duration::from_secs(3 * PING_SECONDS);
 const MAX_EVENT_BYTES: usize = 16 * 1024;
 
 /// The point in credvend's history up to which this node has heard everything.
@@ -75,9 +74,10 @@ async fn follow(
     failures: &mut u32,
 ) -> Trouble {
     let mut line: Vec<u8> = Vec::new();
+    let silence = server.settings.silence;
     loop {
-        let chunk = match tokio::time::timeout(SILENCE, response.chunk()).await {
-            Err(_) => return Trouble::Outage(format!("no sign of life for {} s", SILENCE.as_secs())),
+        let chunk = match tokio::time::timeout(silence, response.chunk()).await {
+            Err(_) => return Trouble::Outage(format!("no sign of life for {} s", silence.as_secs())),
             Ok(Err(error)) => return Trouble::Outage(server.credvend.unreachable(&error)),
             Ok(Ok(None)) => return Trouble::Outage("credvend closed the stream".to_owned()),
             Ok(Ok(Some(chunk))) => chunk,

@@ -101,23 +101,34 @@ fn a_caller_whom_the_kernel_does_not_name_gets_nothing_not_even_roots() {
 }
 
 #[test]
-fn a_socket_that_its_process_has_closed_is_not_roots() {
+fn a_socket_that_its_process_has_closed_is_nobodys_although_its_uid_reads_0() {
     in_a_house(async || {
         let mut house = House::new().await;
-        let (_, token) = house.job_with(7, |job| job.uid = Uid(0)).await;
+        let (_, roots) = house.job_with(7, |job| job.uid = Uid(0)).await;
+        let (_, own) = house.job(8).await;
         let text =
-            format!("GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n", House::path(7), house.host(), token.expose());
-        // This thread runs server and client: the client's half-close comes before the server's accept.
-        let mut stream = std::net::TcpStream::connect(house.endpoint).unwrap();
-        std::io::Write::write_all(&mut stream, text.as_bytes()).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
-        let mut stream = tokio::io::BufReader::new(stream);
+            format!("GET {} HTTP/1.1\r\n{}\r\nAuthorization: {}\r\n\r\n", House::path(7), house.host(), roots.expose());
+        // Server and client share this thread: the connections are closed before the server accepts them.
+        let half = std::net::TcpStream::connect(house.endpoint).unwrap();
+        for closed_wholly in [false, true] {
+            let mut stream = std::net::TcpStream::connect(house.endpoint).unwrap();
+            std::io::Write::write_all(&mut stream, text.as_bytes()).unwrap();
+            if closed_wholly {
+                drop(stream);
+            } else {
+                let mut half = &half;
+                std::io::Write::write_all(&mut half, text.as_bytes()).unwrap();
+                half.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+        }
+        // The kernel's queue is in order: when this one is served, those have been dealt with.
+        assert_eq!(house.ask(8, &own).await.status, 200);
+        assert_eq!(house.counts(), (1, 1), "nothing was asked for job 7");
+        half.set_nonblocking(true).unwrap();
+        let mut half = tokio::net::TcpStream::from_std(half).unwrap();
         let mut all = String::new();
-        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut all)).await.expect("closed");
-        assert!(!all.contains("AccessKeyId"), "{all}");
-        assert_eq!(house.counts(), (0, 0));
+        let _ = tokio::time::timeout(Duration::from_secs(5), half.read_to_string(&mut all)).await.expect("closed");
+        assert!(all.contains("NoCaller") && !all.contains("AccessKeyId"), "{all}");
     });
 }
 
@@ -171,7 +182,30 @@ fn floods_of_headers_and_slow_heads_are_cut_off() {
         let mut all = Vec::new();
         let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut all)).await;
         assert!(read.is_ok(), "closed by the server");
+        // A kept connection that idles.
+        let mut stream = house.connect().await;
+        assert_eq!(ask_on(&mut stream, house.endpoint.port(), 7, &token).await.status, 200);
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new())).await;
+        assert!(read.is_ok(), "closed by the server");
         assert_eq!(house.ask(7, &token).await.status, 200);
+    });
+}
+
+#[test]
+fn a_client_that_never_reads_loses_its_place() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| {
+            plan.settings.limits.connection_age = Duration::from_millis(200);
+            plan.settings.limits.connections = 1;
+        })
+        .await;
+        let (_, token) = house.job(7).await;
+        let mut greedy = house.connect().await;
+        let port = house.endpoint.port();
+        assert_eq!(ask_on(&mut greedy, port, 7, &token).await.status, 200);
+        // There is one place, and it comes free although the first client keeps its connection.
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        drop(greedy);
     });
 }
 

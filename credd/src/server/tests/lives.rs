@@ -289,6 +289,14 @@ fn what_was_said_while_the_stream_was_away_is_asked_for() {
 }
 
 #[test]
+fn a_stream_without_life_is_opened_anew() {
+    in_a_house(async || {
+        let house = House::with(|plan, _| plan.settings.silence = Duration::from_millis(100)).await;
+        house.until("a second stream", |h| h.credvend.script.borrow().streams >= 2).await;
+    });
+}
+
+#[test]
 fn a_session_that_credvend_forgot_is_opened_anew() {
     in_a_house(async || {
         let mut house = House::new().await;
@@ -399,7 +407,7 @@ fn the_keeper_learns_of_health_and_stop_is_orderly() {
         // An idle kept connection does not hold the stop up.
         let _idle = house.connect().await;
         house.tell(&ToServer::Stop).await;
-        let served = tokio::time::timeout(Duration::from_secs(5), &mut house.server).await.expect("stops").unwrap();
+        let served = tokio::time::timeout(Duration::from_secs(2), &mut house.server).await.expect("stops").unwrap();
         assert!(served.is_ok());
     });
 }
