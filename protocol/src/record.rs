@@ -10,6 +10,7 @@
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
 //!   ended/ID.RESTART.NONCE/    an ended job's directory, until credvend has been told
 //!   tokens/ID                  0400, the job's user: the token, only with `token-file`
+//!   new/ID/                    a record that the plugin is writing; one rename makes it jobs/ID
 //!   skipped/ID                 written by the plugin in place of a record: why a job of a partition that is on has none
 //! ```
 //!
@@ -82,6 +83,11 @@ impl RunDir {
     /// A job's token file, where its partition or its user asked for one.
     pub fn token_file(&self, job: JobId) -> PathBuf {
         self.0.join("tokens").join(job.to_string())
+    }
+
+    /// Where a job's directory is made, before it appears in `jobs/` as a whole.
+    pub fn new_job(&self, job: JobId) -> PathBuf {
+        self.0.join("new").join(job.to_string())
     }
 
     /// The plugin's note that a job has no record, and why.

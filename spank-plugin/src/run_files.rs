@@ -71,8 +71,9 @@ impl RunFiles {
     /// # Errors
     /// Where a file operation fails.
     pub fn write_record(&self, record: &JobRecord) -> io::Result<()> {
-        let done = self.paths.job(record.job);
-        let new = done.with_extension("new");
+        let new = self.paths.new_job(record.job);
+        // Not in `jobs/`, where credd would stumble over it.
+        make_dir(&self.paths.path().join("new"), 0o700)?;
         // Left by a prolog that was killed in between.
         match fs::remove_dir_all(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -80,7 +81,7 @@ impl RunFiles {
         }
         DirBuilder::new().mode(0o700).create(&new)?;
         create(&new.join(file::RECORD), 0o600)?.write_all(&record.to_json())?;
-        fs::rename(&new, &done)
+        fs::rename(&new, self.paths.job(record.job))
     }
 
     /// A running job's record; `None` if there is none.
@@ -227,7 +228,7 @@ mod tests {
         let (_temp, paths) = run_dir();
         let files = RunFiles::open_or_create(&paths).unwrap();
         let record = record();
-        fs::create_dir(paths.jobs().join("12.new")).unwrap();
+        fs::create_dir_all(paths.new_job(record.job).join("left-over")).unwrap();
         files.write_record(&record).unwrap();
         assert_eq!(files.read_record(record.job).unwrap().unwrap(), record);
         let modes = [paths.job(record.job), paths.job(record.job).join("record")]
