@@ -91,6 +91,18 @@ async fn every_issuance(store: &dyn Store, of: &IssuedTo, alive_at: OffsetDateTi
     }
 }
 
+/// Opens them all, many at the same time: alone each would wait for its own fsync(2).
+async fn open_all(store: &Arc<dyn Store>, sessions: impl IntoIterator<Item = Session>) {
+    let mut callers = tokio::task::JoinSet::new();
+    for session in sessions {
+        let store = store.clone();
+        callers.spawn(async move { store.open(session).await.unwrap() });
+    }
+    while let Some(opened) = callers.join_next().await {
+        opened.unwrap();
+    }
+}
+
 /// All promises.
 pub async fn all<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
     a_session_comes_back_as_it_was_opened(&*empty().await).await;
@@ -102,12 +114,12 @@ pub async fn all<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
     of_many_concurrent_enders_one_ends(empty().await).await;
     listings_filter_exactly(&*empty().await).await;
     listings_page_through_everything_newest_first(empty().await).await;
-    cursors_are_checked(&*empty().await).await;
+    cursors_are_checked(empty().await).await;
     issuances_are_listed_while_they_live(&*empty().await).await;
     issuances_page(empty().await).await;
     a_nonce_is_new_once(empty().await).await;
     revocations_merge_and_expire(&*empty().await).await;
-    pruning_takes_what_is_over_only(&*empty().await).await;
+    pruning_takes_what_is_over_only(empty().await).await;
     empty().await.check().await.unwrap();
 }
 
@@ -289,16 +301,9 @@ async fn listings_filter_exactly(store: &dyn Store) {
 
 async fn listings_page_through_everything_newest_first(store: Arc<dyn Store>) {
     let count = 2 * PAGE + 3;
-    let mut callers = tokio::task::JoinSet::new();
-    for i in 0..count {
-        let store = store.clone();
-        // Four of each time: order must hold among equals too.
-        let opened = T0 + Duration::seconds(i as i64 / 4);
-        callers.spawn(async move { store.open(Session { opened, ..of_job(i as u32 + 1, 0) }).await.unwrap() });
-    }
-    while let Some(opened) = callers.join_next().await {
-        opened.unwrap();
-    }
+    // Four of each time: order must hold among equals too.
+    let at = |i: usize| T0 + Duration::seconds(i as i64 / 4);
+    open_all(&store, (0..count).map(|i| Session { opened: at(i), ..of_job(i as u32 + 1, 0) })).await;
     let filter = SessionFilter { status: Some(SessionStatus::Active), ..Default::default() };
     let first = store.list(&filter, None).await.unwrap();
     assert_eq!(first.items.len(), PAGE);
@@ -316,10 +321,8 @@ async fn listings_page_through_everything_newest_first(store: Arc<dyn Store>) {
     assert_eq!(all.iter().map(|s| s.id).collect::<HashSet<_>>().len(), count);
 }
 
-async fn cursors_are_checked(store: &dyn Store) {
-    for i in 1..=(PAGE as u32 + 1) {
-        store.open(of_job(i, 0)).await.unwrap();
-    }
+async fn cursors_are_checked(store: Arc<dyn Store>) {
+    open_all(&store, (1..=(PAGE as u32 + 1)).map(|job| of_job(job, 0))).await;
     let filter = SessionFilter::default();
     let next = store.list(&filter, None).await.unwrap().next.unwrap();
     let user: UserName = "bob".parse().unwrap();
@@ -410,13 +413,16 @@ async fn revocations_merge_and_expire(store: &dyn Store) {
     assert_eq!(store.list_revocations(T0 + Duration::seconds(30)).await.unwrap(), []);
 }
 
-async fn pruning_takes_what_is_over_only(store: &dyn Store) {
+async fn pruning_takes_what_is_over_only(store: Arc<dyn Store>) {
     let sessions: Vec<Session> = (1..=1500).map(|job| of_job(job, 0)).collect();
-    for session in &sessions {
-        store.open(session.clone()).await.unwrap();
+    open_all(&store, sessions.clone()).await;
+    let mut callers = tokio::task::JoinSet::new();
+    for id in sessions[..1200].iter().map(|s| s.id) {
+        let store = store.clone();
+        callers.spawn(async move { store.end(id, SessionStatus::Completed, T0, "").await.unwrap() });
     }
-    for session in &sessions[..1200] {
-        store.end(session.id, SessionStatus::Completed, T0, "").await.unwrap();
+    while let Some(ended) = callers.join_next().await {
+        ended.unwrap();
     }
     store.end(sessions[1200].id, SessionStatus::Completed, T0 + Duration::DAY, "").await.unwrap();
     store.record_issuance(issued_for(&sessions[0], "ASIA1", T0)).await.unwrap();
@@ -424,6 +430,6 @@ async fn pruning_takes_what_is_over_only(store: &dyn Store) {
     assert_eq!(store.prune(T0).await.unwrap(), 0, "what ended at that very moment stays");
     assert_eq!(store.prune(T0 + Duration::hours(2)).await.unwrap(), 1201);
     assert_eq!(store.get(sessions[0].id).await.unwrap(), None);
-    assert_eq!(every_session(store, &SessionFilter::default()).await.len(), 300);
-    assert_eq!(every_issuance(store, &IssuedTo::Session(sessions[1300].id), T0).await.len(), 1);
+    assert_eq!(every_session(&*store, &SessionFilter::default()).await.len(), 300);
+    assert_eq!(every_issuance(&*store, &IssuedTo::Session(sessions[1300].id), T0).await.len(), 1);
 }

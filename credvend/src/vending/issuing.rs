@@ -225,6 +225,8 @@ impl Issuing {
                 expires: credentials.expiration,
             })
             .await?;
+        // A revocation that came meanwhile killed these: who gets them would be refused by AWS until its next refresh.
+        self.wait_out_revocation(&config.arn, &session_name, assumed.issued).await?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
             origin = ?session.origin, node = want.node.as_ref().map(|n| n.as_str()), role = %want.role,

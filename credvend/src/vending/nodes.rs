@@ -28,10 +28,16 @@ impl Vending {
 
     async fn open_or_join(&self, node: &Node, request: &OpenRequest) -> Result<OpenResponse, Refusal> {
         let (cluster, attestor) = self.attested_cluster(node)?;
-        self.check_address(node, cluster).await?;
-        self.require_accounts(node, cluster).await?;
         let asked = self.now();
-        let facts = self.attest_record(node, attestor, request).await?;
+        // At once, for the job waits for the slowest only; told in this order, so that an impostor learns nothing of jobs.
+        let (address, accounts, facts) = tokio::join!(
+            self.check_address(node, cluster),
+            self.require_accounts(node, cluster),
+            self.attest_record(node, attestor, request)
+        );
+        address?;
+        accounts?;
+        let facts = facts?;
         let (project, roles) = self.project_of(&facts)?;
 
         // Nearly every node of a large job joins: a read, where opening would be a write.

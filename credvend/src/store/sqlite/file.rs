@@ -22,6 +22,13 @@ const APPLICATION_ID: i32 = 0x6372_6464;
 /// How long SQLite itself waits for a lock of another process, such as a backup.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// The log is copied into the file after so many pages (16 MiB): the more, the more often a page that many commits
+/// changed is copied once only; the less, the shorter the commit that has to wait for it.
+const CHECKPOINT_PAGES: i64 = 4096;
+
+/// The writer's page cache.
+const CACHE_KIB: i64 = 16 * 1024;
+
 /// Files up to this size are checked as a whole at every start (about a second for this much).
 const CHECKED_BYTES: u64 = 256 << 20;
 
@@ -89,6 +96,8 @@ fn prepare(path: &Path, connection: &mut Connection, size: u64) -> Result<(), Fa
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "application_id", APPLICATION_ID)?;
     match Migrations::from_slice(STEPS).to_latest(connection) {

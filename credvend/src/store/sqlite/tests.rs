@@ -192,6 +192,24 @@ async fn a_full_database_refuses_in_words_and_keeps_what_it_has() {
 }
 
 #[tokio::test]
+async fn a_locked_and_a_read_only_database_refuse_in_words() {
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    store.writer.write(|db| db.busy_timeout(std::time::Duration::from_millis(1))).await.unwrap();
+    let other = rusqlite::Connection::open(at(&dir)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let error = store.open(of_job(1, 0)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)) && error.to_string().contains("locked"), "{error}");
+    assert_eq!(store.get(of_job(1, 0).id).await.unwrap(), None, "reading goes on");
+    other.execute_batch("ROLLBACK").unwrap();
+    store.open(of_job(1, 0)).await.unwrap();
+
+    store.writer.write(|db| db.pragma_update(None, "query_only", true)).await.unwrap();
+    let error = store.check().await.unwrap_err();
+    assert!(matches!(error, StoreError::Broken(_)) && error.to_string().contains("cannot be written"), "{error}");
+}
+
+#[tokio::test]
 async fn a_broken_write_undoes_itself_alone() {
     let dir = TempDir::new().unwrap();
     let store = SqliteStore::open(&at(&dir)).unwrap();

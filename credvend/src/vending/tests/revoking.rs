@@ -62,6 +62,43 @@ async fn exactly_that_user_loses_everything() {
 }
 
 #[tokio::test]
+async fn what_a_revocation_overtook_is_not_served() {
+    let w = Arc::new(World::new());
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let old = w.open(1).await.session;
+    w.credentials("n1", old).await.unwrap();
+    w.vending.close("root", old).await.unwrap();
+    // A new job of bob's on the same node asks AWS while bob's old credentials are being revoked.
+    w.slurm.run(2, "bob", "genomics", &["n1"]);
+    let new = w.open(2).await.session;
+    let closed = w.sts.gate.clone().write_owned().await;
+    let caller = tokio::spawn({
+        let w = w.clone();
+        async move { w.credentials("n1", new).await }
+    });
+    w.sts.calls.subscribe().wait_for(|n| *n == 2).await.unwrap();
+    let until = w
+        .store
+        .list_issuances(&crate::store::IssuedTo::Session(old), crate::store::conformance::T0, None)
+        .await
+        .unwrap()
+        .items[0]
+        .expires;
+    let revocation = crate::store::Revocation {
+        role_arn: arn("genomics"),
+        userid: "AROAgenomics:lab-bob-n1".into(),
+        issued_before: crate::store::conformance::T0 + Duration::seconds(5),
+        until,
+    };
+    w.store.record_revocation(revocation).await.unwrap();
+    drop(closed);
+    let (code, retry, why) = refused(caller.await.unwrap());
+    assert!(code == "Unavailable" && retry && why.contains("ask again"), "{why}");
+    w.clock.advance(Duration::seconds(6));
+    assert_eq!(w.credentials("n1", new).await.unwrap().credentials.access_key_id, "ASIA3");
+}
+
+#[tokio::test]
 async fn a_head_revokes_on_its_clusters_only() {
     let w = World::new();
     w.slurm.run(1, "bob", "genomics", &["n1"]);

@@ -1,7 +1,7 @@
 -- Times are microseconds since 1970 (UTC). Tokens are stored as hashes only. `status`: 0 ACTIVE, 1 INVALIDATED, 2 COMPLETED.
 
 CREATE TABLE sessions (
-    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq          INTEGER PRIMARY KEY,
     id           BLOB NOT NULL UNIQUE,
     cluster      TEXT NOT NULL,
     user         TEXT NOT NULL,
@@ -43,7 +43,7 @@ CREATE INDEX active_project ON sessions (project, opened) WHERE status = 0;
 CREATE INDEX sessions_ended ON sessions (ended) WHERE ended IS NOT NULL;
 
 CREATE TABLE issuances (
-    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq          INTEGER PRIMARY KEY,
     session      BLOB NOT NULL,
     user         TEXT NOT NULL,
     cluster      TEXT NOT NULL,
