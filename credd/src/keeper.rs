@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use credd_protocol::NodeName;
 use credd_protocol::local::{Health, JobStatus};
+use credd_protocol::{JobId, NodeName};
 use munge::Munge;
 use nix::sys::signal::Signal;
 use peer::TcpPeers;
@@ -40,8 +40,8 @@ const QUEUE: usize = 1024;
 /// What the main loop hears.
 #[derive(Debug)]
 pub enum Event {
-    /// Look at the records, then say so.
-    Look(Option<SyncSender<()>>),
+    /// Look at this job's directories, then say so.
+    Look(JobId, Option<SyncSender<()>>),
     /// Somebody wants to know how things are.
     Report(SyncSender<Report>),
     /// The server process of this generation spoke.

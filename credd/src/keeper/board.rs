@@ -66,11 +66,6 @@ impl Board {
         self.lock().obstacle.clone()
     }
 
-    /// Whether the job is known.
-    pub fn knows(&self, job: JobId) -> bool {
-        self.lock().jobs.contains_key(&job)
-    }
-
     /// The job's outcome, once it is known, at the latest at `deadline`.
     pub fn wait(&self, job: JobId, deadline: Instant) -> Outcome {
         let mut inner = self.lock();

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, file};
+use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, RunDir, file};
 use credd_protocol::{JobId, SessionId};
 use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, fchmod};
@@ -81,13 +81,37 @@ pub fn look(parent: &Path, ended: bool) -> io::Result<Look> {
             look.refused.push((parent.to_owned(), format!("more than {MAX_ENTRIES} entries: the rest is ignored")));
             break;
         }
-        match read(&path, ended) {
-            Ok(found) => look.found.push(found),
-            Err(Refused::NoRecord) => {}
-            Err(Refused::Wrong(why)) => look.refused.push((path, why)),
-        }
+        look.put(path, ended);
     }
     Ok(look)
+}
+
+/// Looks at one job only: its directory below `jobs/`, and those of its ended runs.
+///
+/// # Errors
+/// As [`look`].
+pub fn look_at(run_dir: &RunDir, job: JobId) -> io::Result<(Look, Look)> {
+    let mut running = Look::default();
+    running.put(run_dir.job(job), false);
+    let mut ended = Look::default();
+    let prefix = format!("{job}.");
+    for entry in fs::read_dir(run_dir.ended())?.take(MAX_ENTRIES) {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            ended.put(entry.path(), true);
+        }
+    }
+    Ok((running, ended))
+}
+
+impl Look {
+    fn put(&mut self, path: PathBuf, ended: bool) {
+        match read(&path, ended) {
+            Ok(found) => self.found.push(found),
+            Err(Refused::NoRecord) => {}
+            Err(Refused::Wrong(why)) => self.refused.push((path, why)),
+        }
+    }
 }
 
 /// Reads one job's directory.

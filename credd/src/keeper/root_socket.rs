@@ -120,7 +120,7 @@ pub fn converse(stream: &UnixStream, desk: &Desk) -> io::Result<()> {
 
 fn answer(request: &Request, desk: &Desk) -> Response {
     match *request {
-        Request::Started { .. } | Request::Ended { .. } => match desk.events.send(Event::Look(None)) {
+        Request::Started { job } | Request::Ended { job } => match desk.events.send(Event::Look(job, None)) {
             Ok(()) => Response::Ok,
             Err(_) => Response::Error("credd is stopping".to_owned()),
         },
@@ -132,12 +132,11 @@ fn answer(request: &Request, desk: &Desk) -> Response {
 
 fn outcome(job: JobId, wait_ms: u32, desk: &Desk) -> Outcome {
     let deadline = Instant::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
-    if !desk.board.knows(job) {
-        // The record may have been written a moment ago: look before saying no.
-        let (looked, wait) = sync_channel(1);
-        if desk.events.send(Event::Look(Some(looked))).is_ok() {
-            let _ = wait.recv_timeout(LOOK_PATIENCE);
-        }
+    // The board knows what the last look saw; the record may be a moment old, and a requeued job's earlier run may be
+    // what stands there.
+    let (looked, wait) = sync_channel(1);
+    if desk.events.send(Event::Look(job, Some(looked))).is_ok() {
+        let _ = wait.recv_timeout(LOOK_PATIENCE);
     }
     desk.board.wait(job, deadline)
 }
@@ -197,20 +196,23 @@ mod tests {
         let (desk, events) = desk();
         let job = JobId::try_from(3).unwrap();
         assert_eq!(talk(&desk, b"{\"op\":\"started\",\"job\":3}\n"), Some(Response::Ok));
-        assert!(matches!(events.try_recv().unwrap(), Event::Look(None)));
+        assert!(matches!(events.try_recv().unwrap(), Event::Look(poked, None) if poked == job));
         desk.board.enter(job, &RunId("r".into()), Outcome::Open);
+        drop(events);
         let answer = talk(&desk, b"{\"op\":\"outcome\",\"job\":3,\"wait-ms\":4000000000}\n");
         assert_eq!(answer, Some(Response::Outcome(Outcome::Open)));
         assert_eq!(talk(&desk, b""), None);
     }
 
     #[test]
-    fn an_unknown_job_is_looked_for_first() {
+    fn an_outcome_is_as_new_as_the_record() {
         let (desk, events) = desk();
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| talk(&desk, b"{\"op\":\"outcome\",\"job\":4,\"wait-ms\":0}\n"));
-            let Event::Look(Some(looked)) = events.recv().unwrap() else { panic!("not a look") };
-            desk.board.enter(JobId::try_from(4).unwrap(), &RunId("r".into()), Outcome::Open);
+            let Event::Look(_, Some(looked)) = events.recv().unwrap() else { panic!("not a look") };
+            let job = JobId::try_from(4).unwrap();
+            desk.board.enter(job, &RunId("earlier".into()), Outcome::Refused { reason: String::new() });
+            desk.board.enter(job, &RunId("r".into()), Outcome::Open);
             looked.send(()).unwrap();
             assert_eq!(asked.join().unwrap(), Some(Response::Outcome(Outcome::Open)));
         });

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use credd_protocol::{ClusterName, NodeName};
+use credd_protocol::{ClusterName, JobId, NodeName};
 
 use super::records::{Found, Look};
 use crate::control::{Job, RunId};
@@ -47,7 +47,8 @@ pub struct Runs {
 
 impl Runs {
     /// Takes in a look at `jobs/` and a later one at `ended/`, in this order: a job that ends in between is in both.
-    pub fn take(&mut self, jobs: Vec<Found>, ended: Vec<Found>, now: SystemTime) -> Changes {
+    /// With `only`, the looks were for that job alone, and say nothing of others.
+    pub fn take(&mut self, jobs: Vec<Found>, ended: Vec<Found>, only: Option<JobId>, now: SystemTime) -> Changes {
         let mut changes = Changes::default();
         let mut present = HashSet::new();
         // Ends first: of a run found twice, the end is the news.
@@ -72,7 +73,8 @@ impl Runs {
             }
         }
         for (id, run) in &mut self.by_id {
-            if !present.contains(id) {
+            let looked_for = only.is_none_or(|job| job == run.job.job);
+            if looked_for && !present.contains(id) {
                 run.path = None;
                 if !run.job.ended {
                     run.job.ended = true;
@@ -143,7 +145,7 @@ pub fn sift(look: Look, cluster: Option<&ClusterName>) -> (Vec<Found>, Vec<(Path
 
 #[cfg(test)]
 mod tests {
-    use credd_protocol::record::RunDir;
+    use credd_protocol::record::{JobRecord, RunDir};
 
     use super::*;
     use crate::keeper::records::tests::{end, record, run_dir, start};
@@ -151,7 +153,7 @@ mod tests {
 
     fn take(runs: &mut Runs, run_dir: &RunDir, now: SystemTime) -> Changes {
         let jobs = records::look(&run_dir.jobs(), false).unwrap().found;
-        runs.take(jobs, records::look(&run_dir.ended(), true).unwrap().found, now)
+        runs.take(jobs, records::look(&run_dir.ended(), true).unwrap().found, None, now)
     }
 
     #[test]
@@ -181,6 +183,27 @@ mod tests {
     }
 
     #[test]
+    fn a_look_for_one_job_ends_no_other() {
+        let (_dir, run_dir) = run_dir();
+        let now = SystemTime::now();
+        let mut runs = Runs::default();
+        let (one, other) = (record(5), record(55));
+        let (one_run, other_run) = (start(&run_dir, &one), start(&run_dir, &other));
+        let mut look = |job: &JobRecord| {
+            let (jobs, ended) = records::look_at(&run_dir, job.job).unwrap();
+            runs.take(jobs.found, ended.found, Some(job.job), now)
+        };
+        assert_eq!(look(&one).new, vec![one_run.clone()]);
+        assert_eq!(look(&other).new, vec![other_run.clone()]);
+        end(&run_dir, &other);
+        let changes = look(&one);
+        assert!(changes.ended.is_empty() && changes.new.is_empty());
+        assert_eq!(look(&other).ended, vec![other_run]);
+        end(&run_dir, &one);
+        assert_eq!(look(&one).ended, vec![one_run]);
+    }
+
+    #[test]
     fn a_job_that_ends_between_the_looks_has_ended() {
         let (_dir, run_dir) = run_dir();
         let record = record(5);
@@ -188,7 +211,7 @@ mod tests {
         let jobs = records::look(&run_dir.jobs(), false).unwrap().found;
         end(&run_dir, &record);
         let mut runs = Runs::default();
-        runs.take(jobs, records::look(&run_dir.ended(), true).unwrap().found, SystemTime::now());
+        runs.take(jobs, records::look(&run_dir.ended(), true).unwrap().found, None, SystemTime::now());
         assert!(runs.get(&run).unwrap().job.ended);
     }
 

@@ -141,6 +141,7 @@ fn claim(request: &Request, identity: &Identity, now: SystemTime) -> Result<Clai
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -172,6 +173,78 @@ mod tests {
             let mut request = request("/node/v1/stream");
             change(&mut request);
             assert!(claim(&request, &identity, SystemTime::now()).is_err());
+        }
+    }
+
+    /// A munged of our own, with a key of our own.
+    struct Munged {
+        process: std::process::Child,
+        dir: tempfile::TempDir,
+    }
+
+    impl Munged {
+        fn start() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = |name: &str| dir.path().join(name).display().to_string();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::write(path("key"), [7; 64]).unwrap();
+            std::fs::set_permissions(path("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+            let process = std::process::Command::new("munged")
+                .args(["--foreground", "--force", "--num-threads=1"])
+                .args(["key", "socket", "pid", "log", "seed"].map(|name| format!("--{}={}", option(name), path(name))))
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .expect("munged is part of these tests: install munge");
+            let munged = Munged { process, dir };
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while UnixStream::connect(munged.socket()).is_err() {
+                assert!(std::time::Instant::now() < deadline, "munged does not come up");
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a poll with a deadline: munged says nothing when ready"
+                )]
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            munged
+        }
+
+        fn socket(&self) -> std::path::PathBuf {
+            self.dir.path().join("socket")
+        }
+    }
+
+    impl Drop for Munged {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    fn option(name: &str) -> String {
+        if name == "socket" { name.to_owned() } else { format!("{name}-file") }
+    }
+
+    #[test]
+    fn munge_vouches_for_root_and_the_claim() {
+        let munged = Munged::start();
+        let munge = Munge::new(Some(&munged.socket())).unwrap();
+        let identity = Arc::new(Identity::default());
+        identity.set(Some("lab".parse().unwrap()), Some("n1".parse().unwrap()));
+        let signer = Signer::start(munge.clone(), identity).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut answers = std::io::BufReader::new(theirs);
+        let link = Arc::new(ServerLink::new(ours));
+        for id in [1, 2] {
+            signer.sign(Request { id, link: Arc::clone(&link), ..request("/node/v1/stream") });
+            let max = crate::control::MAX_LINE_BYTES;
+            let answer = crate::line::receive::<ToServer>(&mut answers, max).unwrap().unwrap();
+            let ToServer::Signed { id: answered, credential: Ok(credential) } = answer else { panic!("{answer:?}") };
+            let decoded = munge.decode(&credential).unwrap();
+            let claim = Claim::from_json(&decoded.payload).unwrap();
+            assert_eq!((answered, decoded.uid), (id, nix::unistd::geteuid().as_raw()));
+            assert_eq!((claim.method.as_str(), claim.path.as_str()), ("GET", "/node/v1/stream"));
+            assert!(decoded.ttl <= Duration::from_secs(60));
         }
     }
 }

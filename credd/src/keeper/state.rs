@@ -1,6 +1,6 @@
 //! The keeper's main loop and the state that it alone touches.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::BufReader;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime};
 
-use credd_protocol::NodeName;
 use credd_protocol::local::{Health, JobStatus, Outcome};
 use credd_protocol::record::{RunDir, file};
+use credd_protocol::{JobId, NodeName};
 use nix::sys::signal::Signal;
 use peer::TcpPeers;
 use sd_notify::NotifyState;
@@ -30,6 +30,8 @@ use crate::{handover, line};
 
 /// How often the records are looked at when nobody poked.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// So many jobs poked at a time are looked at with all others in one go.
+const MANY_POKES: usize = 32;
 /// How often a port that another process holds is tried.
 const TRY_PORT_EVERY: Duration = Duration::from_secs(1);
 /// How soon a server that died is replaced, at first and at last.
@@ -120,8 +122,8 @@ impl Keeper {
     pub fn run(mut self, events: &Receiver<Event>) {
         self.identify();
         loop {
-            let mut look = Vec::new();
-            let mut poked = false;
+            let mut replies = Vec::new();
+            let mut poked = BTreeSet::new();
             let first = match events.recv_timeout(self.until_next()) {
                 Ok(event) => Some(event),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -130,9 +132,9 @@ impl Keeper {
             // All that waits is taken before the next look, so one look answers any number of pokes.
             for event in first.into_iter().chain(events.try_iter().take(super::QUEUE)) {
                 match event {
-                    Event::Look(reply) => {
-                        poked = true;
-                        look.extend(reply);
+                    Event::Look(job, reply) => {
+                        poked.insert(job);
+                        replies.extend(reply);
                     }
                     Event::Report(reply) => self.ask_server(reply),
                     Event::Server(generation, message) => self.hear(generation, message),
@@ -147,11 +149,13 @@ impl Keeper {
             let now = Instant::now();
             self.hold_endpoint(now);
             self.launch(now);
-            if poked || now >= self.look_at {
+            if now >= self.look_at || poked.len() > MANY_POKES {
                 self.look_at = now + LOOK_EVERY;
-                self.look();
+                self.look(None);
+            } else {
+                poked.into_iter().for_each(|job| self.look(Some(job)));
             }
-            for reply in look {
+            for reply in replies {
                 let _ = reply.try_send(());
             }
             self.expire_reports(now);
@@ -284,11 +288,14 @@ impl Keeper {
         }
     }
 
-    /// Looks at the records and tells the server what changed.
-    fn look(&mut self) {
+    /// Looks at all records, or at one job's, and tells the server what changed.
+    fn look(&mut self, only: Option<JobId>) {
         // First jobs/, then ended/: a job that moves in between is seen twice rather than never.
-        let looks = records::look(&self.run_dir.jobs(), false)
-            .and_then(|jobs| records::look(&self.run_dir.ended(), true).map(|ended| (jobs, ended)));
+        let looks = match only {
+            Some(job) => records::look_at(&self.run_dir, job),
+            None => records::look(&self.run_dir.jobs(), false)
+                .and_then(|jobs| Ok((jobs, records::look(&self.run_dir.ended(), true)?))),
+        };
         let (jobs, ended) = match looks {
             Ok(looks) => looks,
             Err(error) => {
@@ -300,10 +307,10 @@ impl Keeper {
         let (jobs, mut refused) = sift(jobs, cluster);
         let (ended, refused_ends) = sift(ended, cluster);
         refused.extend(refused_ends);
-        self.complain(refused);
+        self.complain(refused, only.is_none());
 
         let board = Arc::clone(&self.parts.desk.board);
-        let changes = self.runs.take(jobs, ended, SystemTime::now());
+        let changes = self.runs.take(jobs, ended, only, SystemTime::now());
         // Ends before starts: a requeued job's board entry is the new run's.
         for id in &changes.ended {
             let Some(run) = self.runs.get(id) else { continue };
@@ -326,19 +333,23 @@ impl Keeper {
             }
         }
         self.identify();
-        if !self.looked {
+        if !self.looked && only.is_none() {
             self.looked = true;
             self.tell(&ToServer::Scanned);
         }
     }
 
     /// Each bad directory is logged once for each thing that is wrong with it.
-    fn complain(&mut self, refused: Vec<(PathBuf, String)>) {
+    fn complain(&mut self, refused: Vec<(PathBuf, String)>, all: bool) {
         let now: HashSet<_> = refused.into_iter().collect();
         for (path, why) in now.difference(&self.complained) {
             tracing::error!(?path, why, "a job record is refused and left where it is: that job gets no credentials");
         }
-        self.complained = now;
+        if all {
+            self.complained = now;
+        } else {
+            self.complained.extend(now);
+        }
     }
 
     fn identify(&self) {

@@ -338,7 +338,7 @@ fn a_poke_during_a_storm_is_not_lost() {
     let events: SyncSender<Event> = node.desk.events.clone();
     for record in &records {
         start(&node.run_dir, record);
-        events.send(Event::Look(None)).unwrap();
+        events.send(Event::Look(record.job, None)).unwrap();
     }
     let mut heard: Vec<u32> = records.iter().map(|_| server.hear_job().job.get()).collect();
     heard.sort_unstable();

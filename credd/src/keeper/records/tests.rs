@@ -3,7 +3,6 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use credd_protocol::record::RunDir;
 use credd_protocol::{JobToken, Uid};
 use proptest::prelude::*;
 use tempfile::TempDir;
