@@ -124,6 +124,36 @@ async fn callers_share_the_next_question_and_never_one_that_has_begun() {
 }
 
 #[tokio::test]
+async fn more_jobs_than_one_question_takes_are_asked_for_in_several() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", "touch begun; while [ ! -e go ]; do sleep 0.01; done; cat answer");
+    answer(dir.path(), &[running("1")]);
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    config.bin_dir = Some(dir.path().into());
+    config.concurrency = 1;
+    let slurm = Slurm::read_by(0, config);
+    let ask = |n| {
+        let slurm = slurm.clone();
+        tokio::spawn(async move { slurm.job(id(n)).await })
+    };
+    let first = ask(1);
+    appears(&dir.path().join("begun")).await;
+    let many = u32::try_from(BATCH).unwrap() + 200;
+    let later: Vec<_> = (2..2 + many).map(ask).collect();
+    while slurm.inner.waiting().callers < later.len() {
+        tokio::task::yield_now().await;
+    }
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert!(first.await.unwrap().is_ok());
+    for caller in later {
+        let outcome = tokio::time::timeout(Duration::from_secs(30), caller).await;
+        assert_eq!(outcome.expect("nobody asked for it").unwrap().unwrap(), Answer::Absent);
+    }
+    let sizes: Vec<usize> = questions(dir.path()).iter().map(|q| q.split(',').count()).collect();
+    assert_eq!(sizes, [1, BATCH, 200]);
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_away_takes_nobodys_answer_along() {
     let dir = tempfile::tempdir().unwrap();
     script(dir.path(), "squeue", "touch begun; while [ ! -e go ]; do sleep 0.01; done; cat answer");
