@@ -102,11 +102,33 @@ impl Cluster {
         for node in self.nodes() {
             node.start(&daemons::slurmd(node))?;
         }
-        wait_for("every node to be idle", START_LIMIT, || {
+        self.wait_idle()
+    }
+
+    /// Waits until every node is idle; gives up at once if a slurmd has ended.
+    pub fn wait_idle(&self) -> Result<()> {
+        let ended = wait_for("every node to be idle", START_LIMIT, || {
             let states = self.head().run_as_root("sinfo -h -N -p \"$(sinfo -h -o %R | head -1)\" -o %T");
             let idle = states.stdout.lines().filter(|line| *line == "idle").count();
-            (idle == self.plan.nodes).then_some(())
-        })
+            if idle == self.plan.nodes {
+                return Some(None);
+            }
+            self.nodes().iter().find(|node| node.slurmd().ended().is_some()).map(|node| Some(node.name.clone()))
+        })?;
+        match ended {
+            None => Ok(()),
+            Some(node) => bail!("slurmd on {node} ended"),
+        }
+    }
+
+    /// Pulls a host's plug out of the network, for all but itself: to Slurm and credvend it is gone.
+    pub fn unplug(&self, host: &str) -> Result<()> {
+        self.head().ip_batch(&format!("link set to-{host} down\n"))
+    }
+
+    /// Plugs a host in again.
+    pub fn plug_in(&self, host: &str) -> Result<()> {
+        self.head().ip_batch(&format!("link set to-{host} up\n"))
     }
 
     /// Addresses, and a wire from every host to a bridge on the head. Nothing leaves these namespaces.
@@ -177,6 +199,16 @@ impl Cluster {
     /// The central service.
     pub fn credvend(&self) -> crate::daemon::Daemon {
         self.head().daemon("credvend")
+    }
+
+    /// Where the central service listens.
+    pub fn credvend_url(&self) -> String {
+        format!("https://{}:{}", slurm_files::HEAD, ours::CREDVEND_PORT)
+    }
+
+    /// The pin of its certificate, as it printed it: `sha256:` and 64 hex digits.
+    pub fn credvend_pin(&self) -> Result<String> {
+        ours::pin(self.head())
     }
 
     /// The controller.

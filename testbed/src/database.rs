@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::layout::Layout;
 use crate::people;
 use crate::slurm_daemons as daemons;
-use crate::software::{cached, run};
+use crate::software::{self, cached, run};
 
 /// Raised when what the template holds changes.
 const FORMAT: u32 = 2;
@@ -21,14 +21,16 @@ const FIRST_START: Duration = Duration::from_secs(120);
 /// Puts a data directory in place. The first time, this starts and stops the daemons on `head` to make the template.
 pub fn prepare(head: &Host, cluster: &str) -> Result<()> {
     let data = head.layout.owned_dir("db", "mysql")?;
-    let people: String = format!("{:?}{:?}{cluster}", people::USERS, people::ACCOUNTS);
-    let mut key: u64 = 0xcbf2_9ce4_8422_2325 ^ u64::from(FORMAT);
-    for byte in people.bytes() {
-        key = (key ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    let template = cached(&format!("accounting-{key:016x}"), |fresh| make_template(head, &data, cluster, fresh))?;
+    let key = software::key(&format!("{FORMAT} {:?} {:?} {cluster} {}", people::USERS, people::ACCOUNTS, versions()));
+    let template = cached(&format!("accounting-{key}"), |fresh| make_template(head, &data, cluster, fresh))?;
     let _ = fs::remove_dir_all(&data);
     copy(&template.join("db"), &data)
+}
+
+/// Which MariaDB and slurmdbd these are: another version would convert its data at every start.
+fn versions() -> String {
+    let changed = |program: &&str| fs::metadata(program).and_then(|meta| Ok((meta.len(), meta.modified()?)));
+    format!("{:?}", ["/usr/sbin/mariadbd", "/usr/sbin/slurmdbd"].iter().map(|p| changed(p).ok()).collect::<Vec<_>>())
 }
 
 fn make_template(head: &Host, data: &Path, cluster: &str, fresh: &Path) -> Result<()> {

@@ -37,6 +37,8 @@
 //!   run directory (`CREDD_TESTBED_DIR`, or `/tmp`), the users' homes included, which all hosts share.
 //! - **People**: see [`people`]. Alice is in genomics, shared, locked (a role that does not trust credvend) and unmapped
 //!   (a project without a role); bob in climate and shared; bobby in genomics.
+//! - **Trouble**: `daemon.freeze()` hangs a daemon (STS too: `aws().daemon()`), `cluster.unplug("n1")` takes a host off
+//!   the network. The head node's secret is [`ours::HEAD_SECRET`], credvend is at [`Cluster::credvend_url`].
 //! - **Plans**: see [`Plan`]. TOML given there is laid over what the testbed writes, key by key.
 //! - **Our programs** come from `CREDD_BIN_DIR` and `CREDD_PLUGIN_SO`, else from where the test was built.
 //! - **The end**: dropping the [`Cluster`] ends it; so does the death of the program that owns it, since a keeper

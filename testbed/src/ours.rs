@@ -126,7 +126,11 @@ fn projects_toml(cluster: &Cluster) -> String {
     for project in people::PROJECTS.iter().chain(&["locked"]) {
         text.push_str(&format!("[projects.{project}]\nrole-arn = \"{}\"\n", role(project)));
         for extra in plan.more_roles.iter().filter(|extra| extra.project == *project) {
-            text.push_str(&format!("[projects.{project}.roles.{}]\nrole-arn = \"{}\"\n", extra.name, role(&extra.name)));
+            text.push_str(&format!(
+                "[projects.{project}.roles.{}]\nrole-arn = \"{}\"\n",
+                extra.name,
+                role(&extra.name)
+            ));
         }
     }
     text

@@ -62,6 +62,12 @@ pub fn cache_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// A short name for a text (FNV-1a): another text, another place in the cache.
+pub fn key(text: &str) -> String {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    format!("{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+}
+
 /// Makes something in the cache once: `make` fills a fresh directory, which gets its name only when it is complete.
 /// Others who want the same wait.
 pub fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
@@ -86,11 +92,8 @@ pub fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<Path
 /// first use.
 pub fn python_environment() -> Result<PathBuf> {
     let version = String::from_utf8(Command::new("/usr/bin/python3").arg("-V").output().context("python3")?.stdout)?;
-    let mut key: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in REQUIREMENTS.bytes().chain(version.bytes()) {
-        key = (key ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    cached(&format!("venv-{key:016x}"), |fresh| {
+    let key = key(&format!("{REQUIREMENTS}{version}"));
+    cached(&format!("venv-{key}"), |fresh| {
         eprintln!("testbed: installing the pretend AWS and the AWS CLI from PyPI (once)");
         run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(fresh))?;
         let requirements = fresh.join("requirements.txt");

@@ -58,6 +58,13 @@ fn users_run_jobs_on_every_node_as_themselves() {
     node.daemon("answers").start().expect("started again");
     assert_eq!(early.wait_with_output().expect("ended").stdout, b"http 1 true\n");
 
+    // A host that is off the network is reached by nobody, and again afterwards.
+    let reach = ["timeout", "0.5", "bash", "-c", "exec 3<>/dev/tcp/n1/6818"];
+    cluster.unplug("n1").expect("unplugged");
+    cluster.head().run_as("alice", &reach).expect_failure();
+    cluster.plug_in("n1").expect("plugged in");
+    cluster.head().run_as("alice", &reach[2..]).expect_ok();
+
     let (run, pid) = (cluster.run_dir().to_path_buf(), cluster.head().pid());
     drop(cluster);
     assert_nothing_left(&run, pid);
