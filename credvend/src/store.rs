@@ -164,7 +164,8 @@ pub enum Ended {
     Unknown,
 }
 
-/// The store's interface.
+/// The store's interface. A read sees whatever was written by calls that returned before it began: what is vended while
+/// its session ends rests on that. Times are kept to the microsecond.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Opens a session. For [`Origin::Slurm`] the key is (cluster, job, restart): the first caller's session is stored,

@@ -63,7 +63,11 @@ impl Attested {
 
     pub(super) fn forget_node(&self, session: SessionId, node: &NodeName) {
         let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = pairs.sessions.get_mut(&session).and_then(|nodes| nodes.remove(node)).is_some();
+        let Some(nodes) = pairs.sessions.get_mut(&session) else { return };
+        let (gone, empty) = (nodes.remove(node).is_some(), nodes.is_empty());
+        if empty {
+            pairs.sessions.remove(&session);
+        }
         pairs.count -= usize::from(gone);
     }
 }

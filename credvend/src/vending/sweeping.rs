@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use credd_protocol::JobId;
 use credd_protocol::seed_api::SessionStatus;
@@ -25,6 +26,27 @@ const MAX_CLOSED: usize = 5000;
 
 /// Single questions at the same time: the attestor puts them together.
 const AT_ONCE: usize = 64;
+
+/// How long one sweep works on Deny policies: IAM being slow must not keep sessions open. What was cut off is made again.
+const DENYING: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Runs the futures at the same time.
+async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    let mut done = vec![];
+    std::future::poll_fn(|context| {
+        running.retain_mut(|future| match future.as_mut().poll(context) {
+            Poll::Ready(output) => {
+                done.push(output);
+                false
+            }
+            Poll::Pending => true,
+        });
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done
+}
 
 #[derive(Default)]
 pub(super) struct Sweeping {
@@ -70,9 +92,13 @@ impl Vending {
         let _turn = self.sweeping.turn.lock().await;
         let mut closed = 0;
         let mut failed: Option<Refusal> = None;
-        for (name, cluster) in &self.parts.clusters {
-            let Some(attestor) = &cluster.attestor else { continue };
-            match self.sweep_cluster(name, attestor).await {
+        // All clusters at once: one that hangs keeps no other waiting.
+        let sweeps = self.parts.clusters.iter().filter_map(|(name, cluster)| {
+            let attestor = cluster.attestor.as_ref()?;
+            Some(async move { (name, self.sweep_cluster(name, attestor).await) })
+        });
+        for (name, result) in all(sweeps).await {
+            match result {
                 Ok(n) => closed += n,
                 Err(e) => {
                     tracing::warn!(cluster = %name, why = %e, "nothing is closed on a guess");
@@ -80,8 +106,10 @@ impl Vending {
                 }
             }
         }
-        if let Err(e) = self.denying.reconcile().await {
-            failed = Some(e.into());
+        match tokio::time::timeout(DENYING, self.denying.reconcile()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => failed = Some(e.into()),
+            Err(_) => tracing::warn!("IAM is slow; the next sweep goes on with the Deny policies"),
         }
         if let Err(e) = self.prune().await {
             failed = Some(e);

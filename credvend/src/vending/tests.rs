@@ -2,6 +2,7 @@
 
 mod addresses;
 mod heads;
+mod logs;
 mod nodes;
 mod revoking;
 mod sweeping;

@@ -46,6 +46,56 @@ async fn what_was_returned_is_there_after_reopening() {
     assert_eq!(store.list_issuances(&IssuedTo::Session(session.id), T0, None).await.unwrap().items.len(), 1);
 }
 
+/// Where the child of the next test writes.
+const CHILD: &str = "CREDVEND_TEST_KILLED_STORE";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the process that what_was_acknowledged_survives_a_kill starts and kills"]
+async fn killed_child() {
+    use std::io::Write;
+    let path = PathBuf::from(std::env::var_os(CHILD).expect("started by its test only"));
+    let store = Arc::new(SqliteStore::open(&path).unwrap());
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..16u32 {
+        let store = store.clone();
+        callers.spawn(async move {
+            for i in 0.. {
+                let job = 1 + caller + 16 * i;
+                store.open(of_job(job, 0)).await.unwrap();
+                writeln!(std::io::stderr(), "acknowledged {job}").unwrap();
+            }
+        });
+    }
+    callers.join_all().await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_kill() {
+    use std::io::{BufRead, BufReader};
+    let dir = TempDir::new().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "store::sqlite::tests::killed_child"])
+        .env(CHILD, at(&dir))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut jobs = vec![];
+    let job = |line: String| line.strip_prefix("acknowledged ").and_then(|n| n.parse::<u32>().ok());
+    while jobs.len() < 300 {
+        jobs.extend(job(lines.next().expect("the child writes until it is killed")));
+    }
+    child.kill().unwrap();
+    jobs.extend(lines.filter_map(job));
+    child.wait().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    for job in jobs {
+        let found = store.find_run(&"lab".parse().unwrap(), JobId::try_from(job).unwrap(), 0).await.unwrap();
+        assert!(found.is_some(), "job {job} was acknowledged");
+    }
+}
+
 #[tokio::test]
 async fn commits_are_synchronous_and_files_are_private() {
     let dir = TempDir::new().unwrap();
@@ -237,7 +287,8 @@ async fn dead_nonces_go_by_themselves() {
     assert_eq!(left, 50);
 }
 
-/// The plans of all listings: each goes through an index that gives the order too.
+/// The plans of all listings: each goes through an index that gives the order too. What is issued is sorted among what
+/// still lives of one user or session only.
 #[tokio::test]
 async fn no_listing_scans_or_sorts_the_table() {
     let dir = TempDir::new().unwrap();
@@ -254,6 +305,8 @@ async fn no_listing_scans_or_sorts_the_table() {
             }));
         }
     }
+    statements.push(issuances::listing(&IssuedTo::User("bob".parse().unwrap())));
+    statements.push(issuances::listing(&IssuedTo::Session(SessionId::random())));
     for sql in statements {
         let plan = sql.clone();
         let plan: Vec<String> = store
@@ -264,6 +317,8 @@ async fn no_listing_scans_or_sorts_the_table() {
             })
             .await
             .unwrap();
-        assert!(plan.iter().all(|p| p.starts_with("SEARCH sessions USING INDEX")), "{sql}: {plan:?}");
+        let sorts = sql.contains("FROM issuances") && plan.iter().any(|p| p.contains("expires>?"));
+        let good = |p: &String| p.contains("USING INDEX") && p.starts_with("SEARCH") || sorts && p.contains("ORDER BY");
+        assert!(plan.iter().all(good), "{sql}: {plan:?}");
     }
 }
