@@ -13,11 +13,11 @@ help: ## Lists what can be made
 		printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
-demo: deps build ## Brings up a private cluster and shows jobs of two projects at a pretend AWS
+demo: root deps build ## Brings up a private cluster and shows jobs of two projects at a pretend AWS
 	@$(BUILT) $(TARGET)/debug/testbed demo
 
 .PHONY: demo-shell
-demo-shell: deps build ## The same cluster, with a shell of one of its users
+demo-shell: root deps build ## The same cluster, with a shell of one of its users
 	@$(BUILT) $(TARGET)/debug/testbed shell
 
 .PHONY: test
@@ -34,12 +34,18 @@ bench: deps ## Measures speed and size against the project's bounds
 lint: build ## Formatting, clippy, cargo-deny, and the shipped example configurations
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(TARGET)/debug/credd check-config --config packaging/credd.toml
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; fi
 
 .PHONY: mutants
-mutants: deps build ## Applies each known sabotage and shows which test notices
+mutants: root deps build ## Applies each known sabotage and shows which test notices
 	$(BUILT) tests/mutants
+
+# Said before the long build, not after it.
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "This needs root: the cluster's hosts are network namespaces, its users private." >&2; exit 1; }
 
 .PHONY: build
 build: ## The programs, and the plugin as it is shipped
