@@ -227,3 +227,57 @@ impl Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn one_of_each() -> Vec<Refusal> {
+        let text = || "why".to_owned();
+        let (job, session) = (JobId::try_from(7).unwrap(), SessionId::random());
+        let cluster: ClusterName = "lab".parse().unwrap();
+        let node: NodeName = "n1".parse().unwrap();
+        let project: ProjectId = "genomics".parse().unwrap();
+        let role: RoleArn = "arn:aws:iam::123456789012:role/r".parse().unwrap();
+        vec![
+            Refusal::Unauthenticated(text()),
+            Refusal::NotAllowed { who: text(), why: text() },
+            Refusal::BadRequest(text()),
+            Refusal::NotFound(text()),
+            Refusal::MethodNotAllowed(text()),
+            Refusal::TooLarge(text()),
+            Refusal::UnknownCluster(cluster.clone()),
+            Refusal::JobNotRunning { job, cluster: cluster.clone(), why: text() },
+            Refusal::NotOnNode { job, node: node.clone() },
+            Refusal::Contradicted { job, node: node.clone(), what: text() },
+            Refusal::WrongAddress { node, peer: text(), expected: text() },
+            Refusal::AccountsNotEnforced { cluster, why: text() },
+            Refusal::NoAccount { job },
+            Refusal::UnknownProject { project: project.clone() },
+            Refusal::UnknownRole { project, role: RoleName::default(), has: text() },
+            Refusal::UnknownSession(text()),
+            Refusal::SessionEnded { session, status: "COMPLETED", why: text() },
+            Refusal::RoleRefused { role, why: text() },
+            Refusal::Unavailable(text()),
+            Refusal::Internal(text()),
+        ]
+    }
+
+    #[test]
+    fn the_documents_table_is_this_one() {
+        let document = include_str!("../../docs/errors.md");
+        let table = document.split("## What credvend says").nth(1).unwrap().split("\n## ").next().unwrap();
+        let rows: BTreeMap<&str, (u16, bool)> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .map(|line| {
+                let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+                (cells[0].trim_end_matches('`'), (cells[1].parse().unwrap(), cells[2] == "yes"))
+            })
+            .collect();
+        let here: BTreeMap<&str, (u16, bool)> =
+            one_of_each().iter().map(|r| (r.code(), (r.status(), r.retry()))).collect();
+        assert_eq!(rows, here);
+    }
+}

@@ -17,7 +17,6 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Attest, Config, ConfigError};
 use crate::events::Events;
 use crate::projects::Projects;
-use crate::refusal::Refusal;
 use crate::server::admin::{About, Admin};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
@@ -28,13 +27,12 @@ use crate::server::{Server, Settings};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::vending::{Parts, Vending};
+use background::{Watched, sweep};
+
+mod background;
 
 /// No request takes longer. A revocation waits for IAM.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
-/// The mean pause between sweeps; each is up to a fifth longer or shorter.
-const SWEEP_PAUSE: Duration = Duration::from_secs(5);
-/// A sweep that takes longer is given up; the next one starts over.
-const SWEEP_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the service.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -84,9 +82,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let secrets = HeadSecrets::open(parts::secret_files(&config)).map_err(config_error)?;
     let (stop, stopping) = watch::channel(false);
     let (source, denier) = parts::aws(&config).await?;
+    let clusters = parts::clusters(&config);
+    let watched = Watched {
+        clusters: clusters
+            .iter()
+            .filter(|(_, cluster)| !cluster.trust_unenforced_accounts)
+            .filter_map(|(name, cluster)| Some((name.clone(), cluster.attestor.clone()?)))
+            .collect(),
+        source: source.clone(),
+    };
     let vending = Arc::new(Vending::new(Parts {
         store: store.clone(),
-        clusters: parts::clusters(&config),
+        clusters,
         source,
         denier,
         projects: projects.clone(),
@@ -118,14 +125,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             vending: vending.clone(),
             authenticator,
             settings,
-            admin: Admin { reload: Arc::new(reload), about, ready: Default::default() },
+            admin: Admin { reload: Arc::new(reload), about, observed: Default::default(), ready: Default::default() },
             streams: Default::default(),
             refusals: Default::default(),
             clock,
             stopping,
         }
     });
-    listen_until_stopped(&config, server, vending, certificates, stop).await
+    listen_until_stopped(&config, server, watched, certificates, stop).await
 }
 
 fn settings(config: &Config) -> Settings {
@@ -162,7 +169,7 @@ fn reload(
 async fn listen_until_stopped(
     config: &Config,
     server: Arc<Server>,
-    vending: Arc<Vending>,
+    watched: Watched,
     certificates: Option<Arc<Certificates>>,
     stop: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
@@ -184,7 +191,8 @@ async fn listen_until_stopped(
         tasks.spawn(serve_tcp(server.clone(), listener, certificates.clone(), limits.clone()));
     }
     tasks.spawn(admin.serve(server.clone(), admin_limits.clone()));
-    tasks.spawn(sweep(vending, stop.subscribe()));
+    tasks.spawn(sweep(server.vending.clone(), stop.subscribe()));
+    tasks.spawn(watched.watch(server.clone()));
     if let Some(certificates) = &certificates {
         println!("certificate pin {}", pin::for_nodes(config, &certificates.live().fingerprint));
     }
@@ -224,32 +232,4 @@ fn make_socket_dir(dir: &std::path::Path) -> anyhow::Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
     made.and_then(|()| std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)))
         .with_context(|| format!("the directory of admin-socket, {}, cannot be made", dir.display()))
-}
-
-async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
-    let mut last: Option<String> = None;
-    loop {
-        let pause = SWEEP_PAUSE.mul_f64(0.8 + 0.4 * f64::from(random_byte()) / 255.0);
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        let swept = tokio::time::timeout(SWEEP_PATIENCE, vending.sweep()).await;
-        let swept = swept.unwrap_or_else(|_| Err(Refusal::Unavailable("the sweep took too long".into())));
-        let complaint = swept.as_ref().err().map(ToString::to_string);
-        match (&swept, &complaint) {
-            (Ok(closed), _) if *closed > 0 => tracing::info!(closed, "sessions of jobs that are over were closed"),
-            // Once, not every few seconds.
-            (_, Some(text)) if last != complaint => tracing::error!("the sweep did not finish: {text}"),
-            (Ok(_), _) if last.is_some() => tracing::info!("the sweep works again"),
-            _ => {}
-        }
-        last = complaint;
-    }
-}
-
-fn random_byte() -> u8 {
-    let mut byte = [0u8];
-    let _ = getrandom::fill(&mut byte);
-    byte[0]
 }

@@ -1,6 +1,6 @@
 //! The administrators' verbs, and the types that the command line reads.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use credd_protocol::credentials::rfc3339_z;
@@ -29,6 +29,8 @@ pub struct Admin {
     pub reload: Arc<Reload>,
     /// For `status`.
     pub about: About,
+    /// What Slurm and AWS said last, where it needs an administrator; shown by `status`.
+    pub observed: std::sync::Mutex<Vec<String>>,
     /// The last answer of `/ready`.
     pub ready: Mutex<Option<(Instant, Result<(), String>)>>,
 }
@@ -186,6 +188,19 @@ pub struct Reloaded {
 }
 
 impl Admin {
+    /// What was observed last.
+    pub fn observed(&self) -> Vec<String> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces what was observed; returns what is new in it.
+    pub fn observe(&self, warnings: Vec<String>) -> Vec<String> {
+        let mut observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = warnings.iter().filter(|warning| !observed.contains(warning)).cloned().collect();
+        *observed = warnings;
+        new
+    }
+
     /// `GET /ready`.
     pub(super) async fn ready(&self, vending: &Arc<Vending>) -> Result<Reply, Refusal> {
         let mut ready = self.ready.lock().await;
@@ -266,7 +281,7 @@ impl Server {
             store: store.err().map_or_else(|| "ok".into(), |error| error.to_string()),
             projects: self.vending.projects().current().projects.len(),
             clusters: self.admin.about.clusters.iter().map(cluster).collect(),
-            warnings: self.admin.about.warnings.clone(),
+            warnings: self.admin.about.warnings.iter().cloned().chain(self.admin.observed()).collect(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use credd_protocol::ClusterName;
 use credd_protocol::claim::{Claim, MAX_SKEW_SECONDS};
@@ -14,6 +15,8 @@ use crate::store::Store;
 
 /// Credentials decoded at once: each holds a blocking thread while munged answers.
 const MAX_DECODING: usize = 32;
+/// libmunge retries an absent munged for some seconds; who has waited this long is told to come again.
+const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Verifies credentials with the munged of each cluster.
 pub struct MungeVerifier {
@@ -95,7 +98,10 @@ impl MungeVerifier {
     }
 
     async fn decode(&self, credential: String) -> Result<(munge::Decoded, &Realm), Refusal> {
-        let _slot = self.slots.acquire().await.map_err(|_| Refusal::Unavailable("stopping".into()))?;
+        let slot = tokio::time::timeout(SLOT_PATIENCE, self.slots.acquire()).await;
+        let Ok(Ok(_slot)) = slot else {
+            return Err(Refusal::Unavailable("too many MUNGE credentials wait to be decoded; is munged slow?".into()));
+        };
         let mut last = refused("no configured cluster uses MUNGE".into());
         for realm in &self.realms {
             let (munge, text) = (realm.munge.clone(), credential.clone());

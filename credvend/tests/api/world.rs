@@ -177,6 +177,7 @@ impl World {
             admin: Admin {
                 reload: Arc::new(move || reloaded.lock().unwrap().clone()),
                 about: About { started: OffsetDateTime::now_utc(), clusters: vec![], warnings: vec![] },
+                observed: Default::default(),
                 ready: Default::default(),
             },
             streams: Default::default(),

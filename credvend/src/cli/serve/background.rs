@@ -1,0 +1,103 @@
+//! What runs beside the requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use credd_protocol::ClusterName;
+use tokio::sync::watch;
+
+use crate::attest::Attestor;
+use crate::refusal::Refusal;
+use crate::server::Server;
+use crate::source::Source;
+use crate::vending::Vending;
+
+/// The mean pause between sweeps; each is up to a fifth longer or shorter.
+const SWEEP_PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks at Slurm's settings and at AWS.
+const WATCH_PAUSE: Duration = Duration::from_secs(60);
+/// A sweep that takes longer is given up; the next one starts over.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Closes the sessions of jobs that are over, until the service stops.
+pub async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
+    let mut last: Option<String> = None;
+    loop {
+        let pause = SWEEP_PAUSE.mul_f64(0.8 + 0.4 * f64::from(random_byte()) / 255.0);
+        tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        // Cut short, it has closed some sessions; the next one closes the others.
+        let swept = tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return,
+            swept = tokio::time::timeout(SWEEP_PATIENCE, vending.sweep()) => swept,
+        };
+        let swept = swept.unwrap_or_else(|_| Err(Refusal::Unavailable("the sweep took too long".into())));
+        let complaint = swept.as_ref().err().map(ToString::to_string);
+        match (&swept, &complaint) {
+            (Ok(closed), _) if *closed > 0 => tracing::info!(closed, "sessions of jobs that are over were closed"),
+            // Once, not every few seconds.
+            (_, Some(text)) if last != complaint => tracing::error!("the sweep did not finish: {text}"),
+            (Ok(_), _) if last.is_some() => tracing::info!("the sweep works again"),
+            _ => {}
+        }
+        last = complaint;
+    }
+}
+
+/// Whom the service depends on: asked now and then, so that an administrator learns of it before a job's user does.
+pub struct Watched {
+    /// Slurm must enforce the accounts of these.
+    pub clusters: Vec<(ClusterName, Arc<dyn Attestor>)>,
+    /// AWS must know who credvend is.
+    pub source: Arc<dyn Source>,
+}
+
+impl Watched {
+    /// Until the service stops.
+    pub async fn watch(self, server: Arc<Server>) {
+        let mut stopping = server.stopping.clone();
+        let mut known = false;
+        loop {
+            let warnings = tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                warnings = self.look(&mut known) => warnings,
+            };
+            for warning in server.admin.observe(warnings) {
+                tracing::warn!("{warning}");
+            }
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(WATCH_PAUSE) => {}
+            }
+        }
+    }
+
+    async fn look(&self, known: &mut bool) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (cluster, attestor) in &self.clusters {
+            match attestor.accounts_enforced().await {
+                Ok(None) => {}
+                Ok(Some(why)) => warnings
+                    .push(Refusal::AccountsNotEnforced { cluster: cluster.clone(), why: why.clone() }.to_string()),
+                Err(error) => warnings.push(error.to_string()),
+            }
+        }
+        match self.source.identity().await {
+            Ok(arn) if !*known => {
+                tracing::info!(arn, "who credvend is in AWS");
+                *known = true;
+            }
+            Ok(_) => {}
+            Err(error) => warnings.push(error.to_string()),
+        }
+        warnings
+    }
+}
+
+fn random_byte() -> u8 {
+    let mut byte = [0u8];
+    let _ = getrandom::fill(&mut byte);
+    byte[0]
+}
