@@ -22,9 +22,9 @@ const APPLICATION_ID: i32 = 0x6372_6464;
 /// How long SQLite itself waits for a lock of another process, such as a backup.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// The log is copied into the file after so many pages (16 MiB): the more, the more often a page that many commits
+/// The log is copied into the file after so many pages (32 MiB): the more, the more often a page that many commits
 /// changed is copied once only; the less, the shorter the commit that has to wait for it.
-const CHECKPOINT_PAGES: i64 = 4096;
+const CHECKPOINT_PAGES: i64 = 8192;
 
 /// The writer's page cache.
 const CACHE_KIB: i64 = 16 * 1024;
