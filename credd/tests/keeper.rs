@@ -215,6 +215,36 @@ fn the_server_process_has_no_powers() {
     assert_eq!(fs::read_to_string(run_dir.endpoint()).unwrap().trim(), node.address.port().to_string());
 }
 
+/// What of the unit's sandbox can be had without systemd: exactly its capabilities.
+#[test]
+fn the_capabilities_of_the_unit_are_enough() {
+    let unit = include_str!("../../packaging/systemd/credd.service");
+    let bounding = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let kept: String = bounding.split_whitespace().map(|name| format!(",+{}", name[4..].to_lowercase())).collect();
+    let mut node = Node::new(free_address());
+    let child = Command::new("setpriv")
+        .args(["--inh-caps=-all", &format!("--bounding-set=-all{kept}"), "--"])
+        .args([env!("CARGO_BIN_EXE_credd"), "run", "--config"])
+        .arg(node.config())
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(node.log_path()).unwrap())
+        .spawn();
+    node.keeper = Some(child.unwrap());
+    node.until("ready", |node| node.log().contains("credd is ready"));
+    // CAP_KILL, CAP_SETGID, CAP_SETUID: 5, 6 and 7 of capabilities(7).
+    assert_eq!(status_of(node.keeper(), "CapEff"), "00000000000000e0");
+    start_job(&node.run_dir(), 9, 1001);
+    node.ask(&Request::Started { job: JobId::try_from(9).unwrap() });
+    node.until("the job is known", |node| node.jobs() == [9]);
+    // A server process that does not read any more is ended by force: that takes CAP_KILL, its uid is another one.
+    let server = node.server().unwrap();
+    kill(server, Signal::SIGSTOP).unwrap();
+    kill(node.keeper(), Signal::SIGHUP).unwrap();
+    node.until("the one that hangs is gone", |_| !runs(server));
+    assert_eq!(node.jobs(), [9]);
+    assert!(node.stop().success());
+}
+
 #[test]
 fn jobs_survive_the_death_of_the_server_process_and_of_the_keeper() {
     let mut node = Node::started();
