@@ -186,6 +186,27 @@ fn an_outage_is_survived_until_the_documents_expire_and_ends_without_a_restart()
 }
 
 #[test]
+fn with_a_bound_on_silence_nothing_is_served_once_credvend_was_not_heard_for_so_long() {
+    in_a_house(async || {
+        let bound = Duration::from_millis(300);
+        let mut house = House::with(|plan, _| plan.settings.max_unheard = Some(bound)).await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        house.credvend.stop().await;
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while house.ask(7, &token).await.status == 200 {
+            assert!(tokio::time::Instant::now() < deadline, "served for ever");
+        }
+        house.credvend.start().await;
+        let mut answer = house.ask(7, &token).await;
+        while answer.status == 503 {
+            answer = house.ask(7, &token).await;
+        }
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    });
+}
+
+#[test]
 fn a_job_that_starts_while_credvend_is_down_gets_credentials_when_it_is_back() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| plan.credvend_up = false).await;

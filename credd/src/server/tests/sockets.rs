@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use credd_protocol::Uid;
 use credd_protocol::local::Response;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -51,6 +54,60 @@ fn other_lines_are_errors_or_ends() {
         assert!(!matches!(say(&house, &vec![b'x'; 10_000]).await, Some(Response::Health(_))));
         // Nothing said: the server does not wait for ever.
         assert!(say(&house, b"").await.is_none());
+    });
+}
+
+/// Bytes that look a little like a request, and bytes that do not.
+fn noise() -> Vec<Vec<u8>> {
+    let pieces = proptest::sample::select(vec![
+        &b"GET "[..],
+        b"/sessions/7/cluster/lab/project/p",
+        b" HTTP/1.1\r\n",
+        b" HTTP/1.0\r\n",
+        b"Host: 127.0.0.1:9999\r\n",
+        b"Authorization: ",
+        b"credd1-",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"Content-Length: 99999999\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"{\"op\":\"health\"",
+        b"{\"op\":\"status\"}\n",
+        b"}\n",
+        b"\0",
+        b"\xff\xfe",
+        b"Connection: upgrade\r\n",
+        b"Expect: 100-continue\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ]);
+    let piece = prop_oneof![
+        3 => pieces.prop_map(<[u8]>::to_vec),
+        1 => proptest::collection::vec(any::<u8>(), 0..60),
+    ];
+    let text = proptest::collection::vec(piece, 1..12).prop_map(|pieces| pieces.concat());
+    let mut runner = TestRunner::deterministic();
+    (0..150).map(|_| text.new_tree(&mut runner).unwrap().current()).collect()
+}
+
+#[test]
+fn no_bytes_at_the_endpoint_or_the_users_socket_hurt_the_server() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.settings.limits.header_read = Duration::from_millis(50)).await;
+        let (_, token) = house.job(7).await;
+        for text in noise() {
+            let mut stream = house.connect().await;
+            let _ = stream.write_all(&text).await;
+            let _ = stream.shutdown().await;
+            let mut all = Vec::new();
+            let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
+            assert!(read.is_ok(), "held open by {:?}", String::from_utf8_lossy(&text));
+            assert!(!String::from_utf8_lossy(&all).contains("AccessKeyId"));
+        }
+        for mut text in noise() {
+            text.push(b'\n');
+            let _ = say(&house, &text).await;
+        }
+        assert_eq!(house.ask(7, &token).await.status, 200);
     });
 }
 
