@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::time::Duration;
 
+use credd_protocol::local::Response;
 use credd_protocol::{JobToken, SessionId, Uid};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -69,6 +70,8 @@ pub struct Plan {
     pub config: Config,
     pub whois: Box<dyn WhoIs>,
     pub credvend_up: bool,
+    /// credvend has said hello before the test begins: what is fetched earlier is asked for twice.
+    pub settled: bool,
     pub scanned: bool,
 }
 
@@ -86,7 +89,7 @@ impl House {
         settings.look = Duration::from_millis(20);
         settings.newcomer_patience = Duration::from_millis(300);
         let whois = Box::new(Kernel::new().unwrap());
-        let mut plan = Plan { settings, config, whois, credvend_up: true, scanned: true };
+        let mut plan = Plan { settings, config, whois, credvend_up: true, settled: true, scanned: true };
         change(&mut plan, &credvend);
         if plan.credvend_up {
             credvend.start().await;
@@ -101,7 +104,7 @@ impl House {
         let (read, to_server) = tokio::net::UnixStream::from_std(ours).unwrap().into_split();
         let said = Rc::new(RefCell::new(Vec::new()));
         let world = World { clock: Rc::new(clock.clone()), dice: Rc::new(Loaded(0.5)), whois: plan.whois };
-        let (config, settings) = (plan.config, plan.settings);
+        let (config, settings, settled) = (plan.config, plan.settings, plan.settled && plan.credvend_up);
         let server =
             tokio::task::spawn_local(
                 async move { serve(theirs, Listeners { http, user }, &config, settings, world).await },
@@ -110,6 +113,9 @@ impl House {
         house.keep(read);
         if plan.scanned {
             house.tell(&ToServer::Scanned).await;
+        }
+        while settled && house.credvend_problem().await.is_some() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         house
     }
@@ -144,6 +150,17 @@ impl House {
                 }
             }
         });
+    }
+
+    async fn credvend_problem(&self) -> Option<String> {
+        let mut stream = tokio::net::UnixStream::connect(&self.user_socket).await.unwrap();
+        stream.write_all(b"{\"op\":\"health\"}\n").await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        match serde_json::from_slice(&all).unwrap() {
+            Response::Health(health) => health.credvend_problem,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// The keeper's end of the socket pair is shut.
