@@ -237,3 +237,26 @@ fn syslog(text: &str) {
         let _ = socket.send_to(format!("<27>credvend[{}]: {text}", std::process::id()).as_bytes(), "/dev/log");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_shipped_example_is_valid() {
+        let config: HookConfig = toml::from_str(include_str!("../../../packaging/hook.toml")).unwrap();
+        assert_eq!(config.deadline_seconds, default_deadline());
+        assert!(tls(&config).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_pin_panics(pin in ".*", hex in "[0-9a-fA-F]{60,68}") {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            prop_assert!(Pinned::new(&pin, provider.clone()).is_err());
+            let good = hex.len() == 64 && !hex.bytes().any(|b| b.is_ascii_uppercase());
+            prop_assert_eq!(Pinned::new(&format!("sha256:{hex}"), provider).is_ok(), good);
+        }
+    }
+}

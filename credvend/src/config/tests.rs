@@ -17,8 +17,27 @@ fn a_cluster_alone_is_enough() {
 
 #[test]
 fn the_shipped_example_is_valid() {
-    let config = Config::parse(include_str!("../../credvend.toml.example")).unwrap();
+    let config = Config::parse(include_str!("../../../packaging/credvend.toml")).unwrap();
     assert_eq!(config.clusters.len(), 1);
+    crate::projects::parse(include_str!("../../../packaging/projects.toml")).unwrap();
+}
+
+#[test]
+fn the_examples_commented_options_exist_and_show_the_defaults() {
+    let text = include_str!("../../../packaging/credvend.toml");
+    let shown: String = text
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| rest.split(' ').nth(1) == Some("=")).unwrap_or(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let (config, short) = (Config::parse(&shown).unwrap(), Config::parse(SMALL).unwrap());
+    assert_eq!((&config.listen, &config.state_dir, &config.store), (&short.listen, &short.state_dir, &short.store));
+    assert_eq!((&config.limits, &config.log, config.localhost_port), (&short.limits, &short.log, short.localhost_port));
+    assert_eq!((config.plain_http, config.session_tokens), (short.plain_http, short.session_tokens));
+    assert_eq!((&config.projects, &config.admin_socket), (&short.projects, &short.admin_socket));
+    assert!(config.tls.client_ca.is_some() && config.aws.sts_endpoint.is_some() && config.admin_group.is_some());
+    let (one, other) = (&config.clusters[0], &short.clusters[0]);
+    assert_eq!((one.attest, one.node_address_check), (other.attest, other.node_address_check));
 }
 
 #[test]

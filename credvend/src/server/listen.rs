@@ -108,7 +108,7 @@ pub async fn serve_tcp(
             }
         };
         let Some(slot) = limits.enter(peer.ip().to_canonical()) else {
-            tracing::debug!(%peer, "connection refused: too many");
+            server.refusals.note_connection(peer, "there are too many, in all or of this address");
             continue;
         };
         let (server, certificates) = (server.clone(), certificates.clone());
@@ -136,7 +136,7 @@ async fn tcp_connection(
     let stream = tokio::time::timeout(HANDSHAKE_PATIENCE, accepting)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))?
-        .inspect_err(|error| tracing::info!(%peer, %error, "TLS handshake failed"))?;
+        .inspect_err(|error| server.refusals.note_connection(peer, &format!("TLS handshake: {error}")))?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
     let connection =
         Connection::Tls { peer, certificate: certificate.map(|c| c.into_owned()), fingerprint: live.fingerprint };

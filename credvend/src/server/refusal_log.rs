@@ -43,15 +43,18 @@ impl Budget {
 }
 
 impl RefusalLog {
+    /// Notes a connection that ended before its first request: a failed handshake, too many of one address.
+    pub fn note_connection(&self, peer: SocketAddr, why: &str) {
+        if take(&self.strangers) {
+            tracing::warn!(%peer, why, "connection refused");
+        }
+    }
+
     /// Notes one refusal. `target` is hostile: it is escaped and cut.
     pub fn note(&self, who: &str, peer: Option<SocketAddr>, method: &str, target: &str, refusal: &Refusal) {
         let budget =
             if matches!(refusal.status(), 400 | 401 | 404 | 405 | 413) { &self.strangers } else { &self.known };
-        let (write, dropped) = budget.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
-        if dropped > 0 {
-            tracing::warn!(dropped, "more refusals than the log takes were counted only");
-        }
-        if !write {
+        if !take(budget) {
             return;
         }
         let peer = peer.map(|peer| peer.to_string()).unwrap_or_else(|| "the admin socket".into());
@@ -64,6 +67,14 @@ impl RefusalLog {
             tracing::warn!(code, who, peer, method, ?path, why, "refused");
         }
     }
+}
+
+fn take(budget: &Mutex<Budget>) -> bool {
+    let (write, dropped) = budget.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+    if dropped > 0 {
+        tracing::warn!(dropped, "more refusals than the log takes were counted only");
+    }
+    write
 }
 
 #[cfg(test)]
