@@ -107,7 +107,16 @@ fn check_config(path: &std::path::Path) -> ExitCode {
 fn status(ask: &Ask) -> anyhow::Result<ExitCode> {
     match query::ask(&RunDir::new(&ask.run_dir), &Request::Status)? {
         Response::Status(jobs) if ask.json => println!("{}", serde_json::to_string_pretty(&jobs)?),
-        Response::Status(jobs) => print!("{}", query::table(&jobs)),
+        Response::Status(jobs) => {
+            print!("{}", query::table(&jobs));
+            // An answer has a bound; root is told what is missing, users have few jobs on a node.
+            if let Response::Health(health) = query::ask(&RunDir::new(&ask.run_dir), &Request::Health)?
+                && nix::unistd::geteuid().is_root()
+                && health.jobs + health.undelivered_ends > jobs.len()
+            {
+                println!("… and {} more", health.jobs + health.undelivered_ends - jobs.len());
+            }
+        }
         Response::Error(reason) => anyhow::bail!(reason),
         _ => anyhow::bail!("credd answered something else than what was asked"),
     }

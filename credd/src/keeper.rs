@@ -12,6 +12,7 @@ pub mod root_socket;
 mod run_dir;
 mod runs;
 mod server_link;
+mod server_process;
 mod signals;
 mod signer;
 mod state;

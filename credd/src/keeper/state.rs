@@ -1,16 +1,14 @@
 //! The keeper's main loop and the state that it alone touches.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io::BufReader;
 use std::net::TcpListener;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime};
 
-use credd_protocol::local::{Health, JobStatus, Outcome};
+use credd_protocol::local::{Health, JobStatus, MAX_LINE_BYTES, Outcome};
 use credd_protocol::record::{RunDir, file};
 use credd_protocol::{JobId, NodeName};
 use nix::sys::signal::Signal;
@@ -22,11 +20,12 @@ use super::records::Refused;
 use super::root_socket::Desk;
 use super::runs::{Runs, sift};
 use super::server_link::ServerLink;
-use super::signer::{self, Identity, Signer};
+use super::server_process::{Route, STOP_PATIENCE, Server};
+use super::signer::{Identity, Signer};
 use super::{Event, Report, listeners, records, run_dir};
 use crate::config::{self, Config};
-use crate::control::{Job, MAX_LINE_BYTES, RunId, ToKeeper, ToServer};
-use crate::{handover, line};
+use crate::control::{Job, RunId, ToKeeper, ToServer};
+use crate::handover;
 
 /// How often the records are looked at when nobody poked.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -38,8 +37,6 @@ const TRY_PORT_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// A server that lived so long did not die of its start.
 const LIVED_WELL: Duration = Duration::from_secs(60);
-/// For the server to finish what it is answering.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// For the server to answer a question about itself.
 const REPORT_PATIENCE: Duration = Duration::from_secs(2);
 /// Questions to the server that may be open.
@@ -58,15 +55,6 @@ pub struct Parts {
     pub desk: Desk,
     pub signer: Signer,
     pub identity: Arc<Identity>,
-}
-
-/// The running server process.
-struct Server {
-    generation: u64,
-    link: Arc<ServerLink>,
-    child: Option<Child>,
-    started: Instant,
-    ready: bool,
 }
 
 pub struct Keeper {
@@ -463,7 +451,7 @@ impl Keeper {
         Report { health, jobs }
     }
 
-    /// The jobs as the records tell.
+    /// The jobs as the records tell; as many as fit an answer, the highest ids first, as the server's answer has them.
     fn own_statuses(&self) -> Vec<JobStatus> {
         let status = |job: &Job| JobStatus {
             job: job.job,
@@ -481,7 +469,15 @@ impl Keeper {
             reason: job.refused.clone(),
             credentials_until: None,
         };
-        self.runs.all().map(|run| status(&run.job)).collect()
+        let mut statuses: Vec<JobStatus> = self.runs.all().map(|run| status(&run.job)).collect();
+        statuses.sort_by_key(|status| std::cmp::Reverse(status.job));
+        let mut room = MAX_LINE_BYTES - 4096;
+        let fits = |status: &JobStatus| {
+            let bytes = serde_json::to_vec(status).map_or(0, |text| text.len() + 1);
+            room = room.saturating_sub(bytes);
+            room > 0
+        };
+        statuses.into_iter().take_while(fits).collect()
     }
 
     /// Tells the service manager once: the records have been read, and jobs are served, or an alarm says why not. (A
@@ -567,61 +563,6 @@ impl Keeper {
             }
             _ => {}
         }
-    }
-}
-
-impl Server {
-    /// Ends what is left of it, and says how it ended.
-    fn end(mut self) -> String {
-        let Some(child) = &mut self.child else { return "closed its socket".to_owned() };
-        // A process without its control socket is of no use, so it may as well be killed.
-        let _ = child.kill();
-        child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
-    }
-
-    /// Waits for a server that was told to stop.
-    fn finish(mut self) {
-        let deadline = Instant::now() + STOP_PATIENCE;
-        if let Some(child) = &mut self.child {
-            while Instant::now() < deadline && !matches!(child.try_wait(), Ok(Some(_))) {
-                #[expect(clippy::disallowed_methods, reason = "wait(2) has no deadline; nobody waits for this thread")]
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-        self.end();
-    }
-}
-
-/// The way of one server's words.
-struct Route {
-    generation: u64,
-    events: SyncSender<Event>,
-    signer: Signer,
-    link: Arc<ServerLink>,
-}
-
-impl Route {
-    fn read(self, control: UnixStream) {
-        let mut reader = BufReader::new(control);
-        loop {
-            match line::receive::<ToKeeper>(&mut reader, MAX_LINE_BYTES) {
-                Ok(Some(ToKeeper::Sign { id, method, path, body, server })) => {
-                    let link = Arc::clone(&self.link);
-                    self.signer.sign(signer::Request { id, method, path, body, server, link });
-                }
-                Ok(Some(message)) => {
-                    if self.events.send(Event::Server(self.generation, message)).is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::error!(%error, "the server process speaks another language");
-                    break;
-                }
-            }
-        }
-        let _ = self.events.send(Event::ServerGone(self.generation));
     }
 }
 

@@ -344,3 +344,20 @@ fn a_poke_during_a_storm_is_not_lost() {
     heard.sort_unstable();
     assert_eq!(heard, (1..=50).collect::<Vec<_>>());
 }
+
+#[test]
+fn an_answer_about_very_many_jobs_fits_its_line() {
+    let (dir, run_dir) = run_dir();
+    for job in 1..=1000 {
+        start(&run_dir, &record(job));
+    }
+    let node = Node::start(dir, run_dir, free_address());
+    // The server listens, and never says that it is ready: the keeper answers alone.
+    let mut server = node.server();
+    let heard = std::thread::spawn(move || (0..1000).map(|_| server.hear_job().job).max());
+    assert_eq!(heard.join().unwrap().unwrap().get(), 1000);
+    node.until("the look", |node| node.health().jobs == 1000);
+    let Response::Status(jobs) = node.ask(&Request::Status) else { panic!("no status") };
+    assert_eq!(jobs[0].job.get(), 1000);
+    assert!((200..1000).contains(&jobs.len()), "{}", jobs.len());
+}
