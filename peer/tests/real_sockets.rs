@@ -108,6 +108,18 @@ fn time_wait_is_never_taken_for_root() {
 }
 
 #[test]
+fn an_end_that_nobody_accepted_is_nobodys() {
+    let (_listener, address) = listener();
+    let client = TcpStream::connect(address).unwrap();
+    let (local, peer) = ends(&client);
+    let peers = TcpPeers::new().unwrap();
+    // The other end is established, and waits in the listener's queue: no process has a file for it.
+    let raw = peers.lookup(peer, local).unwrap().unwrap();
+    assert_eq!((raw.state, raw.inode, raw.uid), (State::ESTABLISHED, 0, 0));
+    assert!(matches!(peers.owner(local, peer), Err(PeerError::NotHeld { .. })));
+}
+
+#[test]
 fn a_half_closed_connection_is_refused() {
     let (listener, address) = listener();
     let client = TcpStream::connect(address).unwrap();
