@@ -1,7 +1,11 @@
 //! What nodes do, and every way a MUNGE credential may be wrong.
 
+use std::sync::Arc;
+
 use credd_protocol::claim::{Claim, MAX_SKEW_SECONDS};
 use credd_protocol::node_api::{CredentialsResponse, Event, OPEN, OpenResponse, STREAM, credentials_path, leave_path};
+use credvend::server::munge_claim::{Expected, MungeVerifier};
+use credvend::store::sqlite::SqliteStore;
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
@@ -153,5 +157,34 @@ async fn a_stream_tells_of_the_end_of_sessions_until_the_service_stops() {
     assert!(world.stop().await, "connections end with the service");
     for mut body in more {
         assert_eq!(line(&mut body).await, None);
+    }
+}
+
+#[tokio::test]
+#[cfg_attr(not(munge_as_root), ignore = "needs root, munged and munge")]
+async fn munge_of_one_cluster_does_not_speak_for_another() {
+    let (lab, hpc) = (Munged::start(), Munged::start());
+    let world = World::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+    let realms = [("lab", &lab), ("hpc", &hpc)].map(|(name, m)| (name.parse().unwrap(), Some(m.socket())));
+    let verifier = MungeVerifier::new(realms.into(), store).unwrap();
+    let expected = |claim: &Claim| Expected {
+        method: "POST",
+        target: OPEN,
+        body: claim.body.clone(),
+        server: "",
+        now: time::OffsetDateTime::from_unix_timestamp(claim.time).unwrap(),
+    };
+    for (munged, cluster, good) in
+        [(&lab, "lab", true), (&hpc, "hpc", true), (&hpc, "lab", false), (&lab, "hpc", false)]
+    {
+        let mut made = claim(&world, &Method::POST, OPEN, "");
+        (made.server, made.cluster) = (String::new(), cluster.parse().unwrap());
+        let seen = verifier.verify(munged.encode(&made), &expected(&made)).await;
+        assert_eq!(seen.is_ok(), good, "{cluster}: {seen:?}");
+        if let Err(refusal) = seen {
+            assert!(refusal.status() == 401 && refusal.to_string().contains("another cluster's"), "{refusal}");
+        }
     }
 }
