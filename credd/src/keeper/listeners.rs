@@ -170,6 +170,26 @@ mod tests {
     }
 
     #[test]
+    fn of_two_sockets_on_one_address_only_the_one_that_gets_the_connections_is_served() {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::ReusePort,
+        };
+        let shared = |port: u16| {
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            setsockopt(&socket, ReusePort, &true).unwrap();
+            bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+            listen(&socket, Backlog::new(1).unwrap()).unwrap();
+            TcpListener::from(socket)
+        };
+        let one = shared(0);
+        let address = one.local_addr().unwrap();
+        let two = shared(address.port());
+        let peers = TcpPeers::new().unwrap();
+        let refused = [&one, &two].map(|listener| verify_http(listener, address, &peers).is_err());
+        assert_eq!(refused.iter().filter(|refused| **refused).count(), 1, "{refused:?}");
+    }
+
+    #[test]
     fn a_stale_unix_socket_is_replaced_and_a_file_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
