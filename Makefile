@@ -6,6 +6,9 @@ PLUGIN := $(TARGET)/plugin/libspank_credd.so
 # Where tests, demo and bench find what was built.
 BUILT = CREDD_BIN_DIR=$(TARGET)/debug CREDD_PLUGIN_SO=$(PLUGIN)
 
+# The pretend AWS, which credvend's own tests start by themselves; without it they say that they are ignored.
+MINISTACK = CREDD_MINISTACK=$$(testbed/python-environment $(TARGET)/testbed-cache <testbed/requirements.txt)/bin/ministack
+
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## Lists what can be made
@@ -22,7 +25,7 @@ demo-shell: root deps build ## The same cluster, with a shell of one of its user
 
 .PHONY: test
 test: deps build ## Every test, those on a real Slurm cluster included
-	$(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
+	export $(MINISTACK); $(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
 
 .PHONY: bench
 bench: deps ## Measures speed and size against the project's bounds
@@ -49,7 +52,7 @@ root:
 
 .PHONY: build
 build: ## The programs, and the plugin as it is shipped
-	$(CARGO) build --workspace --bins
+	export $(MINISTACK); $(CARGO) build --workspace --bins
 	$(CARGO) build --profile plugin -p spank-plugin
 
 .PHONY: deps

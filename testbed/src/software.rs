@@ -1,8 +1,9 @@
 //! Where the programs come from: ours from the build, the pretend AWS and its clients from a cached Python environment.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -91,20 +92,18 @@ pub fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<Path
 /// The Python environment with the pretend AWS, the AWS command line and boto3. Taken from the package index at the
 /// first use.
 pub fn python_environment() -> Result<PathBuf> {
-    let version = String::from_utf8(Command::new("/usr/bin/python3").arg("-V").output().context("python3")?.stdout)?;
-    let key = key(&format!("{REQUIREMENTS}{version}"));
-    cached(&format!("venv-{key}"), |fresh| {
-        eprintln!("testbed: installing the pretend AWS and the AWS CLI from PyPI (once)");
-        run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(fresh))?;
-        let requirements = fresh.join("requirements.txt");
-        fs::write(&requirements, REQUIREMENTS)?;
-        let pip = fresh.join("bin/python3");
-        run(Command::new(pip)
-            .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"])
-            .arg(requirements))?;
-        // Compiled once here, since users of the cluster cannot write it.
-        run(Command::new("chmod").args(["-R", "a+rX"]).arg(fresh))
-    })
+    let mut child = Command::new("bash")
+        .args(["-c", include_str!("../python-environment"), "python-environment"])
+        .arg(cache_dir()?)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("piped")?.write_all(REQUIREMENTS.as_bytes())?;
+    let done = child.wait_with_output()?;
+    if !done.status.success() {
+        bail!("the Python packages of testbed/requirements.txt could not be installed; pip's reason stands above");
+    }
+    Ok(PathBuf::from(String::from_utf8(done.stdout)?.trim()))
 }
 
 /// Copies or links a file into the run directory, so that it is there whatever the build does meanwhile, and readable
