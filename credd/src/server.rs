@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::BufReader;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::config::Config;
 use crate::control::{ToKeeper, ToServer};
@@ -34,6 +34,7 @@ mod status;
 mod trouble;
 mod users;
 mod vend;
+mod watch;
 mod whois;
 
 #[cfg(test)]
@@ -68,7 +69,7 @@ struct Server {
     look: Notify,
     /// Ends told to credvend at a time.
     leaving: Semaphore,
-    stopping: watch::Sender<bool>,
+    watch: watch::Watch,
     connections: Semaphore,
 }
 
@@ -153,6 +154,8 @@ async fn serve(
     let accepting = tokio::task::spawn_local(http::accept(server.clone(), http));
     tasks.spawn_local(users::accept(server.clone(), user));
     tasks.spawn_local(vend::renew(server.clone()));
+    let sweeping = server.clone();
+    tasks.spawn_local(async move { sweeping.watch.sweep_all(sweeping.settings.limits.idle).await });
     tasks.spawn_local(credvend::stream::keep_open(server.clone()));
     server.keeper.tell(ToKeeper::Ready);
 
@@ -194,7 +197,7 @@ impl Server {
             denials: RefCell::default(),
             look: Notify::new(),
             leaving: Semaphore::new(4),
-            stopping: watch::Sender::new(false),
+            watch: watch::Watch::default(),
         }))
     }
 
@@ -219,7 +222,7 @@ impl Server {
 
     /// Ends every connection after the answer it waits for.
     async fn stop(&self) {
-        let _ = self.stopping.send(true);
+        self.watch.stop();
         let all = u32::try_from(self.settings.limits.connections).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(STOP_PATIENCE, self.connections.acquire_many(all)).await;
     }

@@ -19,8 +19,10 @@ pub struct Life {
     expires: OffsetDateTime,
     fetched: Now,
     whole: Duration,
-    /// `0.0..1.0`: where in the jitter's range this document's renewal lies.
-    jitter: f64,
+    // What follows from the others, computed once: it is compared with at every request.
+    floor: Duration,
+    ahead: Duration,
+    margin: Duration,
 }
 
 /// What may be done with a document now.
@@ -37,12 +39,19 @@ pub enum Verdict {
 }
 
 impl Life {
-    /// Of a document issued and expiring at these wall-clock times, just fetched.
+    /// Of a document issued and expiring at these wall-clock times, just fetched. `jitter` (`0.0..1.0`) says where in its
+    /// range this document's renewal lies.
     pub fn new(issued: OffsetDateTime, expires: OffsetDateTime, fetched: Now, jitter: f64) -> Self {
         let since = |from: OffsetDateTime| Duration::try_from(expires - from).unwrap_or_default();
         // A document that credvend took from its own cache has lived already; a nonsensical issue time is disregarded.
         let whole = if issued <= fetched.wall { since(issued) } else { since(fetched.wall) };
-        Life { expires, fetched, whole, jitter }
+        let floor = floor(whole);
+        let middle = whole.mul_f64(0.55).max(floor + (whole - floor).mul_f64(0.3));
+        // Six per cent of the life wide: of an hour, renewals spread over 3.6 minutes.
+        let ahead = middle.mul_f64(0.97) + whole.mul_f64(0.06 * jitter.clamp(0.0, 1.0));
+        // Signing, travel and AWS' own clock take some of the end.
+        let margin = (whole / 20).min(Duration::from_secs(5));
+        Life { expires, fetched, whole, floor, ahead, margin }
     }
 
     /// The time left: by the wall clock, or by what was left at the fetch less the time elapsed since, whichever is
@@ -65,15 +74,12 @@ impl Life {
 
     /// Nobody gets it below this while credvend answers.
     pub fn floor(&self) -> Duration {
-        floor(self.whole)
+        self.floor
     }
 
     /// It is renewed from here on.
     pub fn ahead(&self) -> Duration {
-        let floor = self.floor();
-        let middle = self.whole.mul_f64(0.55).max(floor + (self.whole - floor).mul_f64(0.3));
-        // Six per cent of the life wide: of an hour, renewals spread over 3.6 minutes.
-        middle.mul_f64(0.97) + self.whole.mul_f64(0.06 * self.jitter).min(self.whole.mul_f64(0.06))
+        self.ahead
     }
 
     /// The life to ask of credvend when renewing: much more than what is here.
@@ -84,7 +90,7 @@ impl Life {
     /// See [`Verdict`].
     pub fn verdict(&self, now: Now) -> Verdict {
         let left = self.left(now);
-        if left <= self.margin() {
+        if left <= self.margin {
             Verdict::Dead
         } else if left < self.floor() {
             Verdict::RenewFirst
@@ -94,15 +100,10 @@ impl Life {
             Verdict::Serve
         }
     }
-
-    /// Signing, travel and AWS' own clock take some of the end.
-    fn margin(&self) -> Duration {
-        (self.whole / 20).min(Duration::from_secs(5))
-    }
 }
 
 /// The floor of a life of this length: see the module.
-pub fn floor(whole: Duration) -> Duration {
+fn floor(whole: Duration) -> Duration {
     (whole / 3).max(COMFORT.min(whole.mul_f64(2.0 / 3.0)))
 }
 

@@ -15,12 +15,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::answer::{self, Body, Denial};
 use super::jobs::Run;
+use super::watch::{self, Close};
 use super::{Counted, Load, STOP_PATIENCE, Server, gate, vend};
 
 /// Heads of SDKs have about ten headers; hyper answers 431 to more.
@@ -62,31 +63,26 @@ async fn connection(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
     // Closed without an answer: SDKs take that as a passing fault.
     let Some(_counted) = Counted::one(&load.connections, server.settings.limits.connections_per_user) else { return };
     let _ = stream.set_nodelay(true);
-    let service = service_fn(|request| respond(server, &caller, &load, request));
+    let watched = server.watch.connection();
+    let service = service_fn(|request| respond(server, &watched, &caller, &load, request));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(server.settings.limits.header_read)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES);
+    http.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut stopping = server.stopping.subscribe();
-    // Whatever ends a connection is the client's matter.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        _ = stopping.wait_for(|stop| *stop) => {}
-        () = tokio::time::sleep(server.settings.limits.connection_age) => {}
+    // Whatever else ends a connection is the client's matter.
+    if watched.run(connection.as_mut()).await == Some(Close::Stopping) {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(STOP_PATIENCE, connection).await;
     }
-    // Whoever asks and never reads the answers must not keep its place.
-    connection.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(STOP_PATIENCE, connection).await;
 }
 
 async fn respond(
     server: &Rc<Server>,
+    watched: &watch::Connection<'_>,
     caller: &Result<Uid, String>,
     load: &Load,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    let _answering = watched.answering();
     Ok(match credentials(server, caller, load, &request).await {
         Ok(body) => answer::json(body),
         Err(denial) => {
@@ -108,7 +104,8 @@ async fn credentials<B>(
     let known = server.jobs.borrow().by_token(&token).cloned();
     let run = match known {
         Some(run) => run,
-        None => newcomer(server, caller, load, asked.token, &token).await?,
+        // Boxed, as is every wait: the usual answer's future stays small.
+        None => Box::pin(newcomer(server, caller, load, asked.token, &token)).await?,
     };
     let own = run.job.job;
     if own != asked.job {

@@ -36,10 +36,9 @@ pub struct Limits {
     pub connections_per_user: usize,
     /// Requests of one user that wait for credvend.
     pub waiting_per_user: usize,
-    /// A connection that sends no complete request head within this time is closed.
-    pub header_read: Duration,
-    /// An older connection is closed after the answer it waits for; SDKs open another one.
-    pub connection_age: Duration,
+    /// A connection that sends no complete request head within this time (or a quarter more), idles for so long, or does
+    /// not read its answer, is closed.
+    pub idle: Duration,
     /// Open connections to the users' socket.
     pub user_socket_connections: usize,
     /// Of these, one user's.
@@ -58,8 +57,7 @@ impl Settings {
                 connections: config.http.max_connections,
                 connections_per_user: config.http.max_connections_per_user,
                 waiting_per_user: config.http.max_waiting_per_user,
-                header_read: Duration::from_secs(10),
-                connection_age: Duration::from_secs(600),
+                idle: Duration::from_secs(10),
                 user_socket_connections: 64,
                 user_socket_connections_per_user: 8,
             },

@@ -39,7 +39,7 @@ pub async fn serve(server: &Rc<Server>, run: &Rc<Run>, load: &Load) -> Result<By
                 start(server, &first);
                 return Err(Denial::Crowded(job));
             };
-            wait(server, run, first).await
+            Box::pin(wait(server, run, first)).await
         }
     }
 }

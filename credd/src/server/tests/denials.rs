@@ -162,7 +162,7 @@ fn before_the_records_are_read_nobody_is_unknown() {
 #[test]
 fn floods_of_headers_and_slow_heads_are_cut_off() {
     in_a_house(async || {
-        let mut house = House::with(|plan, _| plan.settings.limits.header_read = Duration::from_millis(200)).await;
+        let mut house = House::with(|plan, _| plan.settings.limits.idle = Duration::from_millis(200)).await;
         let (_, token) = house.job(7).await;
         let get = format!("GET {} HTTP/1.1", House::path(7));
         let flood: Vec<String> = (0..200).map(|n| format!("x-{n}: y")).collect();
@@ -195,7 +195,7 @@ fn floods_of_headers_and_slow_heads_are_cut_off() {
 fn a_client_that_never_reads_loses_its_place() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| {
-            plan.settings.limits.connection_age = Duration::from_millis(200);
+            plan.settings.limits.idle = Duration::from_millis(200);
             plan.settings.limits.connections = 1;
         })
         .await;

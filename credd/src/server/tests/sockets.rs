@@ -92,7 +92,7 @@ fn noise() -> Vec<Vec<u8>> {
 #[test]
 fn no_bytes_at_the_endpoint_or_the_users_socket_hurt_the_server() {
     in_a_house(async || {
-        let mut house = House::with(|plan, _| plan.settings.limits.header_read = Duration::from_millis(50)).await;
+        let mut house = House::with(|plan, _| plan.settings.limits.idle = Duration::from_millis(50)).await;
         let (_, token) = house.job(7).await;
         for text in noise() {
             let mut stream = house.connect().await;
