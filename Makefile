@@ -28,10 +28,12 @@ test: deps build ## Every test, those on a real Slurm cluster included
 	export $(MINISTACK); $(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
 
 .PHONY: bench
-bench: deps ## Measures speed and size against the project's bounds
+bench: ## Measures speed and size against the project's bounds (BENCHFLAGS="--json", or topics)
+	@testbed/install-deps wrk binutils
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) build --profile plugin -p spank-plugin
-	CREDD_BIN_DIR=$(TARGET)/release CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests
+	$(CARGO) build --profile plugin -p slurm-spank --examples
+	@CREDD_BIN_DIR=$(TARGET)/release CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests -- $(BENCHFLAGS)
 
 .PHONY: lint
 lint: build ## Formatting, clippy, cargo-deny, and the shipped example configurations
