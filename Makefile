@@ -45,7 +45,7 @@ lint: build ## Formatting, clippy, cargo-deny, and the shipped example configura
 
 .PHONY: mutants
 mutants: root deps build ## Applies each known sabotage and shows which test notices
-	$(BUILT) tests/mutants
+	$(CARGO) run -q -p testbed --bin mutants
 
 # Said before the long build, not after it.
 .PHONY: root

@@ -1,0 +1,137 @@
+//! Do the tests bite? Applies the sabotages of `tests/mutants.toml` one by one to a copy of the tree, runs the test that
+//! each names, and says which went unnoticed. `make mutants` runs it; a name as argument runs that one alone.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+/// The whole list.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct List {
+    mutant: Vec<Mutant>,
+}
+
+/// One sabotage: a text that stands exactly once in a file, what to put there, and the test that must turn red.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Mutant {
+    name: String,
+    /// What it lets happen, in words.
+    breaks: String,
+    file: PathBuf,
+    find: String,
+    replace: String,
+    /// The package whose test notices.
+    package: String,
+    /// The test's full path within the package.
+    test: String,
+}
+
+enum Verdict {
+    Noticed,
+    /// The test stayed green: a hole in the suite.
+    Survived,
+    /// The sabotage does not build or the test is not there: the list is stale.
+    Stale(String),
+}
+
+fn main() -> Result<ExitCode> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let list: List = toml::from_str(&fs::read_to_string(root.join("tests/mutants.toml"))?)?;
+    let only = std::env::args().nth(1);
+    let chosen: Vec<&Mutant> = list.mutant.iter().filter(|m| only.as_ref().is_none_or(|o| *o == m.name)).collect();
+    ensure!(!chosen.is_empty(), "tests/mutants.toml has no mutant named {only:?}");
+
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let tree = target.join("mutants/tree");
+    copy_tracked(&root, &tree)?;
+
+    println!("{} sabotages; each must turn its test red\n", chosen.len());
+    let mut bad = 0;
+    for mutant in chosen {
+        let begun = Instant::now();
+        let verdict = try_one(mutant, &tree, &target.join("mutants/build"))?;
+        let seconds = begun.elapsed().as_secs();
+        match verdict {
+            Verdict::Noticed => println!("noticed   {:<28} by {} ({seconds} s)", mutant.name, mutant.test),
+            Verdict::Survived => {
+                bad += 1;
+                println!("SURVIVED  {:<28} {} stays green although {}", mutant.name, mutant.test, mutant.breaks);
+            }
+            Verdict::Stale(why) => {
+                bad += 1;
+                println!("STALE     {:<28} {why}", mutant.name);
+            }
+        }
+    }
+    println!("\n{}", if bad == 0 { "every sabotage was noticed".to_owned() } else { format!("{bad} not noticed") });
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Puts the sabotage in place, runs its test, and takes the sabotage out again.
+fn try_one(mutant: &Mutant, tree: &Path, build: &Path) -> Result<Verdict> {
+    let file = tree.join(&mutant.file);
+    let Ok(sound) = fs::read_to_string(&file) else {
+        return Ok(Verdict::Stale(format!("{} is not there", mutant.file.display())));
+    };
+    let places = sound.matches(&mutant.find).count();
+    if places != 1 {
+        return Ok(Verdict::Stale(format!("its text stands {places} times in {}", mutant.file.display())));
+    }
+    let green = run_test(mutant, tree, build)?;
+    if !green.contains(&format!("test {} ... ok", mutant.test)) {
+        return Ok(Verdict::Stale(format!("{} is not green before the sabotage:\n{green}", mutant.test)));
+    }
+    fs::write(&file, sound.replace(&mutant.find, &mutant.replace))?;
+    let red = run_test(mutant, tree, build);
+    fs::write(&file, sound)?;
+    let red = red?;
+    if red.contains(&format!("test {} ... FAILED", mutant.test)) {
+        Ok(Verdict::Noticed)
+    } else if red.contains(&format!("test {} ... ok", mutant.test)) {
+        Ok(Verdict::Survived)
+    } else {
+        Ok(Verdict::Stale(format!("the sabotaged tree does not build or run:\n{red}")))
+    }
+}
+
+/// What cargo printed of one test.
+fn run_test(mutant: &Mutant, tree: &Path, build: &Path) -> Result<String> {
+    let output = Command::new("cargo")
+        .args(["test", "--quiet", "-p", &mutant.package, "--", "--exact", "--nocapture", "--format", "pretty"])
+        .args(["--test-threads", "1", &mutant.test])
+        .current_dir(tree)
+        .env("CARGO_TARGET_DIR", build)
+        .output()
+        .context("cargo did not start")?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    // A failing test's own output can be long; its verdict line and the end suffice.
+    let verdicts = lines.iter().filter(|l| l.starts_with("test ") || l.starts_with("error"));
+    Ok(verdicts.chain(lines.iter().rev().take(5).rev()).copied().collect::<Vec<_>>().join("\n"))
+}
+
+/// A copy of the files that git tracks, unchanged ones left alone so that cargo rebuilds little.
+fn copy_tracked(root: &Path, tree: &Path) -> Result<()> {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output()?;
+    if !listed.status.success() {
+        bail!("git ls-files failed: the tree to copy must be a git checkout");
+    }
+    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|n| !n.is_empty()) {
+        let (from, to) = (root.join(name), tree.join(name));
+        let Ok(bytes) = fs::read(&from) else { continue };
+        if fs::read(&to).is_ok_and(|old| old == bytes) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().context("a tracked file has a folder")?)?;
+        fs::write(to, bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The endpoint on the node: who gets an answer, and who does not.
+
+use testbed::wait_for;
+
+use crate::support::{SOON, alone, cluster, curl, get, hold};
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn another_user_with_the_stolen_token_is_denied() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    assert_eq!(job.get_as("alice").status, 200);
+    for thief in ["bob", "bobby", "root", "munge"] {
+        let answer = job.get_as(thief);
+        assert_eq!(answer.status, 403, "{thief} got {answer:?}");
+        assert!(!answer.body.contains("SecretAccessKey"));
+    }
+    job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_wrong_or_missing_token_a_wrong_path_a_wrong_host_a_browser() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let other = hold(&cluster, "alice", &["-w", "n1"]);
+    let auth = format!("Authorization: {}", job.token);
+    let get = |url: &str, headers: &[&str]| get(job.host(), "alice", url, headers).status;
+    assert_eq!(get(&job.uri, &[&auth]), 200);
+    assert_eq!(get(&job.uri, &[&format!("authorization: {}", job.token)]), 200, "header names have no case");
+    assert_eq!(get(job.uri.split('?').next().unwrap(), &[&auth]), 200, "the query is for logs");
+    let denied = [401, 403];
+    assert!(denied.contains(&get(&job.uri, &[])), "no token");
+    assert!(denied.contains(&get(&job.uri, &["Authorization: credd1-0000"])), "a malformed token");
+    assert!(denied.contains(&get(&job.uri, &[&format!("Authorization: credd1-{}", "0".repeat(64))])), "nobody's token");
+    assert_eq!(get(&other.uri, &[&auth]), 403, "the same user's other job");
+    assert_eq!(get(&job.uri, &[&auth, "Host: evil.example:9999"]), 403, "DNS rebinding");
+    assert_eq!(get(&job.uri, &[&auth, "Host: 127.0.0.1"]), 403, "another port's host");
+    assert_eq!(get(&job.uri, &[&auth, "Origin: http://127.0.0.1:9999"]), 403, "a browser");
+    assert_eq!(get(&job.uri, &[&auth, "X-Forwarded-For: 10.0.0.1"]), 403, "a proxy");
+    assert_eq!(get("http://127.0.0.1:9999/latest/meta-data/", &[&auth]), 404, "not a metadata service");
+    let post = curl(job.host(), "alice", &[&job.uri, "-H", &auth, "-X", "POST", "-d", "x"]);
+    assert!((400..500).contains(&post.status), "{post:?}");
+    let message = curl(job.host(), "alice", &[&other.uri, "-H", &auth]).json();
+    assert!(message["message"].as_str().is_some_and(|m| m.len() > 20) && message["Code"].is_string(), "{message}");
+    job.finish();
+    other.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_token_of_another_node_is_unknown() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let answer = get(cluster.node("n2"), "alice", &job.uri, &[&format!("Authorization: {}", job.token)]);
+    assert!([401, 403].contains(&answer.status), "{answer:?}");
+    job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn after_the_end_the_token_is_dead() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let (uri, token) = (job.uri.clone(), job.token.clone());
+    assert_eq!(job.get_as("alice").status, 200);
+    job.finish();
+    let ask = || get(cluster.node("n1"), "alice", &uri, &[&format!("Authorization: {token}")]).status;
+    wait_for("the token to be forgotten", SOON, || [401, 403].contains(&ask()).then_some(())).unwrap();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_client_that_has_gone_is_not_taken_for_root() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    // bob sends a request with alice's token and closes at once, many times: the kernel then reports uid 0 for his
+    // sockets. credd must never have answered one; it logs each refusal with the uid it saw.
+    let script = format!(
+        "import socket\nfor i in range(200):\n s=socket.create_connection(('127.0.0.1',9999))\n s.sendall(b'GET {} HTTP/1.1\\r\\nHost: 127.0.0.1:9999\\r\\nAuthorization: {}\\r\\n\\r\\n')\n s.shutdown(socket.SHUT_RDWR) if i%2 else None\n s.close()\n",
+        job.uri.strip_prefix("http://127.0.0.1:9999").unwrap(),
+        job.token
+    );
+    job.host().run_as("bob", &["/usr/bin/python3", "-c", &script]).expect_ok();
+    // A half-closed connection is read to its end: still not one byte of a secret.
+    let half = format!(
+        "import socket\ngot=b''\nfor i in range(50):\n s=socket.create_connection(('127.0.0.1',9999))\n s.sendall(b'GET {} HTTP/1.1\\r\\nHost: 127.0.0.1:9999\\r\\nAuthorization: {}\\r\\nConnection: close\\r\\n\\r\\n')\n s.shutdown(socket.SHUT_WR)\n while True:\n  b=s.recv(65536)\n  if not b: break\n  got+=b\nprint(b'SecretAccessKey' in got)\n",
+        job.uri.strip_prefix("http://127.0.0.1:9999").unwrap(),
+        job.token
+    );
+    assert_eq!(job.host().run_as("bob", &["/usr/bin/python3", "-c", &half]).expect_ok(), "False");
+    assert_eq!(job.get_as("alice").status, 200, "and alice is served as before");
+    job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn nobody_takes_the_port_while_credd_restarts() {
+    let cluster = alone();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let node = cluster.node("n1");
+    node.credd().kill9().unwrap();
+    let squat = "import socket\ns=socket.socket()\ns.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\ns.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\ntry:\n s.bind(('127.0.0.1',9999)); s.listen(); print('squatted')\nexcept OSError as e: print(e.errno)\n";
+    let tried = node.run_as("bob", &["/usr/bin/python3", "-c", squat]);
+    assert_eq!(tried.expect_ok(), "98", "EADDRINUSE");
+    node.credd().start().unwrap();
+    wait_for("credd to serve again", SOON, || (job.get_as("alice").status == 200).then_some(())).unwrap();
+    job.finish();
+    cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn the_users_socket_shows_ones_own_jobs_only() {
+    let cluster = cluster();
+    let (alices, bobs) = (hold(&cluster, "alice", &["-w", "n1"]), hold(&cluster, "bob", &["-w", "n1"]));
+    let status = |user: &str| alices.host().run_as(user, &["credd", "status", "--json"]).expect_ok().to_owned();
+    let (alice_sees, root_sees) = (status("alice"), status("root"));
+    assert!(
+        alice_sees.contains(&alices.job.to_string()) && !alice_sees.contains(&format!(":{}", bobs.job)),
+        "{alice_sees}"
+    );
+    assert!(root_sees.contains(&alices.job.to_string()) && root_sees.contains(&bobs.job.to_string()), "{root_sees}");
+    for text in [alice_sees, root_sees] {
+        assert!(!text.contains("credd1-"), "a token is shown: {text}");
+    }
+    alices.finish();
+    bobs.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn no_secret_is_in_any_log() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let document = job.get_as("alice").json();
+    let token = job.token.clone();
+    job.get_as("bob");
+    job.finish();
+    let logs = cluster.last_log_lines(usize::MAX);
+    for secret in [&token[7..], document["SecretAccessKey"].as_str().unwrap(), document["Token"].as_str().unwrap()] {
+        assert!(!logs.contains(secret), "a secret stands in a log");
+    }
+}

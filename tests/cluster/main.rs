@@ -1,0 +1,14 @@
+//! The end-to-end suite: one real Slurm cluster, the real plugin, `credd`, `credvend`, and a pretend AWS that enforces.
+//!
+//! Tests share the cluster; those that stop daemons have it to themselves (see [`support`]). Every test here is ignored,
+//! with the reason, on a machine that cannot hold such a cluster.
+
+mod endpoint;
+mod forgery;
+mod launch;
+mod lifecycle;
+mod lying_node;
+mod outages;
+mod revocation;
+mod roles;
+mod support;
