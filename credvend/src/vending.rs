@@ -186,7 +186,7 @@ impl Vending {
         self.issuing.forget(session.id);
         self.attested.forget(session.id);
         if session.status == SessionStatus::Invalidated {
-            self.parts.events.invalidated(session.id, why);
+            self.parts.events.invalidated(&session.cluster, session.id, why);
         }
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,

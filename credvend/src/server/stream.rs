@@ -85,7 +85,7 @@ impl Server {
         let (events, stopping) = (self.vending.events().clone(), self.stopping.clone());
         tracing::debug!(cluster = %node.cluster, node = %node.name, "stream opened");
         tokio::spawn(async move {
-            let why = feed(&events, &sender, replaced, stopping).await;
+            let why = feed(&events, &node.cluster, &sender, replaced, stopping).await;
             tracing::debug!(cluster = %node.cluster, node = %node.name, why, "stream ended");
             drop(entry);
         });
@@ -96,11 +96,12 @@ impl Server {
 /// Writes events until something ends the stream; says what.
 async fn feed(
     events: &Events,
+    cluster: &ClusterName,
     to: &mpsc::Sender<Bytes>,
     mut replaced: oneshot::Receiver<()>,
     mut stopping: watch::Receiver<bool>,
 ) -> &'static str {
-    let (hello, mut news) = events.subscribe();
+    let (hello, mut news) = events.subscribe(cluster);
     let mut next = Some(hello);
     let period = Duration::from_secs(PING_SECONDS);
     let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
@@ -125,7 +126,7 @@ async fn feed(
                 Err(broadcast::error::RecvError::Lagged(_)) => return "the node is too far behind",
                 Err(broadcast::error::RecvError::Closed) => return "the service stops",
             },
-            _ = ping.tick() => next = Some(Event::Ping { seq: events.seq() }),
+            _ = ping.tick() => next = Some(Event::Ping { seq: events.seq(cluster) }),
         }
     }
 }
@@ -170,10 +171,13 @@ mod tests {
         let (sender, mut lines) = mpsc::channel(4);
         let (_entry, replaced) = Streams::default().enter(node(), 1);
         let fed = events.clone();
-        let task = tokio::spawn(async move { feed(&fed, &sender, replaced, stopping).await });
+        let lab: ClusterName = "lab".parse().unwrap();
+        let of = lab.clone();
+        let task = tokio::spawn(async move { feed(&fed, &of, &sender, replaced, stopping).await });
         let mut line = async || serde_json::from_slice::<Event>(&lines.recv().await.unwrap()).unwrap();
         assert_eq!(line().await, Event::Hello { epoch: "e1".into(), seq: 0 });
-        events.invalidated(credd_protocol::SessionId::random(), "over");
+        events.invalidated(&"hpc".parse().unwrap(), credd_protocol::SessionId::random(), "another cluster's");
+        events.invalidated(&lab, credd_protocol::SessionId::random(), "over");
         assert!(matches!(line().await, Event::Invalidated { seq: 1, .. }));
         assert_eq!(line().await, Event::Ping { seq: 1 });
         stop.send(true).unwrap();

@@ -257,7 +257,7 @@ impl World {
         };
         change(&mut lab);
         let hpc = Cluster { attestor: None, trust_unenforced_accounts: false, node_address_check: AddressCheck::Off };
-        let (_, receiver) = events.subscribe();
+        let (_, receiver) = events.subscribe(&"lab".parse().unwrap());
         let vending = Vending::new(Parts {
             store: store.clone(),
             clusters: [("lab", lab), ("hpc", hpc)].map(|(name, c)| (name.parse().unwrap(), c)).into(),
