@@ -10,7 +10,7 @@ use anyhow::Context;
 use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{JobId, SessionId, Uid};
 use credvend::store::sqlite::SqliteStore;
-use credvend::store::{Origin, Session, SessionFilter, Store};
+use credvend::store::{Origin, Run, Session, SessionFilter, Store};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
@@ -23,7 +23,7 @@ fn session(job: u32) -> anyhow::Result<Session> {
         project: format!("project{}", job % 50).parse()?,
         partition: Some("batch".parse()?),
         nodes: (0..4).map(|n| format!("node{n:04}").parse()).collect::<Result<_, _>>()?,
-        origin: Origin::Slurm { job: JobId::try_from(job)?, restart: 0 },
+        origin: Origin::Slurm(Run { job: JobId::try_from(job)?, restart: 0, submitted: OffsetDateTime::UNIX_EPOCH }),
         opened: OffsetDateTime::now_utc(),
         ended: None,
         status: SessionStatus::Active,

@@ -5,6 +5,9 @@
 
 use async_trait::async_trait;
 use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
+use time::OffsetDateTime;
+
+use crate::store::Run;
 
 pub mod command;
 pub mod hostlist;
@@ -19,6 +22,9 @@ pub struct JobFacts {
     pub job: JobId,
     /// How often the job was requeued.
     pub restart: u32,
+    /// When this run was submitted, to the second. Slurm sets it anew when it requeues the job, and never else (seen with
+    /// 22.05: update, suspend, hold, release, reconfigure and a restart of slurmctld leave it).
+    pub submitted: OffsetDateTime,
     /// The user's name.
     pub user: UserName,
     /// The user's uid at the cluster.
@@ -31,6 +37,13 @@ pub struct JobFacts {
     pub nodes: Vec<NodeName>,
     /// What it is doing.
     pub state: JobState,
+}
+
+impl JobFacts {
+    /// Which run of which job this is.
+    pub fn run(&self) -> Run {
+        Run { job: self.job, restart: self.restart, submitted: self.submitted }
+    }
 }
 
 /// What matters of Slurm's job states.

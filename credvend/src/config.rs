@@ -111,6 +111,8 @@ pub struct Cluster {
     pub trust_unenforced_accounts: bool,
     /// `node-address-check`: `off`, `warn` or `require`.
     pub node_address_check: AddressCheck,
+    /// `head-session-max-days`: a head's session that is older is ended.
+    pub head_session_max_days: u32,
     /// `munge-socket`: of the munged that has this cluster's key; unset, libmunge's default.
     pub munge_socket: Option<PathBuf>,
 }
@@ -321,6 +323,7 @@ fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
             head_secret_files: section.paths("head-secret-file"),
             trust_unenforced_accounts: section.boolean("trust-unenforced-accounts").unwrap_or(false),
             node_address_check: section.word("node-address-check", &check).unwrap_or_default(),
+            head_session_max_days: section.number("head-session-max-days", 1, 3650).unwrap_or(30),
             munge_socket: section.path("munge-socket"),
         };
         match name {

@@ -93,6 +93,18 @@ pub enum Refusal {
         /// The job.
         job: JobId,
     },
+    /// The job's account is not what it was.
+    #[error(
+        "job {job} was started in project {opened}, but Slurm has it in {now} now; nothing more is vended until that is undone, or the job is requeued"
+    )]
+    AccountChanged {
+        /// The job.
+        job: JobId,
+        /// The session's project.
+        opened: ProjectId,
+        /// Slurm's account of today, and whose it is.
+        now: String,
+    },
     /// The project map lacks it.
     #[error("project {project} has no role: it is not in credvend's projects.toml; ask the administrators to add it")]
     UnknownProject {
@@ -155,6 +167,7 @@ impl Refusal {
             Refusal::WrongAddress { .. } => "WrongAddress",
             Refusal::AccountsNotEnforced { .. } => "AccountsNotEnforced",
             Refusal::NoAccount { .. } => "NoAccount",
+            Refusal::AccountChanged { .. } => "AccountChanged",
             Refusal::UnknownProject { .. } => "UnknownProject",
             Refusal::UnknownRole { .. } => "UnknownRole",
             Refusal::UnknownSession(_) => "UnknownSession",
@@ -180,14 +193,15 @@ impl Refusal {
     }
 
     /// Whether the same request may succeed later without anybody changing it. A role that AWS refuses, an unknown
-    /// project and unenforced accounts may be mended by an administrator while the job runs: they are asked for again,
-    /// seldom.
+    /// project, a changed account and unenforced accounts may be mended by an administrator while the job runs: they are
+    /// asked for again, seldom.
     pub fn retry(&self) -> bool {
         matches!(
             self,
             Refusal::Unavailable(_)
                 | Refusal::Internal(_)
                 | Refusal::RoleRefused { .. }
+                | Refusal::AccountChanged { .. }
                 | Refusal::UnknownProject { .. }
                 | Refusal::UnknownCluster(_)
                 | Refusal::AccountsNotEnforced { .. }
@@ -254,6 +268,7 @@ mod tests {
             Refusal::WrongAddress { node, peer: text(), expected: text() },
             Refusal::AccountsNotEnforced { cluster, why: text() },
             Refusal::NoAccount { job },
+            Refusal::AccountChanged { job, opened: project.clone(), now: text() },
             Refusal::UnknownProject { project: project.clone() },
             Refusal::UnknownRole { project, role: RoleName::default(), has: text() },
             Refusal::UnknownSession(text()),

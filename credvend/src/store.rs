@@ -43,12 +43,47 @@ pub enum Origin {
         token: TokenHash,
     },
     /// Slurm attested it. It has no session token: only nodes that Slurm names get its credentials.
-    Slurm {
-        /// The raw job id.
-        job: JobId,
-        /// The restart count of this run.
-        restart: u32,
-    },
+    Slurm(Run),
+}
+
+/// One run of a Slurm job. The id and restart count alone do not tell runs apart for ever: a slurmctld that lost its state,
+/// or whose counter went round, gives old ids to new jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Run {
+    /// The raw job id.
+    pub job: JobId,
+    /// How often the job was requeued before.
+    pub restart: u32,
+    /// When Slurm has it as submitted, to the second.
+    pub submitted: OffsetDateTime,
+}
+
+impl Run {
+    /// The `submitted` of sessions that an earlier credvend opened, which did not record it.
+    pub const UNRECORDED: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    /// Whether this, a session's, is the run that Slurm has now.
+    pub fn is(&self, now: &Run) -> bool {
+        (self.job, self.restart) == (now.job, now.restart)
+            && (self.submitted == now.submitted || self.submitted == Self::UNRECORDED)
+    }
+
+    /// Whether this run of the same job id is over for certain when Slurm has run `now`.
+    pub fn is_before(&self, now: &Run) -> bool {
+        self.job == now.job && !self.is(now) && (self.submitted, self.restart) < (now.submitted, now.restart)
+    }
+}
+
+/// An ACTIVE session of a Slurm job, with what tells whether it still runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenRun {
+    /// The session.
+    pub id: SessionId,
+    /// Of which run.
+    pub run: Run,
+    /// Of whom.
+    pub uid: Option<Uid>,
 }
 
 /// One run of one job, or one session of a head.
@@ -128,6 +163,9 @@ pub struct Page<T> {
 /// The most items a page has.
 pub const PAGE: usize = 500;
 
+/// The most items a page of [`OpenRun`]s has.
+pub const RUNS_PAGE: usize = 8192;
+
 /// Which sessions to list. All conditions must hold; names are compared exactly, byte for byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -142,6 +180,9 @@ pub struct SessionFilter {
     pub project: Option<ProjectId>,
     /// Only of this Slurm job.
     pub job: Option<JobId>,
+    /// Only opened before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened_before: Option<OffsetDateTime>,
 }
 
 /// What became of an attempt to open a session.
@@ -149,7 +190,7 @@ pub struct SessionFilter {
 pub enum Opened {
     /// The session is stored now.
     New(Session),
-    /// The same run (cluster, job, restart) already had a session, whatever its status: this one.
+    /// The same run already had a session, whatever its status: this one.
     Existing(Session),
 }
 
@@ -168,16 +209,24 @@ pub enum Ended {
 /// its session ends rests on that. Times are kept to the microsecond.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Opens a session. For [`Origin::Slurm`] the key is (cluster, job, restart): the first caller's session is stored,
-    /// later callers get it. For [`Origin::Head`] the key is (cluster, head session, submitted): the same again returns
+    /// Opens a session. For [`Origin::Slurm`] the key is (cluster, run): the first caller's session is stored, later
+    /// callers get it. For [`Origin::Head`] the key is (cluster, head session, submitted): the same again returns
     /// `Existing` (its token is the old one), a newer `submitted` is a new session. Durable when it returns.
     async fn open(&self, session: Session) -> Result<Opened, StoreError>;
 
     /// A session by its id.
     async fn get(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
 
-    /// The session of one run of a Slurm job.
-    async fn find_run(&self, cluster: &ClusterName, job: JobId, restart: u32) -> Result<Option<Session>, StoreError>;
+    /// The session of one run of a Slurm job, whatever its status; else the ACTIVE one that [is](Run::is) this run.
+    async fn find_run(&self, cluster: &ClusterName, run: &Run) -> Result<Option<Session>, StoreError>;
+
+    /// The ACTIVE sessions of a cluster's Slurm jobs, newest first, [`RUNS_PAGE`] at a time: for the sweep, which looks at
+    /// all of them every few seconds.
+    async fn list_runs(&self, cluster: &ClusterName, from: Option<&Cursor>) -> Result<Page<OpenRun>, StoreError>;
+
+    /// Gives a head's ACTIVE session another token; the earlier one is worth nothing any more. `None` if there is no such
+    /// session, it has ended, or it is not a head's. Durable when it returns.
+    async fn replace_token(&self, id: SessionId, token: TokenHash) -> Result<Option<Session>, StoreError>;
 
     /// A head's session by the head's id: the one opened last. Without a cluster (the seed's short PUT form) the newest
     /// of any of `clusters`, which are the caller's own.

@@ -105,6 +105,8 @@ pub struct Cluster {
     pub trust_unenforced_accounts: bool,
     /// Compare a node's peer address with Slurm's NodeAddr.
     pub node_address_check: AddressCheck,
+    /// A head's session that is older is COMPLETED: the head forgot it.
+    pub head_session_max: time::Duration,
 }
 
 /// `node-address-check` of a `[[cluster]]`.

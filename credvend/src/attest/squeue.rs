@@ -9,9 +9,13 @@
 //! squeue 22.05 leaves out a field that it does not know and still exits with 0.
 
 use credd_protocol::{JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use super::hostlist;
 use super::{JobFacts, JobState};
+use crate::store::Run;
 
 /// A column: squeue's name for it with `-O`, how its heading begins, how many bytes it gets.
 struct Column {
@@ -24,7 +28,7 @@ const fn column(field: &'static str, heading: &'static str, width: usize) -> Col
     Column { field, heading, width }
 }
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     column("JobID", "JOBID", 12),
     column("RestartCnt", "RESTART_COUNT", 16),
     column("UserID", "UID", 12),
@@ -32,7 +36,11 @@ const COLUMNS: [Column; 7] = [
     column("UserName", "USER", 65),
     column("Account", "ACCOUNT", 129),
     column("Partition", "PARTITION", 65),
+    column("SubmitTime", "SUBMIT_TIME", 24),
 ];
+
+/// Slurm's times, where neither TZ nor SLURM_TIME_FORMAT says otherwise: [`super::command`] sees to both.
+const TIME: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
 
 /// Width 0: as long as it needs.
 const LAST: Column = column("NodeList", "NODELIST", 0);
@@ -59,7 +67,7 @@ pub fn format() -> String {
 pub struct Row<'a> {
     /// The raw job id.
     pub job: JobId,
-    columns: [&'a [u8]; 7],
+    columns: [&'a [u8]; 8],
     nodes: &'a str,
 }
 
@@ -94,7 +102,7 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn row<'a>(fixed: &'a [u8], nodes: &'a [u8]) -> Result<Row<'a>, String> {
-    let mut columns: [&[u8]; 7] = [&[]; 7];
+    let mut columns: [&[u8]; 8] = [&[]; 8];
     let mut rest = fixed;
     for (place, column) in columns.iter_mut().zip(&COLUMNS) {
         let (value, after) = rest.split_at_checked(column.width).ok_or("it is cut short")?;
@@ -175,6 +183,14 @@ impl Row<'_> {
         names.and_then(|name| name.parse().ok()).ok_or_else(|| self.bad("partition", bytes))
     }
 
+    /// When this run was submitted (UTC).
+    fn submitted(&self) -> Result<OffsetDateTime, String> {
+        text(self.columns[7])
+            .and_then(|t| PrimitiveDateTime::parse(t, TIME).ok())
+            .map(PrimitiveDateTime::assume_utc)
+            .ok_or_else(|| self.bad("submit time", self.columns[7]))
+    }
+
     /// Where it runs.
     fn nodes(&self, max: usize) -> Result<Vec<NodeName>, String> {
         match self.nodes {
@@ -192,6 +208,7 @@ impl Row<'_> {
         Ok(JobFacts {
             job: self.job,
             restart: self.restart()?,
+            submitted: self.submitted()?,
             user: self.user(uid, is_nobody)?,
             uid,
             account: self.account()?,
@@ -203,7 +220,8 @@ impl Row<'_> {
 
     /// The facts, for a listing, where one strange job must not hide all the others, and may not be missing either: an
     /// account that is no project id is left out, and so are more than `max_nodes` nodes; a name that does not fit is
-    /// replaced by `uid=N`, a partition's by `unreadable`; an unknown state counts as [`JobState::Completing`].
+    /// replaced by `uid=N`, a partition's by `unreadable`, a submit time by one that no run has; an unknown state counts as
+    /// [`JobState::Completing`].
     ///
     /// # Errors
     /// A sentence, if Slurm's own numbers are not readable.
@@ -215,6 +233,7 @@ impl Row<'_> {
         Ok(JobFacts {
             job: self.job,
             restart: self.restart()?,
+            submitted: self.submitted().unwrap_or(Run::UNRECORDED),
             user: user?,
             uid,
             account: self.account().unwrap_or_default(),
@@ -249,10 +268,18 @@ pub mod made_up {
         format!("{fixed}{}\n", LAST.heading)
     }
 
+    /// When they all were submitted.
+    pub const SUBMITTED: &str = "2026-03-01T11:00:00";
+
     /// One row: job, restart, uid, state, user, account, partition; and the nodes. Cut and padded by bytes.
     pub fn row(values: [&str; 7], nodes: &str) -> Vec<u8> {
+        row_of(values, SUBMITTED, nodes)
+    }
+
+    /// The same with another submit time.
+    pub fn row_of(values: [&str; 7], submitted: &str, nodes: &str) -> Vec<u8> {
         let mut row = Vec::new();
-        for (value, column) in values.iter().zip(&COLUMNS) {
+        for (value, column) in values.iter().chain([&submitted]).zip(&COLUMNS) {
             let mut bytes = value.as_bytes().to_vec();
             bytes.resize(column.width, b' ');
             row.extend(bytes);
@@ -265,9 +292,10 @@ pub mod made_up {
 
 #[cfg(test)]
 mod tests {
-    use super::made_up::{header, row};
+    use super::made_up::{header, row, row_of};
     use super::*;
     use proptest::prelude::*;
+    use time::macros::datetime;
 
     fn answer(rows: &[Vec<u8>]) -> Vec<u8> {
         let mut answer = header().into_bytes();
@@ -288,6 +316,7 @@ mod tests {
     fn a_row_gives_every_fact() {
         let facts = facts(row(["12", "3", "2001", "COMPLETING", "alice", "genomics", "batch"], "n[1-2],m1")).unwrap();
         assert_eq!((facts.job.get(), facts.restart, facts.uid), (12, 3, Uid(2001)));
+        assert_eq!(facts.submitted, datetime!(2026-03-01 11:00 UTC));
         assert_eq!((facts.user.as_str(), facts.partition.as_str()), ("alice", "batch"));
         assert_eq!(facts.account.unwrap().as_str(), "genomics");
         assert_eq!(facts.nodes.iter().map(NodeName::as_str).collect::<Vec<_>>(), ["n1", "n2", "m1"]);
@@ -312,6 +341,19 @@ mod tests {
         assert!(facts(row(["1", "0", "6", "RUNNING", "eve", &long[..128], "batch"], "n1")).is_ok());
         assert!(facts(row(["1", "0", "6", "RUNNING", &long[..65], "a", "batch"], "n1")).unwrap_err().contains("user"));
         assert!(facts(row(["1", "0", "6", "RUNNING", "e", "a", &long[..65]], "n1")).unwrap_err().contains("partition"));
+    }
+
+    #[test]
+    fn a_submit_time_in_another_form_is_refused() {
+        for strange in
+            ["", "N/A", "Unknown", "1740000000", "2026-03-01T11:00", "2026-02-30T11:00:00", "2026-03-01T11:00:00Z"]
+        {
+            let strange = row_of(["1", "0", "6", "RUNNING", "eve", "a", "batch"], strange, "n1");
+            let all = answer(&[strange.clone(), alice("2")]);
+            let rows = parse(&all).unwrap();
+            assert_eq!(rows[0].listed(9).unwrap().submitted, Run::UNRECORDED);
+            assert!(facts(strange).unwrap_err().contains("submit time of job 1"));
+        }
     }
 
     #[test]

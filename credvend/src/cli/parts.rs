@@ -38,6 +38,7 @@ pub fn clusters(config: &Config) -> HashMap<ClusterName, Cluster> {
         attestor: attestor(cluster),
         trust_unenforced_accounts: cluster.trust_unenforced_accounts,
         node_address_check: cluster.node_address_check,
+        head_session_max: time::Duration::days(cluster.head_session_max_days.into()),
     };
     config.clusters.iter().map(|c| (c.name.clone(), cluster(c))).collect()
 }

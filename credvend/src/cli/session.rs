@@ -134,6 +134,9 @@ fn show(detail: SessionDetail) -> anyhow::Result<()> {
         let nodes: Vec<&str> = s.nodes.iter().map(AsRef::as_ref).collect();
         println!("nodes      {}", nodes.join(" "));
     }
+    if let Some(submitted) = &s.submitted {
+        println!("submitted  {submitted}");
+    }
     println!("opened     {}", rfc3339_z::format(s.opened));
     if let Some(ended) = s.ended {
         println!("ended      {}", rfc3339_z::format(ended));

@@ -14,7 +14,7 @@ use super::Server;
 use super::answer::{self, Reply};
 use super::route::AdminVerb;
 use crate::refusal::Refusal;
-use crate::store::{Cursor, Issuance, IssuedTo, Origin, Session};
+use crate::store::{Cursor, Issuance, IssuedTo, Origin, Run, Session};
 use crate::vending::Vending;
 
 /// How long an answer of `/ready` counts: anybody may ask, and the store is not asked each time.
@@ -101,6 +101,8 @@ pub struct SessionView {
     pub restart: Option<u32>,
     /// The head's own session id.
     pub head_session: Option<String>,
+    /// When the run was submitted: as Slurm says (`Z`), or as the head wrote it.
+    pub submitted: Option<String>,
     /// The partition.
     pub partition: Option<PartitionName>,
     /// The nodes when it was opened.
@@ -117,9 +119,12 @@ pub struct SessionView {
 
 impl From<Session> for SessionView {
     fn from(session: Session) -> Self {
-        let (origin, job, restart, head_session) = match session.origin {
-            Origin::Slurm { job, restart } => ("slurm", Some(job), Some(restart), None),
-            Origin::Head { head_session, .. } => ("head", None, None, Some(head_session)),
+        let (origin, job, restart, head_session, submitted) = match session.origin {
+            Origin::Slurm(Run { job, restart, submitted }) => {
+                let submitted = (submitted != Run::UNRECORDED).then(|| rfc3339_z::format(submitted));
+                ("slurm", Some(job), Some(restart), None, submitted)
+            }
+            Origin::Head { head_session, submitted, .. } => ("head", None, None, Some(head_session), Some(submitted)),
         };
         SessionView {
             session: session.id,
@@ -132,6 +137,7 @@ impl From<Session> for SessionView {
             job,
             restart,
             head_session,
+            submitted,
             partition: session.partition,
             nodes: session.nodes,
             opened: session.opened,

@@ -15,6 +15,11 @@ use super::*;
 /// The time at which these tests play.
 pub const T0: OffsetDateTime = datetime!(2026-03-01 12:00:00.123456 UTC);
 
+/// The run of a job that was submitted an hour before [`T0`].
+pub fn run(job: u32, restart: u32) -> Run {
+    Run { job: JobId::try_from(job).unwrap(), restart, submitted: T0 - Duration::HOUR }
+}
+
 /// A session of a job, opened at [`T0`].
 pub fn of_job(job: u32, restart: u32) -> Session {
     Session {
@@ -25,7 +30,7 @@ pub fn of_job(job: u32, restart: u32) -> Session {
         project: "genomics".parse().unwrap(),
         partition: Some("batch".parse().unwrap()),
         nodes: vec!["n1".parse().unwrap(), "n2".parse().unwrap()],
-        origin: Origin::Slurm { job: JobId::try_from(job).unwrap(), restart },
+        origin: Origin::Slurm(run(job, restart)),
         opened: T0,
         ended: None,
         status: SessionStatus::Active,
@@ -109,6 +114,9 @@ pub async fn all<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
     opening_a_run_again_returns_the_first(&*empty().await).await;
     of_many_concurrent_openers_one_is_first(empty().await).await;
     a_heads_session_is_keyed_by_its_submission(&*empty().await).await;
+    a_session_without_submit_time_is_its_runs_while_it_is_open(&*empty().await).await;
+    a_heads_token_is_replaced_while_its_session_is_open(&*empty().await).await;
+    the_open_runs_of_a_cluster_are_listed(empty().await).await;
     the_newest_of_a_heads_sessions_is_found(&*empty().await).await;
     ends_are_final(&*empty().await).await;
     of_many_concurrent_enders_one_ends(empty().await).await;
@@ -129,10 +137,12 @@ async fn a_session_comes_back_as_it_was_opened(store: &dyn Store) {
         assert_eq!(store.open(session.clone()).await.unwrap(), Opened::New(session.clone()));
         assert_eq!(store.get(session.id).await.unwrap(), Some(session));
     }
-    let found = store.find_run(&"lab".parse().unwrap(), JobId::try_from(7).unwrap(), 1).await.unwrap();
+    let found = store.find_run(&"lab".parse().unwrap(), &run(7, 1)).await.unwrap();
     assert_eq!(found.unwrap().origin, of_job(7, 1).origin);
-    assert_eq!(store.find_run(&"lab".parse().unwrap(), JobId::try_from(7).unwrap(), 0).await.unwrap(), None);
-    assert_eq!(store.find_run(&"Lab".parse().unwrap(), JobId::try_from(7).unwrap(), 1).await.unwrap(), None);
+    assert_eq!(store.find_run(&"lab".parse().unwrap(), &run(7, 0)).await.unwrap(), None);
+    assert_eq!(store.find_run(&"Lab".parse().unwrap(), &run(7, 1)).await.unwrap(), None);
+    let again = Run { submitted: T0, ..run(7, 1) };
+    assert_eq!(store.find_run(&"lab".parse().unwrap(), &again).await.unwrap(), None);
 }
 
 async fn opening_a_run_again_returns_the_first(store: &dyn Store) {
@@ -150,6 +160,8 @@ async fn opening_a_run_again_returns_the_first(store: &dyn Store) {
     assert_eq!((ended.id, ended.status), (first.id, SessionStatus::Invalidated));
     // Another run, another cluster: other sessions.
     assert!(matches!(store.open(of_job(7, 1)).await.unwrap(), Opened::New(_)));
+    let renumbered = Session { origin: Origin::Slurm(Run { submitted: T0, ..run(7, 0) }), ..of_job(7, 0) };
+    assert_eq!(store.open(renumbered.clone()).await.unwrap(), Opened::New(renumbered), "Slurm gave the id again");
     let elsewhere = Session { cluster: "other".parse().unwrap(), ..of_job(7, 0) };
     assert!(matches!(store.open(elsewhere).await.unwrap(), Opened::New(_)));
 }
@@ -188,6 +200,80 @@ async fn a_heads_session_is_keyed_by_its_submission(store: &dyn Store) {
     };
     assert_eq!(store.open(again).await.unwrap(), Opened::Existing(first), "the old token stays");
     assert!(matches!(store.open(of_head("5", "2026-03-02T00:00:00")).await.unwrap(), Opened::New(_)));
+}
+
+async fn a_session_without_submit_time_is_its_runs_while_it_is_open(store: &dyn Store) {
+    let old = Session { origin: Origin::Slurm(Run { submitted: Run::UNRECORDED, ..run(7, 0) }), ..of_job(7, 0) };
+    store.open(old.clone()).await.unwrap();
+    let find = async || store.find_run(&"lab".parse().unwrap(), &run(7, 0)).await.unwrap();
+    assert_eq!(find().await, Some(old.clone()));
+    store.end(old.id, SessionStatus::Completed, T0, "over").await.unwrap();
+    assert_eq!(find().await, None);
+    let own = of_job(7, 0);
+    store.open(own.clone()).await.unwrap();
+    assert_eq!(find().await, Some(own));
+}
+
+async fn a_heads_token_is_replaced_while_its_session_is_open(store: &dyn Store) {
+    let session = of_head("5", "2026-03-01T00:00:00");
+    store.open(session.clone()).await.unwrap();
+    let origin = Origin::Head {
+        head_session: "5".into(),
+        submitted: "2026-03-01T00:00:00".into(),
+        token: TokenHash::of("another"),
+    };
+    let renewed = Session { origin, ..session.clone() };
+    for _ in 0..2 {
+        assert_eq!(
+            store.replace_token(session.id, TokenHash::of("another")).await.unwrap(),
+            Some(renewed.clone()),
+            "again is the same"
+        );
+    }
+    assert_eq!(store.find_head(&["lab".parse().unwrap()], "5").await.unwrap(), Some(renewed));
+    store.end(session.id, SessionStatus::Completed, T0, "over").await.unwrap();
+    let ended = store.get(session.id).await.unwrap();
+    assert_eq!(store.replace_token(session.id, TokenHash::of("third")).await.unwrap(), None);
+    assert_eq!(store.get(session.id).await.unwrap(), ended, "an ended session is not touched");
+    let job = of_job(5, 0);
+    store.open(job.clone()).await.unwrap();
+    assert_eq!(store.replace_token(job.id, TokenHash::of("x")).await.unwrap(), None, "a job's session has no token");
+    assert_eq!(store.get(job.id).await.unwrap(), Some(job));
+    assert_eq!(store.replace_token(SessionId::random(), TokenHash::of("x")).await.unwrap(), None);
+}
+
+async fn the_open_runs_of_a_cluster_are_listed(store: Arc<dyn Store>) {
+    let count = RUNS_PAGE + 3;
+    let at = |i: usize| T0 + Duration::seconds(i as i64 / 4);
+    let sessions: Vec<Session> = (0..count).map(|i| Session { opened: at(i), ..of_job(i as u32 + 1, 0) }).collect();
+    open_all(&store, sessions.clone()).await;
+    let others = [
+        of_head("5", "2026"),
+        Session { cluster: "other".parse().unwrap(), ..of_job(1, 0) },
+        Session { uid: None, ..of_job(1, 1) },
+    ];
+    open_all(&store, others.clone()).await;
+    store.end(sessions[0].id, SessionStatus::Completed, T0, "").await.unwrap();
+    let lab: ClusterName = "lab".parse().unwrap();
+    let first = store.list_runs(&lab, None).await.unwrap();
+    assert_eq!(first.items.len(), RUNS_PAGE);
+    let next = first.next.expect("a second page");
+    let second = store.list_runs(&lab, Some(&next)).await.unwrap();
+    assert_eq!(second.next, None);
+    let found: Vec<OpenRun> = first.items.into_iter().chain(second.items).collect();
+    let key = |s: &OpenRun| (s.run.job, s.run.restart);
+    assert_eq!(
+        found.iter().map(key).collect::<HashSet<_>>().len(),
+        count,
+        "all but the ended, and the one without uid"
+    );
+    assert!(
+        found
+            .iter()
+            .all(|s| s.run.submitted == T0 - Duration::HOUR && s.uid == (s.run.restart == 0).then_some(Uid(1002)))
+    );
+    assert!(found.contains(&OpenRun { id: sessions[9].id, run: run(10, 0), uid: Some(Uid(1002)) }));
+    assert!(matches!(store.list_runs(&"other".parse().unwrap(), Some(&next)).await, Err(StoreError::BadCursor)));
 }
 
 async fn the_newest_of_a_heads_sessions_is_found(store: &dyn Store) {
@@ -284,6 +370,7 @@ async fn listings_filter_exactly(store: &dyn Store) {
                 user: (bits & 4 != 0).then(|| "bob".parse().unwrap()),
                 project: (bits & 8 != 0).then(|| "genomics".parse().unwrap()),
                 job: (bits & 16 != 0).then(|| JobId::try_from(1).unwrap()),
+                opened_before: None,
             };
             let expected: Vec<&Session> = everything
                 .iter()
@@ -291,7 +378,7 @@ async fn listings_filter_exactly(store: &dyn Store) {
                 .filter(|s| filter.cluster.as_ref().is_none_or(|v| *v == s.cluster))
                 .filter(|s| filter.user.as_ref().is_none_or(|v| *v == s.user))
                 .filter(|s| filter.project.as_ref().is_none_or(|v| *v == s.project))
-                .filter(|s| filter.job.is_none_or(|v| matches!(s.origin, Origin::Slurm { job, .. } if job == v)))
+                .filter(|s| filter.job.is_none_or(|v| matches!(s.origin, Origin::Slurm(run) if run.job == v)))
                 .collect();
             let found = every_session(store, &filter).await;
             assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter:?}");
@@ -319,6 +406,14 @@ async fn listings_page_through_everything_newest_first(store: Arc<dyn Store>) {
     assert_eq!(all.len(), count);
     assert!(all.windows(2).all(|w| w[0].opened >= w[1].opened), "newest first");
     assert_eq!(all.iter().map(|s| s.id).collect::<HashSet<_>>().len(), count);
+    // Those opened before some moment, which itself does not count; again over pages.
+    let before = |i| SessionFilter { opened_before: Some(at(i)), ..filter.clone() };
+    assert_eq!(
+        every_session(&*store, &before(8)).await.iter().collect::<Vec<_>>(),
+        all[count - 8..].iter().collect::<Vec<_>>()
+    );
+    assert_eq!(every_session(&*store, &before(PAGE + 100)).await.len(), PAGE + 100);
+    assert!(every_session(&*store, &before(0)).await.is_empty());
 }
 
 async fn cursors_are_checked(store: Arc<dyn Store>) {

@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, JobId, SessionId};
+use credd_protocol::{ClusterName, SessionId, TokenHash};
 use rusqlite::{OptionalExtension, params};
 use time::OffsetDateTime;
 
-use super::{Cursor, Ended, Issuance, IssuedTo, Opened, Page, Revocation, Session, SessionFilter, Store, StoreError};
+use super::{
+    Cursor, Ended, Issuance, IssuedTo, OpenRun, Opened, PAGE, Page, RUNS_PAGE, Revocation, Run, Session, SessionFilter,
+    Store, StoreError,
+};
 
 mod cursor;
 mod errors;
@@ -78,9 +81,21 @@ impl Store for SqliteStore {
         self.readers.read(move |db| sessions::get(db, id)).await
     }
 
-    async fn find_run(&self, cluster: &ClusterName, job: JobId, restart: u32) -> Result<Option<Session>, StoreError> {
+    async fn find_run(&self, cluster: &ClusterName, run: &Run) -> Result<Option<Session>, StoreError> {
+        let (cluster, run) = (cluster.clone(), *run);
+        self.readers.read(move |db| sessions::find_run(db, &cluster, &run)).await
+    }
+
+    async fn list_runs(&self, cluster: &ClusterName, from: Option<&Cursor>) -> Result<Page<OpenRun>, StoreError> {
+        let scope = cursor::scope("runs", cluster)?;
+        let from = from.map(|c| cursor::read(&scope, c)).transpose()?;
         let cluster = cluster.clone();
-        self.readers.read(move |db| sessions::find_run(db, &cluster, job, restart)).await
+        let rows = self.readers.read(move |db| sessions::list_runs(db, &cluster, from)).await?;
+        Ok(cursor::page(&scope, rows, RUNS_PAGE))
+    }
+
+    async fn replace_token(&self, id: SessionId, token: TokenHash) -> Result<Option<Session>, StoreError> {
+        self.writer.write(move |db| sessions::replace_token(db, id, &token)).await
     }
 
     async fn find_head(&self, clusters: &[ClusterName], head_session: &str) -> Result<Option<Session>, StoreError> {
@@ -107,7 +122,7 @@ impl Store for SqliteStore {
         let from = from.map(|c| cursor::read(&scope, c)).transpose()?;
         let filter = filter.clone();
         let rows = self.readers.read(move |db| sessions::list(db, &filter, from)).await?;
-        Ok(cursor::page(&scope, rows))
+        Ok(cursor::page(&scope, rows, PAGE))
     }
 
     async fn record_issuance(&self, issuance: Issuance) -> Result<(), StoreError> {
@@ -127,7 +142,7 @@ impl Store for SqliteStore {
         let from = from.map(|c| cursor::read(&scope, c)).transpose()?;
         let of = of.clone();
         let rows = self.readers.read(move |db| issuances::list(db, &of, alive_at, from)).await?;
-        Ok(cursor::page(&scope, rows))
+        Ok(cursor::page(&scope, rows, PAGE))
     }
 
     async fn remember_nonce(&self, nonce: &str, expires: OffsetDateTime) -> Result<bool, StoreError> {

@@ -11,7 +11,7 @@ use super::{Node, Vending, fresh};
 use crate::attest::{Answer, Attestor, JobFacts, JobState};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
-use crate::store::Session;
+use crate::store::{Run, Session};
 
 /// A node that Slurm named as the job's is not asked about again for this long: so late does a node that left the job
 /// lose access.
@@ -126,7 +126,9 @@ impl Vending {
             let told = facts.account.as_ref().map_or("", |a| a.as_str());
             // Slurm lower-cases accounts, but older releases leave the case in a job's environment.
             if !stated.as_str().eq_ignore_ascii_case(told) {
-                return contradicted(format!("account {stated} (Slurm: {told:?})"));
+                return contradicted(format!(
+                    "account {stated} (Slurm: {told:?}; if it was changed after the job's start, requeue the job)"
+                ));
             }
         }
         Ok(facts)
@@ -138,10 +140,9 @@ impl Vending {
         node: &Node,
         attestor: &Arc<dyn Attestor>,
         session: &Session,
-        job: JobId,
-        restart: u32,
+        run: &Run,
     ) -> Result<(), Refusal> {
-        let asked = self.now();
+        let (asked, job) = (self.now(), run.job);
         let known = self.attested.at(session.id, &node.name);
         if known.is_some_and(|at| fresh(at, asked, ATTESTED_FOR)) {
             return Ok(());
@@ -154,7 +155,7 @@ impl Vending {
             }
             Err(e) => return Err(e.into()),
         };
-        let checked = placed(node, job, answer).and_then(|facts| self.same_run(node, session, restart, &facts));
+        let checked = placed(node, job, answer).and_then(|facts| self.same_run(node, session, run, &facts));
         match checked {
             Ok(()) => self.attested.note(session.id, &node.name, asked),
             Err(_) => self.attested.forget_node(session.id, &node.name),
@@ -163,29 +164,40 @@ impl Vending {
     }
 
     /// The job that Slurm has now must be the run that the session was opened for.
-    pub(super) fn same_run(
-        &self,
-        node: &Node,
-        session: &Session,
-        restart: u32,
-        facts: &JobFacts,
-    ) -> Result<(), Refusal> {
-        if facts.restart != restart {
-            return Err(Refusal::JobNotRunning {
-                job: facts.job,
-                cluster: node.cluster.clone(),
-                why: format!("the session is of its restart {restart}, Slurm is at restart {}", facts.restart),
-            });
+    pub(super) fn same_run(&self, node: &Node, session: &Session, run: &Run, facts: &JobFacts) -> Result<(), Refusal> {
+        let now = facts.run();
+        if !run.is(&now) {
+            let why = if run.restart != now.restart {
+                format!("the session is of its restart {}, Slurm is at restart {}", run.restart, now.restart)
+            } else {
+                format!("the session is of the job submitted at {}, Slurm has one of {}", run.submitted, now.submitted)
+            };
+            return Err(Refusal::JobNotRunning { job: facts.job, cluster: node.cluster.clone(), why });
         }
         let contradicted = |what: String| Err(Refusal::Contradicted { job: facts.job, node: node.name.clone(), what });
         if facts.user != session.user || session.uid.is_some_and(|uid| uid != facts.uid) {
             let (user, uid) = (&session.user, session.uid.map_or(0, |u| u.0));
             return contradicted(format!("user {user} ({uid}; Slurm: {} ({}))", facts.user, facts.uid));
         }
-        let (project, _) = self.project_of(facts)?;
-        if project != session.project {
-            return contradicted(format!("project {} as of the session's opening (Slurm: {project})", session.project));
+        self.same_project(session, facts)
+    }
+
+    /// An account may be changed while the job runs. What the session was opened for is no longer the job's, and what is
+    /// the job's now was not there when its processes started: neither is vended.
+    fn same_project(&self, session: &Session, facts: &JobFacts) -> Result<(), Refusal> {
+        let map = self.parts.projects.current();
+        if map.by_id(&session.project).is_none() {
+            return Err(Refusal::UnknownProject { project: session.project.clone() });
         }
-        Ok(())
+        let of = facts.account.as_ref().and_then(|account| map.by_account(account)).map(|(project, _)| project);
+        if of == Some(&session.project) {
+            return Ok(());
+        }
+        let project = of.map_or("no project".to_owned(), |project| format!("project {project}"));
+        let now = match &facts.account {
+            Some(account) => format!("account {account}, which is of {project}"),
+            None => "no account".to_owned(),
+        };
+        Err(Refusal::AccountChanged { job: facts.job, opened: session.project.clone(), now })
     }
 }

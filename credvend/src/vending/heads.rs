@@ -23,21 +23,13 @@ fn check_text(what: &str, text: &str, max: usize, allowed: impl Fn(u8) -> bool) 
 
 impl Vending {
     /// A head states a job (the seed's POST). A session of the same head id that is still ACTIVE is COMPLETED: the
-    /// newest one counts.
+    /// newest one counts. The same submission again, as after an answer that was lost, gets the same session with a new
+    /// token in place of the old one, which is kept as a hash only.
     ///
     /// # Errors
-    /// Another cluster's name, an unknown project, the same submission once more (its token was told once and is kept
-    /// only as a hash), a broken store.
+    /// Another cluster's name, an unknown project, the same submission with another user or project, or after its end, a
+    /// broken store.
     pub async fn open_for_head(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
-        self.open_as_stated(head, request).await.inspect_err(|refusal| {
-            tracing::warn!(
-                cluster = %head.cluster, head_session = ?request.session_id, user = %request.cluster_user,
-                project = %request.project_id, code = refusal.code(), why = %refusal, "session refused to a head"
-            );
-        })
-    }
-
-    async fn open_as_stated(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
         self.require_own(head, &request.cluster_name)?;
         let text = |b: u8| b.is_ascii_alphanumeric() || b"._-:+".contains(&b);
         check_text("sessionId", &request.session_id, 128, |b| text(b) && b != b':' && b != b'+')?;
@@ -71,14 +63,8 @@ impl Vending {
         let session = match opened {
             Opened::New(session) => session,
             Opened::Existing(session) => {
-                require_active(&session)?;
-                return Err(Refusal::NotAllowed {
-                    who: format!("the head of cluster {}", head.cluster),
-                    why: format!(
-                        "session {} submitted at {} is open already and its token was told once; send a newer submittedTime to open it anew",
-                        request.session_id, request.submitted_time
-                    ),
-                });
+                self.renew_token(head, &session, request, token.hash()).await?;
+                return Ok(HeadOpened { session: session.id, token: Secret::new(token.expose().to_owned()) });
             }
         };
         if let Some(before) = before.filter(|s| s.status == SessionStatus::Active) {
@@ -89,6 +75,37 @@ impl Vending {
             project = %session.project, "session opened by a head"
         );
         Ok(HeadOpened { session: session.id, token: Secret::new(token.expose().to_owned()) })
+    }
+
+    /// The head says once more what it said: only the token is new.
+    async fn renew_token(
+        &self,
+        head: &Head,
+        session: &Session,
+        request: &OpenSession,
+        token: TokenHash,
+    ) -> Result<(), Refusal> {
+        require_active(session)?;
+        if session.user != request.cluster_user || session.project != request.project_id {
+            return Err(Refusal::NotAllowed {
+                who: format!("the head of cluster {}", head.cluster),
+                why: format!(
+                    "session {} submitted at {} is open for user {} in project {}; send a newer submittedTime to open another",
+                    request.session_id, request.submitted_time, session.user, session.project
+                ),
+            });
+        }
+        if self.parts.store.replace_token(session.id, token).await?.is_none() {
+            // It ended a moment ago.
+            let ended = self.parts.store.get(session.id).await?;
+            ended.as_ref().map_or(Ok(()), require_active)?;
+            return Err(unknown(&request.session_id));
+        }
+        tracing::info!(
+            session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user,
+            project = %session.project, "a head opened its session again; it has a new token"
+        );
+        Ok(())
     }
 
     fn require_own(&self, head: &Head, cluster: &ClusterName) -> Result<(), Refusal> {
@@ -150,7 +167,8 @@ impl Vending {
                 head_session = ?head_session, %cluster, %project, claimed = ?claimed, session_name = response.session_name,
                 "credentials served to a session token"
             ),
-            Err(refusal) => tracing::warn!(
+            // At debug: the server's bounded log has every refusal.
+            Err(refusal) => tracing::debug!(
                 head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(), why = %refusal,
                 "credentials refused to a session token"
             ),

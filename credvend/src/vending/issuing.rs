@@ -180,7 +180,7 @@ impl Issuing {
         let last = match (&want.node, &session.origin) {
             (Some(node), _) => node.as_str(),
             (None, Origin::Head { head_session, .. }) => head_session,
-            (None, Origin::Slurm { .. }) => {
+            (None, Origin::Slurm(_)) => {
                 return Err(Failure::Broken("a job's session is asked for without a node".into()));
             }
         };
@@ -276,7 +276,7 @@ impl Issuing {
 
 fn tags(session: &Session) -> Vec<(String, String)> {
     let job = match &session.origin {
-        Origin::Slurm { job, .. } => job.to_string(),
+        Origin::Slurm(run) => run.job.to_string(),
         Origin::Head { head_session, .. } => head_session.clone(),
     };
     [

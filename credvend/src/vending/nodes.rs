@@ -5,11 +5,11 @@ use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, OpenRequ
 use credd_protocol::seed_api::SessionStatus;
 
 use super::issuing::Want;
-use super::sweeping::{Verdict, verdict};
-use super::{Node, Vending, require_active};
+use super::sweeping::{Verdict, another_run, verdict};
+use super::{ClusterName, Node, Vending, require_active};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
-use crate::store::{Opened, Origin, Session};
+use crate::store::{OpenRun, Opened, Origin, Run, Session, SessionFilter, StoreError};
 
 impl Vending {
     /// A node opens or joins the session of a job that Slurm says runs on it.
@@ -18,7 +18,8 @@ impl Vending {
     /// Every reason why not; see [`Refusal`].
     pub async fn open_for_node(&self, node: &Node, request: &OpenRequest) -> Result<OpenResponse, Refusal> {
         self.open_or_join(node, request).await.inspect_err(|refusal| {
-            tracing::warn!(
+            // At debug: the server's bounded log has every refusal.
+            tracing::debug!(
                 job = %request.job, restart = request.restart, uid = %request.uid, account = ?request.account,
                 cluster = %node.cluster, node = %node.name, peer = ?node.peer, code = refusal.code(), why = %refusal,
                 "session refused to a node"
@@ -38,13 +39,19 @@ impl Vending {
         address?;
         accounts?;
         let facts = facts?;
-        let (project, roles) = self.project_of(&facts)?;
+        let run = facts.run();
 
         // Nearly every node of a large job joins: a read, where opening would be a write.
         let store = &self.parts.store;
-        let (session, new) = match store.find_run(&node.cluster, facts.job, facts.restart).await? {
-            Some(existing) => (existing, false),
+        let joined = |session: Session| {
+            require_active(&session)?;
+            self.same_run(node, &session, &run, &facts)?;
+            Ok::<_, Refusal>((session, false))
+        };
+        let (session, new) = match store.find_run(&node.cluster, &run).await? {
+            Some(existing) => joined(existing)?,
             None => {
+                let (project, _) = self.project_of(&facts)?;
                 let session = Session {
                     id: SessionId::random(),
                     cluster: node.cluster.clone(),
@@ -53,7 +60,7 @@ impl Vending {
                     project,
                     partition: Some(facts.partition.clone()),
                     nodes: facts.nodes.clone(),
-                    origin: Origin::Slurm { job: facts.job, restart: facts.restart },
+                    origin: Origin::Slurm(run),
                     opened: self.now(),
                     ended: None,
                     status: SessionStatus::Active,
@@ -61,14 +68,14 @@ impl Vending {
                 };
                 match store.open(session).await? {
                     Opened::New(session) => (session, true),
-                    Opened::Existing(session) => (session, false),
+                    Opened::Existing(session) => joined(session)?,
                 }
             }
         };
-        if !new {
-            require_active(&session)?;
-            self.same_run(node, &session, facts.restart, &facts)?;
+        if new {
+            self.end_earlier_runs(&node.cluster, &run).await?;
         }
+        let (_, roles) = self.project_of(&facts)?;
         self.attested.note(session.id, &node.name, asked);
         tracing::info!(
             session = %session.id, cluster = %session.cluster, job = %facts.job, restart = facts.restart,
@@ -87,6 +94,25 @@ impl Vending {
         })
     }
 
+    /// Slurm has a new run under this job id, so the earlier ones are over; the sweep would find it out a little later. As a
+    /// rule there are none.
+    async fn end_earlier_runs(&self, cluster: &ClusterName, now: &Run) -> Result<(), StoreError> {
+        let filter = SessionFilter {
+            status: Some(SessionStatus::Active),
+            cluster: Some(cluster.clone()),
+            job: Some(now.job),
+            ..Default::default()
+        };
+        for session in self.parts.store.list(&filter, None).await?.items {
+            if let Origin::Slurm(run) = &session.origin
+                && run.is_before(now)
+            {
+                self.end(session.id, SessionStatus::Completed, &another_run(run, now)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Credentials of one role for a node's session.
     ///
     /// # Errors
@@ -98,7 +124,7 @@ impl Vending {
         request: &CredentialsRequest,
     ) -> Result<CredentialsResponse, Refusal> {
         self.vend_to_node(node, session, request).await.inspect_err(|refusal| {
-            tracing::warn!(
+            tracing::debug!(
                 %session, cluster = %node.cluster, node = %node.name, peer = ?node.peer, role = %request.role,
                 code = refusal.code(), why = %refusal, "credentials refused to a node"
             );
@@ -115,14 +141,14 @@ impl Vending {
         self.check_address(node, cluster).await?;
         let session = self.parts.store.get(id).await?.filter(|s| s.cluster == node.cluster);
         let session = session.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
-        let Origin::Slurm { job, restart } = session.origin else {
+        let Origin::Slurm(run) = session.origin else {
             return Err(Refusal::NotAllowed {
                 who: format!("node {}", node.name),
                 why: format!("session {id} was opened by a head; its credentials are for the bearer of its token"),
             });
         };
         require_active(&session)?;
-        self.require_attested(node, attestor, &session, job, restart).await?;
+        self.require_attested(node, attestor, &session, &run).await?;
         let map = self.parts.projects.current();
         let roles =
             map.by_id(&session.project).ok_or_else(|| Refusal::UnknownProject { project: session.project.clone() })?;
@@ -153,12 +179,13 @@ impl Vending {
             tracing::info!(session = %id, cluster = %node.cluster, node = %node.name, "a node left a session that is not known here");
             return Ok(());
         };
-        let Origin::Slurm { job, restart } = session.origin else { return Ok(()) };
+        let Origin::Slurm(run) = session.origin else { return Ok(()) };
+        let job = run.job;
         self.attested.forget_node(id, &node.name);
         if session.status != SessionStatus::Active {
             return Ok(());
         }
-        match verdict(&session, restart, &attestor.job(job).await?) {
+        match verdict(&OpenRun { id, run, uid: session.uid }, &attestor.job(job).await?) {
             Verdict::Over(why) => {
                 self.end(id, SessionStatus::Completed, &why).await?;
             }

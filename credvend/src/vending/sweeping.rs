@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
-use credd_protocol::JobId;
 use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::{JobId, Uid};
 use time::{Duration, OffsetDateTime};
 use tokio::task::JoinSet;
 
 use super::{ClusterName, Vending};
 use crate::attest::{Answer, AttestError, Attestor, JobState};
 use crate::refusal::Refusal;
-use crate::store::{Ended, Origin, Session, SessionFilter};
+use crate::store::{Ended, OpenRun, Origin, Run, SessionFilter};
 
 /// Ended sessions, expired issuances and revocations are kept this long, for questions about the past.
 pub const KEPT: Duration = Duration::days(90);
@@ -66,13 +66,19 @@ pub(super) enum Verdict {
     Lives,
 }
 
-pub(super) fn verdict(session: &Session, restart: u32, answer: &Answer) -> Verdict {
-    let Answer::Known(facts) = answer else { return Verdict::Over("Slurm no longer knows the job".into()) };
-    if facts.restart > restart {
-        return Verdict::Over(format!("requeued: Slurm is at restart {}", facts.restart));
+/// Why a session of `run` is over when Slurm has `now` under its job id.
+pub(super) fn another_run(run: &Run, now: &Run) -> String {
+    if now.restart > run.restart {
+        return format!("requeued: Slurm is at restart {}", now.restart);
     }
-    if facts.restart < restart || session.uid.is_some_and(|uid| uid != facts.uid) {
-        return Verdict::Over("Slurm has another job under this number".into());
+    format!("Slurm has another job under this number, submitted at {}", now.submitted)
+}
+
+pub(super) fn verdict(session: &OpenRun, answer: &Answer) -> Verdict {
+    let Answer::Known(facts) = answer else { return Verdict::Over("Slurm no longer knows the job".into()) };
+    let now = facts.run();
+    if !session.run.is(&now) || session.uid.is_some_and(|uid| uid != facts.uid) {
+        return Verdict::Over(another_run(&session.run, &now));
     }
     match facts.state {
         JobState::Over => Verdict::Over("Slurm says that the job is over".into()),
@@ -97,7 +103,17 @@ impl Vending {
             let attestor = cluster.attestor.as_ref()?;
             Some(async move { (name, self.sweep_cluster(name, attestor).await) })
         });
-        for (name, result) in all(sweeps).await {
+        let (sweeps, heads) = tokio::join!(
+            all(sweeps),
+            all(self.parts.clusters.iter().map(|(name, cluster)| self.end_forgotten(name, cluster.head_session_max)))
+        );
+        for result in heads {
+            match result {
+                Ok(n) => closed += n,
+                Err(e) => failed = Some(e),
+            }
+        }
+        for (name, result) in sweeps {
             match result {
                 Ok(n) => closed += n,
                 Err(e) => {
@@ -132,53 +148,72 @@ impl Vending {
     }
 
     async fn sweep_cluster(&self, name: &ClusterName, attestor: &Arc<dyn Attestor>) -> Result<usize, Refusal> {
-        let filter =
-            SessionFilter { status: Some(SessionStatus::Active), cluster: Some(name.clone()), ..Default::default() };
-        let mut page = self.parts.store.list(&filter, None).await?;
-        if !page.items.iter().any(|s| matches!(s.origin, Origin::Slurm { .. })) && page.next.is_none() {
+        let mut page = self.parts.store.list_runs(name, None).await?;
+        if page.items.is_empty() {
             return Ok(0);
         }
-        let runs: HashMap<JobId, (u32, JobState, u32)> = attestor
+        let runs: HashMap<JobId, (Run, JobState, Uid)> = attestor
             .all_jobs()
             .await?
             .into_iter()
-            .map(|facts| (facts.job, (facts.restart, facts.state, facts.uid.0)))
+            .map(|facts| (facts.job, (facts.run(), facts.state, facts.uid)))
             .collect();
         // Listed before Slurm was asked, or a page of it after: the single question below settles every doubt.
         let mut doubtful = vec![];
         loop {
             for session in page.items {
-                let Origin::Slurm { job, restart } = session.origin else { continue };
-                let lives = runs.get(&job).is_some_and(|(r, state, uid)| {
-                    *r == restart
+                let lives = runs.get(&session.run.job).is_some_and(|(now, state, uid)| {
+                    session.run.is(now)
                         && matches!(state, JobState::Running | JobState::Completing)
-                        && session.uid.is_none_or(|own| own.0 == *uid)
+                        && session.uid.is_none_or(|own| own == *uid)
                 });
                 if !lives && doubtful.len() < MAX_CLOSED {
-                    doubtful.push((session, job, restart));
+                    doubtful.push(session);
                 }
             }
             match page.next {
-                Some(next) => page = self.parts.store.list(&filter, Some(&next)).await?,
+                Some(next) => page = self.parts.store.list_runs(name, Some(&next)).await?,
                 None => break,
             }
         }
         self.settle(attestor, doubtful).await
     }
 
+    /// Ends the sessions that a head opened so long ago that it must have forgotten them.
+    async fn end_forgotten(&self, name: &ClusterName, most: Duration) -> Result<usize, Refusal> {
+        let filter = SessionFilter {
+            status: Some(SessionStatus::Active),
+            cluster: Some(name.clone()),
+            opened_before: Some(self.now() - most),
+            ..Default::default()
+        };
+        let (mut closed, mut from) = (0, None);
+        let why = format!("its head opened it more than {} days ago and never ended it", most.whole_days());
+        // Jobs of that age are few, and looked at by the other sweep.
+        while closed < MAX_CLOSED {
+            let page = self.parts.store.list(&filter, from.as_ref()).await?;
+            for session in page.items.iter().filter(|s| matches!(s.origin, Origin::Head { .. })) {
+                if let Ended::Now(_) = self.end(session.id, SessionStatus::Completed, &why).await? {
+                    closed += 1;
+                }
+            }
+            match page.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        Ok(closed)
+    }
+
     /// Asks about each job by itself, and closes what is over.
-    async fn settle(
-        &self,
-        attestor: &Arc<dyn Attestor>,
-        doubtful: Vec<(Session, JobId, u32)>,
-    ) -> Result<usize, Refusal> {
+    async fn settle(&self, attestor: &Arc<dyn Attestor>, doubtful: Vec<OpenRun>) -> Result<usize, Refusal> {
         let mut closed = 0;
         let mut waiting = doubtful.into_iter();
         loop {
             let mut questions = JoinSet::new();
-            for (session, job, restart) in waiting.by_ref().take(AT_ONCE) {
+            for session in waiting.by_ref().take(AT_ONCE) {
                 let attestor = attestor.clone();
-                questions.spawn(async move { (attestor.job(job).await, session, restart) });
+                questions.spawn(async move { (attestor.job(session.run.job).await, session) });
             }
             if questions.is_empty() {
                 return Ok(closed);
@@ -187,8 +222,8 @@ impl Vending {
             let mut over = vec![];
             while let Some(answer) = questions.join_next().await {
                 match answer {
-                    Ok((Ok(answer), session, restart)) => {
-                        if let Verdict::Over(why) = verdict(&session, restart, &answer) {
+                    Ok((Ok(answer), session)) => {
+                        if let Verdict::Over(why) = verdict(&session, &answer) {
                             over.push((session, why));
                         }
                     }

@@ -63,6 +63,7 @@ fn job_seven() -> JobFacts {
     JobFacts {
         job: JobId::try_from(7).unwrap(),
         restart: 0,
+        submitted: time::macros::datetime!(2026-03-01 11:00 UTC),
         user: "alice".parse().unwrap(),
         uid: Uid(1001),
         account: Some("genomics".parse().unwrap()),
@@ -144,8 +145,12 @@ impl World {
         let certificates = Arc::new(Certificates::open(Files::prepare(&tls, dir.path()).unwrap()).unwrap());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
         let aws = Arc::new(Aws::default());
-        let cluster =
-            |attestor| Cluster { attestor, trust_unenforced_accounts: false, node_address_check: AddressCheck::Off };
+        let cluster = |attestor| Cluster {
+            attestor,
+            trust_unenforced_accounts: false,
+            node_address_check: AddressCheck::Off,
+            head_session_max: time::Duration::days(30),
+        };
         let lab = cluster(Some(Arc::new(Slurm) as Arc<dyn Attestor>));
         let vending = Arc::new(Vending::new(Parts {
             store: store.clone(),

@@ -6,13 +6,18 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::store::{Cursor, PAGE, Page, StoreError};
+use crate::store::{Cursor, Page, StoreError};
 
 /// The sort key of a row: the time it is ordered by, then its row number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) at: i64,
     pub(super) seq: i64,
+}
+
+impl Place {
+    /// Before everything.
+    pub(super) const NEWEST: Place = Place { at: i64::MAX, seq: i64::MAX };
 }
 
 /// What a cursor is good for: a listing and its filter.
@@ -45,10 +50,10 @@ pub(super) fn read(scope: &str, cursor: &Cursor) -> Result<Place, StoreError> {
     Ok(place)
 }
 
-/// A page of what was read with one row more than a page has.
-pub(super) fn page<T>(scope: &str, mut rows: Vec<(Place, T)>) -> Page<T> {
-    let more = rows.len() > PAGE;
-    rows.truncate(PAGE);
+/// A page of at most `size` items, of what was read with one row more.
+pub(super) fn page<T>(scope: &str, mut rows: Vec<(Place, T)>, size: usize) -> Page<T> {
+    let more = rows.len() > size;
+    rows.truncate(size);
     let next = rows.last().filter(|_| more).map(|(place, _)| write(scope, *place));
     Page { items: rows.into_iter().map(|(_, item)| item).collect(), next }
 }

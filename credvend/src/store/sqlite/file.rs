@@ -12,7 +12,8 @@ use super::errors::explain;
 use crate::store::StoreError;
 
 const FIRST: &str = include_str!("migrations/001-first.sql");
-const STEPS: &[M<'_>] = &[M::up(FIRST)];
+const RUNS: &str = include_str!("migrations/002-runs.sql");
+const STEPS: &[M<'_>] = &[M::up(FIRST), M::up(RUNS)];
 /// How many steps there are: the number in `user_version`.
 pub(super) const SCHEMA: usize = STEPS.len();
 

@@ -9,7 +9,7 @@ use rusqlite::types::Type;
 use time::OffsetDateTime;
 
 use super::cursor::Place;
-use crate::store::{Issuance, Origin, Session};
+use crate::store::{Issuance, OpenRun, Origin, Run, Session};
 
 /// Microseconds since 1970, rounded down.
 pub(super) fn micros(at: OffsetDateTime) -> i64 {
@@ -55,17 +55,13 @@ fn bad(column: usize, what: &str) -> rusqlite::Error {
 
 /// The columns that [`session`] reads, in its order.
 pub(super) const SESSION: &str = "id, cluster, user, uid, project, partition, nodes, job, restart, head_session, submitted, \
-                                  token, opened, ended, status, why, seq";
+                                  token, opened, ended, status, why, seq, job_submitted";
 
 pub(super) fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
     let job: Option<u32> = row.get(7)?;
     let head: Option<String> = row.get(9)?;
     let origin = match (job, head) {
-        (Some(job), None) => Origin::Slurm {
-            job: JobId::try_from(job)
-                .map_err(|e| rusqlite::Error::FromSqlConversionFailure(7, Type::Integer, Box::new(e)))?,
-            restart: row.get(8)?,
-        },
+        (Some(_), None) => Origin::Slurm(run(row, [7, 8, 17])?),
         (None, Some(head_session)) => Origin::Head { head_session, submitted: row.get(10)?, token: text(row, 11)? },
         _ => return Err(bad(7, "a session is of a job or of a head")),
     };
@@ -93,6 +89,22 @@ pub(super) fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
         },
         why: row.get(15)?,
     })
+}
+
+fn run(row: &Row<'_>, [job, restart, submitted]: [usize; 3]) -> rusqlite::Result<Run> {
+    Ok(Run {
+        job: JobId::try_from(row.get::<_, u32>(job)?)
+            .map_err(|e| rusqlite::Error::FromSqlConversionFailure(job, Type::Integer, Box::new(e)))?,
+        restart: row.get(restart)?,
+        submitted: from_micros(row.get(submitted)?),
+    })
+}
+
+/// A row of [`super::sessions::RUNS`].
+pub(super) fn placed_run(row: &Row<'_>) -> rusqlite::Result<(Place, OpenRun)> {
+    let open =
+        OpenRun { id: session_id(row, 0)?, run: run(row, [1, 2, 3])?, uid: row.get::<_, Option<u32>>(4)?.map(Uid) };
+    Ok((Place { at: row.get(5)?, seq: row.get(6)? }, open))
 }
 
 /// A session and its place in the listing.

@@ -1,30 +1,33 @@
 //! The statements about sessions.
 
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, JobId, SessionId};
+use credd_protocol::{ClusterName, JobId, SessionId, TokenHash};
 use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
 use time::OffsetDateTime;
 
 use super::cursor::Place;
 use super::rows::{self, SESSION, from_micros, micros, status_number};
-use crate::store::{Ended, Opened, Origin, PAGE, Session, SessionFilter};
+use crate::store::{Ended, OpenRun, Opened, Origin, PAGE, RUNS_PAGE, Run, Session, SessionFilter};
 
 pub(super) fn open(db: &Connection, mut session: Session) -> rusqlite::Result<Opened> {
     session.opened = from_micros(micros(session.opened));
     session.ended = session.ended.map(|at| from_micros(micros(at)));
     let nodes = session.nodes.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" ");
-    let (job, restart, head, submitted, token) = match &session.origin {
-        Origin::Slurm { job, restart } => (Some(job.get()), Some(*restart), None, None, None),
+    if let Origin::Slurm(run) = &mut session.origin {
+        run.submitted = from_micros(micros(run.submitted));
+    }
+    let (run, head, submitted, token) = match &session.origin {
+        Origin::Slurm(run) => (Some(run), None, None, None),
         Origin::Head { head_session, submitted, token } => {
-            (None, None, Some(head_session.as_str()), Some(submitted.as_str()), Some(token.to_hex()))
+            (None, Some(head_session.as_str()), Some(submitted.as_str()), Some(token.to_hex()))
         }
     };
     let new = db
         .prepare_cached(
-            "INSERT INTO sessions (id, cluster, user, uid, project, partition, nodes, job, restart, head_session,
-                 submitted, token, opened, ended, status, why)
-             VALUES (:id, :cluster, :user, :uid, :project, :partition, :nodes, :job, :restart, :head,
-                 :submitted, :token, :opened, :ended, :status, :why)
+            "INSERT INTO sessions (id, cluster, user, uid, project, partition, nodes, job, restart, job_submitted,
+                 head_session, submitted, token, opened, ended, status, why)
+             VALUES (:id, :cluster, :user, :uid, :project, :partition, :nodes, :job, :restart, :job_submitted,
+                 :head, :submitted, :token, :opened, :ended, :status, :why)
              ON CONFLICT DO NOTHING",
         )?
         .execute(named_params! {
@@ -35,8 +38,9 @@ pub(super) fn open(db: &Connection, mut session: Session) -> rusqlite::Result<Op
             ":project": session.project.as_str(),
             ":partition": session.partition.as_ref().map(|p| p.as_str()),
             ":nodes": nodes,
-            ":job": job,
-            ":restart": restart,
+            ":job": run.map(|r| r.job.get()),
+            ":restart": run.map(|r| r.restart),
+            ":job_submitted": run.map(|r| micros(r.submitted)),
             ":head": head,
             ":submitted": submitted,
             ":token": token,
@@ -49,7 +53,7 @@ pub(super) fn open(db: &Connection, mut session: Session) -> rusqlite::Result<Op
         return Ok(Opened::New(session));
     }
     let existing = match &session.origin {
-        Origin::Slurm { job, restart } => find_run(db, &session.cluster, *job, *restart)?,
+        Origin::Slurm(run) => find_run(db, &session.cluster, run)?,
         Origin::Head { head_session, submitted, .. } => db
             .prepare_cached(&format!(
                 "SELECT {SESSION} FROM sessions INDEXED BY sessions_head
@@ -68,16 +72,41 @@ pub(super) fn get(db: &Connection, id: SessionId) -> rusqlite::Result<Option<Ses
         .optional()
 }
 
-pub(super) fn find_run(
+pub(super) fn find_run(db: &Connection, cluster: &ClusterName, run: &Run) -> rusqlite::Result<Option<Session>> {
+    db.prepare_cached(&format!(
+        "SELECT {SESSION} FROM sessions INDEXED BY sessions_run
+         WHERE cluster = ?1 AND job = ?2 AND restart = ?3
+             AND (job_submitted = ?4 OR (job_submitted = ?5 AND status = 0))
+         ORDER BY job_submitted DESC LIMIT 1"
+    ))?
+    .query_row(
+        params![cluster.as_str(), run.job.get(), run.restart, micros(run.submitted), micros(Run::UNRECORDED)],
+        rows::session,
+    )
+    .optional()
+}
+
+/// Answered from the index alone.
+pub(super) const RUNS: &str = "SELECT id, job, restart, job_submitted, uid, opened, seq
+    FROM sessions INDEXED BY active_cluster
+    WHERE cluster = ?1 AND status = 0 AND job IS NOT NULL AND (opened, seq) < (?2, ?3)
+    ORDER BY opened DESC, seq DESC LIMIT ?4";
+
+pub(super) fn list_runs(
     db: &Connection,
     cluster: &ClusterName,
-    job: JobId,
-    restart: u32,
-) -> rusqlite::Result<Option<Session>> {
+    from: Option<Place>,
+) -> rusqlite::Result<Vec<(Place, OpenRun)>> {
+    let from = from.unwrap_or(Place::NEWEST);
+    let limit = RUNS_PAGE as i64 + 1;
+    db.prepare_cached(RUNS)?.query_map(params![cluster.as_str(), from.at, from.seq, limit], rows::placed_run)?.collect()
+}
+
+pub(super) fn replace_token(db: &Connection, id: SessionId, token: &TokenHash) -> rusqlite::Result<Option<Session>> {
     db.prepare_cached(&format!(
-        "SELECT {SESSION} FROM sessions INDEXED BY sessions_run WHERE cluster = ?1 AND job = ?2 AND restart = ?3"
+        "UPDATE sessions SET token = ?2 WHERE id = ?1 AND status = 0 AND head_session IS NOT NULL RETURNING {SESSION}"
     ))?
-    .query_row(params![cluster.as_str(), job.get(), restart], rows::session)
+    .query_row(params![id.0.as_bytes(), token.to_hex()], rows::session)
     .optional()
 }
 
@@ -161,7 +190,9 @@ pub(super) fn list(
     filter: &SessionFilter,
     from: Option<Place>,
 ) -> rusqlite::Result<Vec<(Place, Session)>> {
-    let from = from.unwrap_or(Place { at: i64::MAX, seq: i64::MAX });
+    // Newest first, so that "before" is one more place to begin at.
+    let before = filter.opened_before.map_or(Place::NEWEST, |at| Place { at: micros(at), seq: i64::MIN });
+    let from = from.unwrap_or(before);
     let limit = PAGE as i64 + 1;
     let (cluster, user) = (filter.cluster.as_ref().map(|v| v.as_str()), filter.user.as_ref().map(|v| v.as_str()));
     let (project, job) = (filter.project.as_ref().map(|v| v.as_str()), filter.job.map(JobId::get));

@@ -91,7 +91,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     child.wait().unwrap();
     let store = SqliteStore::open(&at(&dir)).unwrap();
     for job in jobs {
-        let found = store.find_run(&"lab".parse().unwrap(), JobId::try_from(job).unwrap(), 0).await.unwrap();
+        let found = store.find_run(&"lab".parse().unwrap(), &conformance::run(job, 0)).await.unwrap();
         assert!(found.is_some(), "job {job} was acknowledged");
     }
 }
@@ -167,6 +167,36 @@ fn another_file_is_refused_in_words() {
     private(&at(&dir), b"");
     rusqlite::Connection::open(at(&dir)).unwrap().execute_batch("CREATE TABLE sessions (x)").unwrap();
     assert!(refusal(&at(&dir)).contains("another program's database"));
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_schema_is_brought_up_to_date() {
+    let dir = TempDir::new().unwrap();
+    private(&at(&dir), b"");
+    let db = rusqlite::Connection::open(at(&dir)).unwrap();
+    db.execute_batch(include_str!("migrations/001-first.sql")).unwrap();
+    db.pragma_update(None, "user_version", 1).unwrap();
+    db.pragma_update(None, "application_id", 0x6372_6464).unwrap();
+    let (job, head) = (of_job(7, 0), conformance::of_head("5", "2026-03-01"));
+    let old =
+        "INSERT INTO sessions (id, cluster, user, uid, project, nodes, job, restart, head_session, submitted, token,
+        opened, status) VALUES (?1, 'lab', 'bob', ?2, 'genomics', 'n1', ?3, ?4, ?5, ?6, ?7, ?8, 0)";
+    let hash = credd_protocol::TokenHash::of("t").to_hex();
+    let opened = micros(T0);
+    db.execute(old, params![job.id.0.as_bytes(), 1002, 7, 0, None::<String>, None::<String>, None::<String>, opened])
+        .unwrap();
+    db.execute(
+        old,
+        params![head.id.0.as_bytes(), None::<u32>, None::<u32>, None::<u32>, "5", "2026-03-01", hash, opened],
+    )
+    .unwrap();
+    drop(db);
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    // A job that runs on keeps its session; nobody knows any more when it was submitted.
+    let found = store.find_run(&job.cluster, &conformance::run(7, 0)).await.unwrap().unwrap();
+    assert_eq!(found.id, job.id);
+    assert_eq!(store.list_runs(&job.cluster, None).await.unwrap().items[0].run.submitted, Run::UNRECORDED);
+    assert_eq!(store.get(head.id).await.unwrap().unwrap().project, head.project);
 }
 
 #[test]
@@ -301,12 +331,14 @@ async fn no_listing_scans_or_sorts_the_table() {
                 cluster: (bits & 2 != 0).then(|| "lab".parse().unwrap()),
                 user: (bits & 4 != 0).then(|| "bob".parse().unwrap()),
                 project: (bits & 8 != 0).then(|| "genomics".parse().unwrap()),
-                job: (bits & 16 != 0).then(|| JobId::try_from(1).unwrap()),
+                job: (bits & 16 != 0).then(|| 1.try_into().unwrap()),
+                opened_before: None,
             }));
         }
     }
     statements.push(issuances::listing(&IssuedTo::User("bob".parse().unwrap())));
     statements.push(issuances::listing(&IssuedTo::Session(SessionId::random())));
+    statements.push(sessions::RUNS.to_owned());
     for sql in statements {
         let plan = sql.clone();
         let plan: Vec<String> = store
@@ -318,7 +350,11 @@ async fn no_listing_scans_or_sorts_the_table() {
             .await
             .unwrap();
         let sorts = sql.contains("FROM issuances") && plan.iter().any(|p| p.contains("expires>?"));
-        let good = |p: &String| p.contains("USING INDEX") && p.starts_with("SEARCH") || sorts && p.contains("ORDER BY");
+        let good = |p: &String| {
+            p.contains(if sql == sessions::RUNS { "USING COVERING INDEX" } else { "USING INDEX" })
+                && p.starts_with("SEARCH")
+                || sorts && p.contains("ORDER BY")
+        };
         assert!(plan.iter().all(good), "{sql}: {plan:?}");
     }
 }

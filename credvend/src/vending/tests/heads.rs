@@ -78,13 +78,56 @@ async fn statuses_end_once_and_for_all() {
 async fn the_newest_session_of_an_id_counts() {
     let w = World::new();
     let old = open(&w, "1300", "2026-03-01T00:00:00").await;
-    let (code, _, why) = refused(w.vending.open_for_head(&head(), &post("1300", "2026-03-01T00:00:00")).await);
-    assert!(code == "NotAllowed" && why.contains("newer submittedTime"), "{why}");
     w.clock.advance(time::Duration::SECOND);
     let new = open(&w, "1300", "2026-03-02T00:00:00").await;
     assert_eq!(refused(get(&w, old.token.expose(), "1300", "Climate").await).0, "Unauthenticated");
     get(&w, new.token.expose(), "1300", "Climate").await.unwrap();
     assert_eq!(w.session(old.session).await.status, SessionStatus::Completed);
+}
+
+#[tokio::test]
+async fn a_head_that_repeats_itself_gets_the_session_with_a_new_token() {
+    let w = World::new();
+    let first = open(&w, "1300", "2026-03-01T00:00:00").await;
+    let again = open(&w, "1300", "2026-03-01T00:00:00").await;
+    assert_eq!(first.session, again.session);
+    assert_eq!(refused(get(&w, first.token.expose(), "1300", "Climate").await).0, "Unauthenticated");
+    get(&w, again.token.expose(), "1300", "Climate").await.unwrap();
+    // What is not the same is told so, and changes nothing.
+    let post = post("1300", "2026-03-01T00:00:00");
+    for other in [
+        OpenSession { cluster_user: "user2".parse().unwrap(), ..post.clone() },
+        OpenSession { project_id: "genomics".parse().unwrap(), ..post.clone() },
+    ] {
+        let (code, _, why) = refused(w.vending.open_for_head(&head(), &other).await);
+        assert!(code == "NotAllowed" && why.contains("user1 in project Climate"), "{why}");
+        assert!(why.contains("newer submittedTime"), "{why}");
+    }
+    get(&w, again.token.expose(), "1300", "Climate").await.unwrap();
+    // An ended one is not revived.
+    w.vending.set_status_for_head(&head(), "1300", None, SessionStatus::Completed).await.unwrap();
+    assert_eq!(refused(w.vending.open_for_head(&head(), &post).await).0, "SessionEnded");
+    assert_eq!(refused(get(&w, again.token.expose(), "1300", "Climate").await).0, "SessionEnded");
+}
+
+#[tokio::test]
+async fn what_a_head_forgets_is_ended() {
+    let w = World::new();
+    let (old, open_job) = (open(&w, "1300", "2026").await, {
+        w.slurm.run(7, "alice", "genomics", &["n1"]);
+        w.open(7).await
+    });
+    w.clock.advance(time::Duration::days(30));
+    let new = open(&w, "1301", "2026").await;
+    assert_eq!(w.vending.sweep().await.unwrap(), 0);
+    w.clock.advance(time::Duration::SECOND);
+    assert_eq!(w.vending.sweep().await.unwrap(), 1);
+    let ended = w.session(old.session).await;
+    assert_eq!(ended.status, SessionStatus::Completed);
+    assert!(ended.why.unwrap().contains("30 days"));
+    for id in [new.session, open_job.session] {
+        assert_eq!(w.session(id).await.status, SessionStatus::Active);
+    }
 }
 
 #[tokio::test]

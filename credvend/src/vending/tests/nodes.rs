@@ -209,9 +209,39 @@ async fn another_users_job_under_the_same_number_gets_nothing_of_the_old_one() {
     w.open(7).await;
     w.slurm.run(7, "bob", "genomics", &["n1"]);
     assert_eq!(refused(w.try_open("n1", 7).await).0, "Contradicted");
-    w.slurm.run(7, "alice", "climate", &["n1"]);
-    let (code, _, why) = refused(w.try_open("n1", 7).await);
-    assert!(code == "Contradicted" && why.contains("project genomics"), "{why}");
+}
+
+#[tokio::test]
+async fn a_job_whose_account_was_changed_gets_neither_projects_credentials() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    let (record, session) = (w.record(7), w.open(7).await.session);
+    let get = async || {
+        w.clock.advance(Duration::seconds(61));
+        w.credentials("n1", session).await
+    };
+    for (account, now) in [
+        (Some("climate"), "account climate, which is of project Climate"),
+        (Some("elsewhere"), "account elsewhere, which is of no project"),
+        (None, "no account"),
+    ] {
+        w.slurm.change(7, |f| f.account = account.map(|a| a.parse().unwrap()));
+        // The node that has the session, and one that joins and knows the new account.
+        for refusal in [refused(get().await), refused(w.try_open("n2", 7).await)] {
+            let (code, retry, why) = refusal;
+            assert!(code == "AccountChanged" && retry, "{code} {why}");
+            assert!(why.contains("job 7 was started in project genomics") && why.contains(now), "{why}");
+            assert!(why.contains("requeue"), "{why}");
+        }
+    }
+    // One that joins with the account of the job's start is told what is wrong, too.
+    w.slurm.change(7, |f| f.account = Some("climate".parse().unwrap()));
+    let (code, _, why) = refused(w.vending.open_for_node(&node("n2"), &record).await);
+    assert!(code == "Contradicted" && why.contains("changed after the job's start"), "{why}");
+    // Undone, it goes on.
+    w.slurm.change(7, |f| f.account = Some("genomics".parse().unwrap()));
+    get().await.unwrap();
+    assert_eq!(w.session(session).await.status, SessionStatus::Active);
 }
 
 #[tokio::test]

@@ -45,6 +45,53 @@ async fn what_slurm_no_longer_has_is_completed() {
 }
 
 #[tokio::test]
+async fn a_job_id_that_slurm_gives_again_is_another_session() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    w.slurm.run(8, "alice", "genomics", &["n1"]);
+    let (seven, eight) = (w.open(7).await.session, w.open(8).await.session);
+    for id in [7, 8] {
+        w.slurm.change(id, |f| f.submitted += Duration::minutes(30));
+    }
+    // The old session is nobody's any more, although user, uid, account, node and restart count are the same …
+    w.clock.advance(Duration::minutes(2));
+    let (code, _, why) = refused(w.credentials("n1", seven).await);
+    assert!(code == "JobNotRunning" && why.contains("submitted at"), "{why}");
+    // … the new job has its own at once, and the old one is over then …
+    let again = w.open(7).await.session;
+    assert_ne!(seven, again);
+    w.credentials("n1", again).await.unwrap();
+    let old = w.session(seven).await;
+    assert_eq!(old.status, SessionStatus::Completed);
+    assert!(old.why.unwrap().contains("another job under this number"));
+    // … or when the sweep, or the old job's leave, finds it.
+    w.vending.leave(&node("n1"), seven).await.unwrap();
+    assert_eq!(w.session(again).await.status, SessionStatus::Active);
+    w.vending.leave(&node("n1"), eight).await.unwrap();
+    assert_eq!(w.session(eight).await.status, SessionStatus::Completed);
+    let eight = w.open(8).await.session;
+    w.slurm.change(8, |f| f.submitted += Duration::minutes(5));
+    assert_eq!(w.vending.sweep().await.unwrap(), 1);
+    assert_eq!(w.session(eight).await.status, SessionStatus::Completed);
+    assert_eq!(w.session(again).await.status, SessionStatus::Active);
+}
+
+#[tokio::test]
+async fn a_requeued_job_ends_its_earlier_run_when_it_opens() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let first = w.open(7).await.session;
+    w.slurm.change(7, |f| (f.restart, f.submitted) = (1, f.submitted + Duration::MINUTE));
+    let second = w.open(7).await.session;
+    assert_ne!(first, second);
+    assert!(w.session(first).await.why.unwrap().contains("restart 1"));
+    // An answer about the first run that came late opens nothing that ends the second.
+    w.slurm.change(7, |f| (f.restart, f.submitted) = (0, f.submitted - Duration::hours(2)));
+    w.open(7).await;
+    assert_eq!(w.session(second).await.status, SessionStatus::Active);
+}
+
+#[tokio::test]
 async fn a_slurm_that_does_not_answer_closes_nothing() {
     let w = World::new();
     w.slurm.run(1, "alice", "genomics", &["n1"]);

@@ -63,6 +63,7 @@ impl Slurm {
         let facts = JobFacts {
             job,
             restart: 0,
+            submitted: T0 - Duration::HOUR,
             user: user.parse().unwrap(),
             uid: uid_of(user),
             account: Some(account.parse().unwrap()),
@@ -250,13 +251,15 @@ impl World {
         let iam = Arc::new(Iam::default());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
         let events = Arc::new(Events::new("epoch".into()));
-        let mut lab = Cluster {
+        let cluster = || Cluster {
             attestor: Some(slurm.clone()),
             trust_unenforced_accounts: false,
             node_address_check: AddressCheck::Off,
+            head_session_max: Duration::days(30),
         };
+        let mut lab = cluster();
         change(&mut lab);
-        let hpc = Cluster { attestor: None, trust_unenforced_accounts: false, node_address_check: AddressCheck::Off };
+        let hpc = Cluster { attestor: None, ..cluster() };
         let (_, receiver) = events.subscribe(&"lab".parse().unwrap());
         let vending = Vending::new(Parts {
             store: store.clone(),
