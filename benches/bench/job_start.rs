@@ -33,6 +33,11 @@ pub fn measure() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+#[expect(clippy::disallowed_methods, reason = "a measurement needs quiet between its turns; nothing is waited for")]
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
+
 /// A shell of alice on the login host that times one `srun` for each line it reads, without the cost of getting there.
 struct Srun {
     shell: Child,
@@ -68,7 +73,7 @@ impl Srun {
     fn run(&mut self, what: &str) -> Result<f64> {
         self.start(what)?;
         let took = self.finish();
-        std::thread::sleep(PAUSE);
+        pause();
         took
     }
 }
@@ -127,7 +132,7 @@ fn hooks_and_session(cluster: &Cluster) -> Result<Vec<Figure>> {
         let (job, at) = session_file(&jobs_dir, &files)?;
         files.insert(job, at);
         shell.finish()?;
-        std::thread::sleep(PAUSE);
+        pause();
     }
     let ticks = read(&times)?;
     let of = |hook: &str| ticks.get(hook).map_or(&[][..], Vec::as_slice);

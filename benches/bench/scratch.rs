@@ -107,19 +107,15 @@ impl Process {
 
     /// Waits until `ready` holds; if the process ends first, or it takes too long, fails with the end of its log.
     pub fn wait_ready(&mut self, log: &Path, mut ready: impl FnMut() -> bool) -> Result<()> {
-        let end = std::time::Instant::now() + Duration::from_secs(30);
-        while !ready() {
-            let ended = self.0.try_wait()?;
-            if ended.is_some() || std::time::Instant::now() > end {
-                let text = fs::read_to_string(log).unwrap_or_default();
-                let tail = &text[text.floor_char_boundary(text.len().saturating_sub(2000))..];
-                bail!(
-                    "{}: {}\n{tail}",
-                    log.display(),
-                    ended.map_or("not ready".to_owned(), |status| status.to_string())
-                );
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        let mut ended = None;
+        let waited = testbed::wait_for(&log.display().to_string(), Duration::from_secs(30), || {
+            ended = self.0.try_wait().ok().flatten();
+            (ready() || ended.is_some()).then_some(())
+        });
+        if waited.is_err() || ended.is_some() {
+            let text = fs::read_to_string(log).unwrap_or_default();
+            let tail = &text[text.floor_char_boundary(text.len().saturating_sub(2000))..];
+            bail!("{}: {}\n{tail}", log.display(), ended.map_or("not ready".to_owned(), |status| status.to_string()));
         }
         Ok(())
     }
@@ -129,14 +125,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         let pid = Pid::from_raw(self.0.id().cast_signed());
         let _ = kill(pid, Signal::SIGTERM);
-        let end = std::time::Instant::now() + Duration::from_secs(6);
-        while matches!(self.0.try_wait(), Ok(None)) {
-            if std::time::Instant::now() > end {
-                let _ = self.0.kill();
-                let _ = self.0.wait();
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        let ended = || matches!(self.0.try_wait(), Ok(Some(_)) | Err(_)).then_some(());
+        if testbed::wait_for("a process to end", Duration::from_secs(6), ended).is_err() {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
         }
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The last one appends a line for each hook: its name, job, step, its time in ns, and when it began (ns since 1970).
-#![allow(non_upper_case_globals, missing_docs)]
+#![allow(non_upper_case_globals, missing_docs, clippy::missing_safety_doc)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::fs::OpenOptions;
@@ -48,9 +48,12 @@ unsafe fn tick(hook: &str, spank: spank_t, ac: c_int, av: *mut *mut c_char) -> c
     };
     match argument(0).as_deref() {
         Some("first") => {
+            #[expect(clippy::disallowed_methods, reason = "the copies of this plugin share nothing but the process")]
             // SAFETY: slurmstepd calls `init`, `init_post_opt` and `job_prolog` while it has one thread that uses the
             // environment.
-            unsafe { std::env::set_var(VARIABLE, now().to_string()) };
+            unsafe {
+                std::env::set_var(VARIABLE, now().to_string())
+            };
         }
         Some("last") => {
             let start: u128 = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
