@@ -64,6 +64,8 @@ struct Server {
     jobs: RefCell<jobs::Jobs>,
     cache: RefCell<cache::Cache>,
     loads: RefCell<HashMap<u32, Rc<Load>>>,
+    /// Connections of users without a job here.
+    strangers: Cell<usize>,
     denials: RefCell<denials::DenialLog>,
     /// The cache has changed: when to renew next may have, too.
     look: Notify,
@@ -194,6 +196,7 @@ impl Server {
             hosts: gate::Hosts::new(port),
             jobs: RefCell::default(),
             loads: RefCell::default(),
+            strangers: Cell::default(),
             denials: RefCell::default(),
             look: Notify::new(),
             leaving: Semaphore::new(4),

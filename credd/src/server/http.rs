@@ -62,6 +62,15 @@ async fn connection(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
     let load = server.load(caller.as_ref().map_or(NOBODY, |uid| uid.0));
     // Closed without an answer: SDKs take that as a passing fault.
     let Some(_counted) = Counted::one(&load.connections, server.settings.limits.connections_per_user) else { return };
+    let stranger = !caller.as_ref().is_ok_and(|uid| server.jobs.borrow().has_job_of(*uid));
+    let _stranger = if stranger {
+        let Some(counted) = Counted::one(&server.strangers, server.settings.limits.connections_of_strangers) else {
+            return;
+        };
+        Some(counted)
+    } else {
+        None
+    };
     let _ = stream.set_nodelay(true);
     let watched = server.watch.connection();
     let service = service_fn(|request| respond(server, &watched, &caller, &load, request));

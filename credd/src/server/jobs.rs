@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use credd_protocol::{JobId, SessionId, TokenHash};
+use credd_protocol::{JobId, SessionId, TokenHash, Uid};
 use tokio::sync::Notify;
 
 use super::cache::Key;
@@ -94,10 +94,11 @@ impl Run {
         self.set(State::Open(Key { session, role: self.job.options.role.clone() }));
     }
 
-    /// credvend does not know the session any more: back to opening. `false` if that has happened too often.
+    /// credvend does not know the session any more: back to opening. `false` if that has happened too often, or if the
+    /// run was refused meanwhile: a revocation is not undone by an answer that was on its way.
     pub fn reopen(&self) -> bool {
         self.reopened.set(self.reopened.get().saturating_add(1));
-        if self.reopened.get() > MAX_REOPENS || self.ended() {
+        if self.reopened.get() > MAX_REOPENS || !self.with_state(|state| matches!(state, State::Open(_))) {
             return false;
         }
         self.session.set(None);
@@ -129,6 +130,8 @@ pub enum News {
 pub struct Jobs {
     runs: HashMap<RunId, Rc<Run>>,
     by_token: HashMap<TokenHash, Rc<Run>>,
+    /// How many runs that have not ended each user has.
+    live: HashMap<Uid, usize>,
     over: VecDeque<(TokenHash, JobId)>,
     /// The records that were there at start are all known.
     pub scanned: bool,
@@ -149,6 +152,7 @@ impl Jobs {
         let run = Run::new(job);
         if !run.ended() {
             self.by_token.insert(run.job.token, run.clone());
+            *self.live.entry(run.job.uid).or_default() += 1;
         }
         self.runs.insert(run.job.run.clone(), run.clone());
         self.changed.notify_waiters();
@@ -162,12 +166,23 @@ impl Jobs {
             return None;
         }
         self.by_token.remove(&run.job.token);
+        if let Some(live) = self.live.get_mut(&run.job.uid) {
+            *live -= 1;
+            if *live == 0 {
+                self.live.remove(&run.job.uid);
+            }
+        }
         if self.over.len() >= REMEMBERED_ENDS {
             self.over.pop_front();
         }
         self.over.push_back((run.job.token, run.job.job));
         run.set(State::Ended);
         Some(run)
+    }
+
+    /// Whether a job of this user runs here.
+    pub fn has_job_of(&self, uid: Uid) -> bool {
+        self.live.contains_key(&uid)
     }
 
     /// credvend knows the end: nothing is left to do.
@@ -249,6 +264,38 @@ mod tests {
         assert!(jobs.by_token(&token.hash()).is_none());
         assert_eq!(jobs.ended_lately(&token.hash()), Some(job.job));
         assert_eq!(jobs.ended_lately(&credd_protocol::JobToken::mint().unwrap().hash()), None);
+    }
+
+    #[test]
+    fn a_refused_run_is_not_opened_anew() {
+        let mut jobs = Jobs::default();
+        let (job, _) = fixture::job(7, 1001);
+        let News::New(run) = jobs.found(job) else { panic!("new") };
+        run.opened(SessionId::random());
+        assert!(run.reopen());
+        run.opened(SessionId::random());
+        run.set(State::Refused("revoked".into()));
+        assert!(!run.reopen());
+        assert!(matches!(run.state(), State::Refused(_)) && run.session().is_some());
+    }
+
+    #[test]
+    fn a_user_has_jobs_here_until_the_last_one_ends() {
+        let mut jobs = Jobs::default();
+        let (one, _) = fixture::job(7, 1001);
+        let (two, _) = fixture::job(8, 1001);
+        let (mut over, _) = fixture::job(9, 1002);
+        over.ended = true;
+        for job in [&one, &one, &two, &over] {
+            jobs.found(job.clone());
+        }
+        assert!(jobs.has_job_of(Uid(1001)) && !jobs.has_job_of(Uid(1002)) && !jobs.has_job_of(Uid(0)));
+        jobs.end(&one.run);
+        jobs.end(&one.run);
+        assert!(jobs.has_job_of(Uid(1001)));
+        jobs.end(&two.run);
+        jobs.remove(&two.run);
+        assert!(!jobs.has_job_of(Uid(1001)));
     }
 
     #[test]

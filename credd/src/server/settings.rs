@@ -34,6 +34,8 @@ pub struct Limits {
     pub connections: usize,
     /// Of these, one user's.
     pub connections_per_user: usize,
+    /// Of these, those of all users together who have no job here: one person may have thousands of uids (subuid(5)).
+    pub connections_of_strangers: usize,
     /// Requests of one user that wait for credvend.
     pub waiting_per_user: usize,
     /// A connection that sends no complete request head within this time (or a quarter more), idles for so long, or does
@@ -56,6 +58,7 @@ impl Settings {
             limits: Limits {
                 connections: config.http.max_connections,
                 connections_per_user: config.http.max_connections_per_user,
+                connections_of_strangers: (config.http.max_connections / 8).max(1),
                 waiting_per_user: config.http.max_waiting_per_user,
                 idle: Duration::from_secs(10),
                 user_socket_connections: 64,

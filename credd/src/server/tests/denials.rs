@@ -245,3 +245,37 @@ fn one_users_connections_and_waiting_requests_are_bounded() {
         drop(kept);
     });
 }
+
+/// A new uid for each of the first connections, and then the test's own.
+struct Crowd(std::cell::Cell<u32>);
+
+impl super::super::whois::WhoIs for Crowd {
+    fn caller(&self, _: std::net::SocketAddr, _: std::net::SocketAddr) -> Result<Uid, String> {
+        let left = self.0.get();
+        self.0.set(left.saturating_sub(1));
+        Ok(Uid(if left == 0 { own_uid() } else { 100_000 + left }))
+    }
+}
+
+#[test]
+fn many_users_without_a_job_here_leave_room_for_those_who_have_one() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| {
+            plan.settings.limits.connections = 8;
+            plan.settings.limits.connections_of_strangers = 4;
+            plan.settings.limits.idle = Duration::from_secs(3600);
+            plan.whois = Box::new(Crowd(std::cell::Cell::new(8)));
+        })
+        .await;
+        let (_, token) = house.job(7).await;
+        let mut crowd = Vec::new();
+        for _ in 0..8 {
+            crowd.push(house.connect().await);
+        }
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        // Four are held, the others were closed unanswered.
+        for stream in &mut crowd[4..] {
+            assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+        }
+    });
+}

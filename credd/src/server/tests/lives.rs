@@ -363,6 +363,34 @@ fn an_answer_that_comes_after_the_end_is_left() {
 }
 
 #[test]
+fn a_job_that_ends_or_is_revoked_while_its_request_waits_gets_nothing() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.until("the stream is open", |h| h.credvend.script.borrow().streams == 1).await;
+        for revoked in [false, true] {
+            let (job, token) = house.job(7 + u32::from(revoked)).await;
+            house.credvend.script.borrow_mut().delay = Duration::from_millis(300);
+            let (endpoint, id) = (house.endpoint, job.job.get());
+            let asking = tokio::task::spawn_local(async move {
+                let stream = tokio::net::TcpStream::connect(endpoint).await.unwrap();
+                ask_on(&mut tokio::io::BufReader::new(stream), endpoint.port(), id, &token).await
+            });
+            house.until("the session is open", |h| h.session_of(&job.run).is_some()).await;
+            // One signature for the open was given, and now one for the credentials, which credvend is long about.
+            let session = house.session_of(&job.run).unwrap();
+            if revoked {
+                house.credvend.invalidate(session, "revoked");
+            } else {
+                house.end(&job.run).await;
+            }
+            let answer = asking.await.unwrap();
+            let word = if revoked { "Refused" } else { "JobEnded" };
+            assert_eq!((answer.status, answer.word().as_str()), (403, word));
+        }
+    });
+}
+
+#[test]
 fn ends_are_delivered_however_long_credvend_is_away() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| plan.credvend_up = false).await;
