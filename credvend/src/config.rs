@@ -154,7 +154,7 @@ impl Config {
     /// Everything that is wrong.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let error = |problems| ConfigError { path: path.display().to_string(), problems };
-        let text = std::fs::read_to_string(path).map_err(|e| error(vec![format!("cannot be read: {e}")]))?;
+        let text = read_own(path).map_err(|e| error(vec![format!("cannot be read: {e}")]))?;
         Config::parse(&text).map_err(error)
     }
 
@@ -204,6 +204,21 @@ impl Config {
     pub fn loopback_only(&self) -> bool {
         self.listen.iter().all(|address| address.ip().to_canonical().is_loopback())
     }
+}
+
+/// The text of a configuration that not everybody can change: it says whom to believe and where secrets go.
+///
+/// # Errors
+/// It cannot be read, or everybody can write it.
+pub fn read_own(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata()?);
+    if mode & 0o002 != 0 {
+        return Err(std::io::Error::other(format!("everybody can change it (mode {:o}): chmod o-w it", mode & 0o7777)));
+    }
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut file, &mut text)?;
+    Ok(text)
 }
 
 fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {

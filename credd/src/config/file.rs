@@ -279,7 +279,13 @@ fn read_key(section: &mut Section<'_>, file: &Found<PathBuf>) -> Option<Secret> 
 
 fn read_text(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    let file = File::open(path)?;
+    let mode = file.metadata()?.mode();
+    // Who can change it decides which service the jobs' credentials come from.
+    if mode & 0o002 != 0 {
+        return Err(std::io::Error::other(format!("everybody can change it (mode {:o}): chmod o-w it", mode & 0o7777)));
+    }
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(std::io::Error::other(format!("it is longer than {MAX_FILE_BYTES} bytes")));
     }
@@ -337,6 +343,19 @@ mod tests {
                 let section = format!("[{name}]");
                 assert!(name.is_empty() || shipped.lines().any(|line| here(line) || line == section), "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_everybody_can_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credd.toml");
+        fs::write(&path, "[credvend]\nurl = \"https://head:8443\"\n").unwrap();
+        for (mode, good) in [(0o644, true), (0o664, true), (0o646, false), (0o666, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = load(&path);
+            assert_eq!(loaded.is_ok(), good, "{mode:o}");
+            assert!(good || loaded.unwrap_err().to_string().contains("chmod o-w"));
         }
     }
 

@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
 
 fn hook(args: &Args, environment: &BTreeMap<String, String>) -> anyhow::Result<()> {
     let path = args.hook_config.display();
-    let text = std::fs::read_to_string(&args.hook_config).with_context(|| format!("{path} cannot be read"))?;
+    let text = crate::config::read_own(&args.hook_config).with_context(|| format!("{path} cannot be read"))?;
     let config: HookConfig = toml::from_str(&text).with_context(|| format!("{path} is not valid"))?;
     let deadline = Duration::from_secs(config.deadline_seconds.clamp(1, 60));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -16,6 +16,20 @@ fn a_cluster_alone_is_enough() {
 }
 
 #[test]
+fn a_configuration_that_everybody_can_change_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("credvend.toml");
+    std::fs::write(&path, SMALL).unwrap();
+    for (mode, good) in [(0o600, true), (0o664, true), (0o646, false), (0o666, false)] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let read = Config::read(&path);
+        assert_eq!(read.is_ok(), good, "{mode:o}");
+        assert!(good || read.unwrap_err().to_string().contains("chmod o-w"));
+    }
+}
+
+#[test]
 fn the_shipped_example_is_valid() {
     let config = Config::parse(include_str!("../../../packaging/credvend.toml")).unwrap();
     assert_eq!(config.clusters.len(), 1);
