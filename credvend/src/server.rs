@@ -208,7 +208,7 @@ impl Server {
                 self.node_credentials(&node, session, body).await
             }
             (Verb::NodeLeave { session }, Principal::Node(node)) => self.node_leave(&node, session, body).await,
-            (Verb::NodeStream, Principal::Node(node)) => Ok(self.node_stream(node)),
+            (Verb::NodeStream, Principal::Node(node)) => self.node_stream(node).await,
             (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb).await,
             (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),
         }

@@ -22,3 +22,29 @@ pub fn register(job: &mut dyn Job, options: &[JobOption]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::{FULL_URI, TOKEN, TOKEN_FILE};
+    use crate::scripted_job::ScriptedJob;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_parent_jobs_token_is_not_sent_along_whatever_the_plugins_options() {
+        for arguments in [&[][..], &["default=off".to_owned()], &["nonsense".to_owned()]] {
+            let mut env: BTreeMap<String, Vec<u8>> = [
+                (FULL_URI, "http://127.0.0.1:9999/sessions/7/cluster/lab/project/p?roleSessionName=x"),
+                (TOKEN, "credd1-0123"),
+                (TOKEN_FILE, "/run/credd/tokens/7"),
+                ("AWS_REGION", "eu-west-1"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+            .into();
+            let mut job = ScriptedJob::new();
+            init(&mut job, &mut env, &Plugstack::parse(arguments), &[]);
+            assert_eq!(env.keys().collect::<Vec<_>>(), ["AWS_REGION"]);
+            assert_eq!(job.said(Level::Error), "");
+        }
+    }
+}

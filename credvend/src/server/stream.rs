@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::Server;
 use super::answer::{self, Reply};
 use crate::events::Events;
+use crate::refusal::Refusal;
 use crate::vending::Node;
 
 /// Lines that wait for a slow node; a node that takes none for as long as two pings is cut off.
@@ -78,7 +79,8 @@ impl Drop for Entry {
 
 impl Server {
     /// `GET /node/v1/stream`.
-    pub(super) fn node_stream(&self, node: Node) -> Reply {
+    pub(super) async fn node_stream(&self, node: Node) -> Result<Reply, Refusal> {
+        self.vending.may_listen(&node).await?;
         let (entry, replaced) =
             self.streams.enter((node.cluster.clone(), node.name.clone()), self.settings.max_streams_per_node);
         let (sender, body) = mpsc::channel(WAITING_LINES);
@@ -89,7 +91,7 @@ impl Server {
             tracing::debug!(cluster = %node.cluster, node = %node.name, why, "stream ended");
             drop(entry);
         });
-        answer::lines(Lines(body))
+        Ok(answer::lines(Lines(body)))
     }
 }
 

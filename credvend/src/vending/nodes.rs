@@ -6,7 +6,7 @@ use credd_protocol::seed_api::SessionStatus;
 
 use super::issuing::Want;
 use super::sweeping::{Verdict, another_run, verdict};
-use super::{ClusterName, Node, Vending, require_active};
+use super::{AddressCheck, ClusterName, Node, Vending, require_active};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
 use crate::store::{OpenRun, Opened, Origin, Run, Session, SessionFilter, StoreError};
@@ -165,6 +165,20 @@ impl Vending {
             min_life_seconds: request.min_life_seconds,
         })
         .await
+    }
+
+    /// Whether a node may hang on the stream of what nodes are told. MUNGE lets root of any node give itself any node's
+    /// name; where addresses are required to agree, a liar can neither listen in another's place nor crowd it out.
+    ///
+    /// # Errors
+    /// It is not where Slurm has that node, or Slurm cannot say.
+    pub async fn may_listen(&self, node: &Node) -> Result<(), Refusal> {
+        let cluster = self.parts.clusters.get(&node.cluster);
+        match cluster.filter(|cluster| cluster.node_address_check == AddressCheck::Require) {
+            // Else nothing would come of it but a line in the log, and a question to Slurm for each node that comes back.
+            None => Ok(()),
+            Some(cluster) => self.check_address(node, cluster).await,
+        }
     }
 
     /// A node says that the job ended there: Slurm is asked, and if it agrees the session is COMPLETED. Stale and

@@ -22,12 +22,15 @@ async fn a_node_elsewhere_is_refused_or_let_pass_as_configured() {
     assert!(code == "WrongAddress" && retry && why.contains("10.77.0.11") && why.contains("10.77.0.12"), "{why}");
     assert_eq!(refused(w.credentials("n2", session).await).0, "WrongAddress");
     assert_eq!(refused(w.vending.leave(&node("n2"), session).await).0, "WrongAddress");
+    assert_eq!(refused(w.vending.may_listen(&node("n2")).await).0, "WrongAddress");
+    w.vending.may_listen(&node("n1")).await.unwrap();
     assert_eq!(refused(w.try_open("n3", 7).await).0, "WrongAddress", "Slurm knows no n3");
     let hidden = Node { peer: None, ..node("n1") };
     assert_eq!(refused(w.vending.open_for_node(&hidden, &w.record(7)).await).0, "WrongAddress");
     for check in [AddressCheck::Warn, AddressCheck::Off] {
         let w = world(check);
         w.try_open("n2", 7).await.unwrap();
+        w.vending.may_listen(&node("n2")).await.unwrap();
         assert_eq!(w.slurm.asked_address.load(Ordering::SeqCst), usize::from(check == AddressCheck::Warn));
     }
 }
