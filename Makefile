@@ -13,7 +13,7 @@ MINISTACK = CREDD_MINISTACK=$$(testbed/python-environment $(TARGET)/testbed-cach
 .PHONY: help
 help: ## Lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
-		printf '  make %-12s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
 demo: root deps build ## Brings up a private cluster and shows jobs of two projects at a pretend AWS
@@ -40,8 +40,7 @@ lint: build ## Formatting, clippy, cargo-deny, and the shipped example configura
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(TARGET)/debug/credd check-config --config packaging/credd.toml
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
-	else echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; fi
+	@tests/dependencies
 
 .PHONY: mutants
 mutants: root deps build ## Applies each known sabotage and shows which test notices
@@ -74,22 +73,42 @@ SYSCONFDIR ?= /etc
 SLURMLIBDIR ?= $(or $(patsubst %/,%,$(dir $(firstword $(wildcard \
 	/usr/lib/*/slurm-wlm/select_cons_tres.so /usr/lib*/slurm/select_cons_tres.so /usr/lib/*/slurm/select_cons_tres.so)))),$(PREFIX)/lib/slurm)
 
+# Units name the programs by path; another SBINDIR is written into them.
+UNITS = for unit in $(1); do install -D -m 644 "$$unit" "$(DESTDIR)$(UNITDIR)/$${unit\#\#*/}" && \
+	sed -i 's|/usr/sbin/|$(SBINDIR)/|' "$(DESTDIR)$(UNITDIR)/$${unit\#\#*/}" || exit 1; done
+# An admin's own configuration is never overwritten. Secrets are in files that it names, not in it.
+CONFIG = for file in $(2); do to=$(DESTDIR)$(SYSCONFDIR)/$(1)/$${file\#\#*/}; \
+	[ -e "$$to" ] || install -D -m 644 "$$file" "$$to" || exit 1; done
+
 .PHONY: install
-install: ## Installs the release build under DESTDIR; enables and starts nothing
-	$(CARGO) build --release -p credd -p credvend --bins
+install: install-node install-service ## Installs everything under DESTDIR; enables and starts nothing
+
+.PHONY: install-plugin
+install-plugin: ## The plugin alone, for login nodes
 	$(CARGO) build --profile plugin -p spank-plugin
-	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credd $(TARGET)/release/credvend
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(SLURMLIBDIR)/spank_credd.so
-	install -D -m 644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/*
-	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/*
-	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) packaging/tmpfiles.d/*
-	for page in packaging/man/*; do install -D -m 644 -t $(DESTDIR)$(MANDIR)/man$${page##*.} "$$page"; done
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example $(wildcard packaging/*.toml)
-	@# An admin's own configuration is never overwritten. Secrets are in files that it names, not in it.
-	for file in $(wildcard packaging/*.toml); do \
-		case $$file in */credd.toml) dir=credd ;; *) dir=credvend ;; esac; \
-		to=$(DESTDIR)$(SYSCONFDIR)/$$dir/$${file##*/}; \
-		[ -e "$$to" ] || install -D -m 644 "$$file" "$$to" || exit 1; done
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example
+
+.PHONY: install-node
+install-node: install-plugin ## The plugin and credd, for compute nodes
+	$(CARGO) build --release -p credd --bins
+	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credd
+	@$(call UNITS,packaging/systemd/credd*)
+	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credd.conf
+	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) packaging/tmpfiles.d/credd.conf
+	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credd.8
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credd.toml
+	@$(call CONFIG,credd,packaging/credd.toml)
+
+.PHONY: install-service
+install-service: ## credvend, for the service host
+	$(CARGO) build --release -p credvend --bins
+	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credvend
+	@$(call UNITS,packaging/systemd/credvend*)
+	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credvend.conf
+	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credvend.8
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml
+	@$(call CONFIG,credvend,packaging/credvend.toml packaging/projects.toml)
 
 .PHONY: clean
 clean: ## Removes what was built

@@ -23,7 +23,10 @@ pub fn problem(path: &Path) -> Option<String> {
     }
     let own = nix::unistd::geteuid().as_raw();
     if metadata.uid() != 0 && metadata.uid() != own {
-        return Some(format!("{shown} holds a secret, but uid {} owns it, not root or uid {own}", metadata.uid()));
+        let owner = metadata.uid();
+        let hint =
+            if own == 0 { "; if that is credvend's own user, run this as that user, as the service does" } else { "" };
+        return Some(format!("{shown} holds a secret, but uid {owner} owns it, not root or uid {own}{hint}"));
     }
     std::fs::File::open(path).err().map(|error| format!("{shown} cannot be read: {error}"))
 }

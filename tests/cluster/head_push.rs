@@ -1,0 +1,244 @@
+//! A site whose head states its jobs, as in the first version: `credvend hook prolog|epilog` as slurmctld's own
+//! PrologSlurmctld and EpilogSlurmctld, `attest = "head"`, and nothing of ours on the nodes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use testbed::ours::HEAD_SECRET;
+use testbed::{Cluster, Partition, Plan, wait_for};
+
+use crate::support::{Answer, SOON, admin, get};
+
+/// `deadline-seconds` of the hooks.
+const DEADLINE: u64 = 3;
+
+struct Site {
+    cluster: Cluster,
+    /// Where hooks, their configuration and what they leave behind are.
+    dir: PathBuf,
+}
+
+static SITE: LazyLock<Mutex<Site>> = LazyLock::new(|| Mutex::new(Site::up()));
+
+fn site() -> MutexGuard<'static, Site> {
+    SITE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Site {
+    fn up() -> Site {
+        let batch = Partition { name: "batch".into(), slurm: String::new(), plugin: None };
+        let plan = Plan { nodes: 1, partitions: vec![batch], plugin_options: "default=off".into(), ..Plan::default() }
+            .credvend_toml("[[cluster]]\nattest = \"head\"");
+        let cluster = Cluster::up(plan).expect("the head's cluster comes up");
+        let dir = cluster.run_dir().join("etc/hooks");
+        fs::create_dir_all(dir.join("answers")).unwrap();
+        let shown = dir.display();
+        let config = format!(
+            "url = {:?}\npin = {:?}\nhead-secret-file = \"{shown}/secret\"\ndeadline-seconds = {DEADLINE}\n\
+             answer-dir = \"{shown}/answers\"\n",
+            cluster.credvend_url(),
+            cluster.credvend_pin().unwrap(),
+        );
+        fs::write(dir.join("hook.toml"), config).unwrap();
+        fs::write(dir.join("secret"), format!("{HEAD_SECRET}\n")).unwrap();
+        for (when, mut conf) in [("prolog", String::from("PrologSlurmctld=")), ("epilog", String::from("EpilogSlurmctld="))]
+        {
+            // The status that credvend ended with is what slurmctld gets, and is noted for the test.
+            let script = format!(
+                "#!/bin/sh\n{run}/bin/credvend hook {when} --hook-config {shown}/hook.toml 2>>{shown}/said\nstatus=$?\n\
+                 echo \"{when} $SLURM_JOB_ID $status\" >>{shown}/ended\nexit $status\n",
+                run = cluster.run_dir().display(),
+            );
+            let path = dir.join(when);
+            fs::write(&path, script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            conf.push_str(&format!("{}\n", path.display()));
+            let slurm_conf = cluster.run_dir().join("etc/slurm/slurm.conf");
+            fs::write(&slurm_conf, fs::read_to_string(&slurm_conf).unwrap() + &conf).unwrap();
+        }
+        let head = cluster.head();
+        head.run_as_root(&format!("cd {shown} && chown -R slurm . && chmod 600 secret hook.toml && chmod 700 answers"))
+            .expect_ok();
+        head.run_as_root("scontrol reconfigure").expect_ok();
+        Site { cluster, dir }
+    }
+
+    /// A batch job that runs until [`Site::release`].
+    #[track_caller]
+    fn submit(&self, user: &str) -> u32 {
+        let script = "echo runs; until [ -e ~/release-$SLURM_JOB_ID ]; do sleep 0.05; done\n";
+        self.cluster.as_user(user).sbatch(script, &[]).expect("sbatch accepts the job")
+    }
+
+    #[track_caller]
+    fn wait_running(&self, user: &str, job: u32) {
+        self.cluster.as_user(user).wait_job_output(job, "runs\n", SOON).expect("the job runs");
+    }
+
+    /// Lets a job end, and waits until its epilog has.
+    #[track_caller]
+    fn release(&self, user: &str, job: u32) {
+        let owner = self.cluster.as_user(user);
+        owner.write_file(&format!("release-{job}"), "").unwrap();
+        assert_eq!(owner.wait_job(job, SOON).unwrap(), "COMPLETED");
+        self.wait_hook("epilog", job);
+    }
+
+    fn file(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(name)).unwrap_or_default()
+    }
+
+    /// Waits until a hook of a job has run, and checks that slurmctld got a 0.
+    #[track_caller]
+    fn wait_hook(&self, when: &str, job: u32) {
+        let begins = format!("{when} {job} ");
+        let find = || self.file("ended").lines().find_map(|line| line.strip_prefix(&begins).map(str::to_owned));
+        let status = wait_for(&format!("the {when} of job {job}"), SOON, find).unwrap();
+        assert_eq!(status, "0", "{}", self.file("said"));
+    }
+
+    /// What the prolog of a job was told: the lines `NAME=value` of the file it left.
+    fn told(&self, job: u32, name: &str) -> Option<String> {
+        let text = self.file(&format!("answers/{job}"));
+        text.lines().find_map(|line| line.strip_prefix(&format!("{name}=")).map(str::to_owned))
+    }
+
+    /// The session that the head opened for a job.
+    #[track_caller]
+    fn session(&self, user: &str, job: u32) -> Option<Value> {
+        let listed = admin(&self.cluster, &["session", "list", "--user", user]);
+        let id = job.to_string();
+        listed.as_array().unwrap().iter().find(|s| s["head-session"] == id.as_str()).cloned()
+    }
+
+    /// The first version's GET from the job's node, as some user there.
+    fn get(&self, user: &str, uri: &str, token: &str) -> Answer {
+        let uri = format!("{uri}?roleSessionName=lab-root-elsewhere");
+        get(self.cluster.node("n1"), user, &uri, &["-k", &format!("Authorization: {token}")])
+    }
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn the_head_opens_a_session_and_completes_it() {
+    let site = site();
+    let cluster = &site.cluster;
+    let begun = SystemTime::now();
+    let job = site.submit("alice");
+    site.wait_running("alice", job);
+    site.wait_hook("prolog", job);
+
+    let session = site.session("alice", job).expect("the head opened a session");
+    assert_eq!((&session["status"], &session["project"]), (&"ACTIVE".into(), &"genomics".into()), "{session}");
+    let mode = fs::metadata(site.dir.join("answers").join(job.to_string())).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "the answer holds the token");
+    let uri = site.told(job, "APIGATEWAY_AWS_CONTAINER_CREDENTIALS_FULL_URI").unwrap();
+    let token = site.told(job, "AWS_CONTAINER_AUTHORIZATION_TOKEN").unwrap();
+    assert_eq!(uri, format!("{}/sessions/{job}/cluster/lab/project/genomics", cluster.credvend_url()));
+    assert_eq!(
+        site.told(job, "LOCALHOST_AWS_CONTAINER_CREDENTIALS_FULL_URI").unwrap(),
+        format!("http://127.0.0.1:9999/sessions/{job}/cluster/lab/project/genomics")
+    );
+
+    // From the job's node, with the session token; what the caller calls itself changes nothing.
+    let answer = site.get("alice", &uri, &token);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let document = answer.json();
+    let text = |key: &str| document[key].as_str().unwrap_or_else(|| panic!("no {key}")).to_owned();
+    let keys = [
+        ("AWS_ACCESS_KEY_ID", text("AccessKeyId")),
+        ("AWS_SECRET_ACCESS_KEY", text("SecretAccessKey")),
+        ("AWS_SESSION_TOKEN", text("Token")),
+    ];
+    let keys: Vec<(&str, &str)> = keys.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let node = cluster.node("n1");
+    let me = node.run_with("alice", &keys, &["aws", "sts", "get-caller-identity", "--query", "Arn", "--output", "text"]);
+    assert_eq!(me.expect_ok().trim(), format!("arn:aws:sts::123456789012:assumed-role/genomics/lab-alice-{job}"));
+    let read = |bucket: &str| {
+        node.run_with("alice", &keys, &["aws", "s3", "cp", &format!("s3://{bucket}/hello.txt"), "-"])
+    };
+    assert_eq!(read("genomics-data").expect_ok(), "data of genomics\n");
+    assert!(!read("climate-data").ok());
+    let asked = cluster.aws().requests_since(begun).unwrap();
+    let names: Vec<_> = asked.iter().filter_map(|r| r.parameter("roleSessionName")).collect();
+    assert_eq!(names, [format!("lab-alice-{job}")]);
+    assert_eq!(site.get("alice", &uri, "another-token").status, 401);
+
+    site.release("alice", job);
+    let session = site.session("alice", job).unwrap();
+    assert_eq!(session["status"], "COMPLETED", "{session}");
+    let after = site.get("alice", &uri, &token);
+    assert_eq!((after.status, &after.json()["code"]), (403, &"SessionEnded".into()), "{after:?}");
+    assert_eq!(site.told(job, "AWS_CONTAINER_AUTHORIZATION_TOKEN"), None, "the epilog leaves no token behind");
+    cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_job_of_a_project_without_roles_runs_without_a_session() {
+    let site = site();
+    let script = "echo runs\n";
+    let owner = site.cluster.as_user("alice");
+    let job = owner.sbatch(script, &["--account=unmapped"]).unwrap();
+    assert_eq!(owner.wait_job(job, SOON).unwrap(), "COMPLETED");
+    site.wait_hook("prolog", job);
+    site.wait_hook("epilog", job);
+    assert!(site.session("alice", job).is_none());
+    let said = site.file("said");
+    let line = said.lines().find(|line| line.contains(&format!("\"{job}\""))).unwrap_or_else(|| panic!("{said:?}"));
+    assert!(line.contains("unmapped"), "{line}");
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn no_job_is_held_whatever_is_away() {
+    let site = site();
+    let cluster = &site.cluster;
+    let credvend = cluster.credvend();
+    let config = site.dir.join("hook.toml");
+    let good = fs::read_to_string(&config).unwrap();
+
+    // A job that runs when credvend goes: its epilog has nobody to talk to.
+    let early = site.submit("bob");
+    site.wait_running("bob", early);
+    credvend.kill9().unwrap();
+    site.release("bob", early);
+    let begun = Instant::now();
+    let job = site.submit("bob");
+    site.wait_running("bob", job);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    site.release("bob", job);
+
+    // One that hangs costs the deadline.
+    credvend.start().unwrap();
+    credvend.freeze().unwrap();
+    let job = site.submit("bob");
+    site.wait_running("bob", job);
+    site.wait_hook("prolog", job);
+    assert!(site.file("said").contains(&format!("no answer within {DEADLINE} s")), "{}", site.file("said"));
+    credvend.thaw().unwrap();
+    site.release("bob", job);
+
+    fs::write(&config, "url = 7\n").unwrap();
+    let job = site.submit("bob");
+    site.wait_running("bob", job);
+    site.wait_hook("prolog", job);
+    site.release("bob", job);
+    let said = site.file("said");
+    assert!(said.contains("is not valid") && !said.contains(HEAD_SECRET), "{said}");
+
+    // All is well again for the next job.
+    fs::write(&config, good).unwrap();
+    let job = wait_for("a session", SOON, || {
+        let job = site.submit("bob");
+        site.wait_running("bob", job);
+        site.release("bob", job);
+        site.session("bob", job).map(|session| (job, session))
+    });
+    assert_eq!(job.unwrap().1["status"], "COMPLETED");
+    cluster.assert_nodes_healthy();
+}
