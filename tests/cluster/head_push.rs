@@ -11,7 +11,7 @@ use serde_json::Value;
 use testbed::ours::HEAD_SECRET;
 use testbed::{Cluster, Partition, Plan, wait_for};
 
-use crate::support::{Answer, SOON, admin, get};
+use crate::support::{Answer, SOON, admin, curl};
 
 /// `deadline-seconds` of the hooks.
 const DEADLINE: u64 = 3;
@@ -45,7 +45,8 @@ impl Site {
         );
         fs::write(dir.join("hook.toml"), config).unwrap();
         fs::write(dir.join("secret"), format!("{HEAD_SECRET}\n")).unwrap();
-        for (when, mut conf) in [("prolog", String::from("PrologSlurmctld=")), ("epilog", String::from("EpilogSlurmctld="))]
+        for (when, mut conf) in
+            [("prolog", String::from("PrologSlurmctld=")), ("epilog", String::from("EpilogSlurmctld="))]
         {
             // The status that credvend ended with is what slurmctld gets, and is noted for the test.
             let script = format!(
@@ -63,7 +64,9 @@ impl Site {
         let head = cluster.head();
         head.run_as_root(&format!("cd {shown} && chown -R slurm . && chmod 600 secret hook.toml && chmod 700 answers"))
             .expect_ok();
-        head.run_as_root("scontrol reconfigure").expect_ok();
+        // Whether there are such hooks at all slurmctld asks itself at its start only, not at `scontrol reconfigure`.
+        cluster.slurmctld().restart().expect("slurmctld restarts");
+        cluster.wait_idle().expect("the node is idle again");
         Site { cluster, dir }
     }
 
@@ -118,7 +121,7 @@ impl Site {
     /// The first version's GET from the job's node, as some user there.
     fn get(&self, user: &str, uri: &str, token: &str) -> Answer {
         let uri = format!("{uri}?roleSessionName=lab-root-elsewhere");
-        get(self.cluster.node("n1"), user, &uri, &["-k", &format!("Authorization: {token}")])
+        curl(self.cluster.node("n1"), user, &["-k", "-H", &format!("Authorization: {token}"), &uri])
     }
 }
 
@@ -138,7 +141,7 @@ fn the_head_opens_a_session_and_completes_it() {
     assert_eq!(mode & 0o777, 0o600, "the answer holds the token");
     let uri = site.told(job, "APIGATEWAY_AWS_CONTAINER_CREDENTIALS_FULL_URI").unwrap();
     let token = site.told(job, "AWS_CONTAINER_AUTHORIZATION_TOKEN").unwrap();
-    assert_eq!(uri, format!("{}/sessions/{job}/cluster/lab/project/genomics", cluster.credvend_url()));
+    assert_eq!(uri, format!("https://head:8443/sessions/{job}/cluster/lab/project/genomics"));
     assert_eq!(
         site.told(job, "LOCALHOST_AWS_CONTAINER_CREDENTIALS_FULL_URI").unwrap(),
         format!("http://127.0.0.1:9999/sessions/{job}/cluster/lab/project/genomics")
@@ -156,15 +159,15 @@ fn the_head_opens_a_session_and_completes_it() {
     ];
     let keys: Vec<(&str, &str)> = keys.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let node = cluster.node("n1");
-    let me = node.run_with("alice", &keys, &["aws", "sts", "get-caller-identity", "--query", "Arn", "--output", "text"]);
+    let me =
+        node.run_with("alice", &keys, &["aws", "sts", "get-caller-identity", "--query", "Arn", "--output", "text"]);
     assert_eq!(me.expect_ok().trim(), format!("arn:aws:sts::123456789012:assumed-role/genomics/lab-alice-{job}"));
-    let read = |bucket: &str| {
-        node.run_with("alice", &keys, &["aws", "s3", "cp", &format!("s3://{bucket}/hello.txt"), "-"])
-    };
-    assert_eq!(read("genomics-data").expect_ok(), "data of genomics\n");
+    let read =
+        |bucket: &str| node.run_with("alice", &keys, &["aws", "s3", "cp", &format!("s3://{bucket}/hello.txt"), "-"]);
+    assert_eq!(read("genomics-data").expect_ok(), "data of genomics");
     assert!(!read("climate-data").ok());
     let asked = cluster.aws().requests_since(begun).unwrap();
-    let names: Vec<_> = asked.iter().filter_map(|r| r.parameter("roleSessionName")).collect();
+    let names: Vec<_> = asked.iter().filter_map(|r| r.parameter("RoleSessionName")).collect();
     assert_eq!(names, [format!("lab-alice-{job}")]);
     assert_eq!(site.get("alice", &uri, "another-token").status, 401);
 
@@ -215,6 +218,7 @@ fn no_job_is_held_whatever_is_away() {
 
     // One that hangs costs the deadline.
     credvend.start().unwrap();
+    cluster.head().wait_tcp(testbed::ours::CREDVEND_PORT, SOON).unwrap();
     credvend.freeze().unwrap();
     let job = site.submit("bob");
     site.wait_running("bob", job);

@@ -5,6 +5,7 @@
 
 mod endpoint;
 mod forgery;
+mod head_push;
 mod launch;
 mod lifecycle;
 mod lying_node;
