@@ -26,7 +26,7 @@ impl<G: Deref<Target = Cluster>> Deref for Held<G> {
 impl<G: Deref<Target = Cluster>> Drop for Held<G> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("{}", self.0.last_log_lines(40));
+            println!("{}", self.0.last_log_lines(120));
         }
     }
 }
