@@ -179,3 +179,68 @@ fn a_job_whose_node_disappears_is_closed() {
     })
     .unwrap();
 }
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_job_id_that_slurm_gives_again_is_another_session() {
+    let cluster = alone();
+    let (root, ctld) = (cluster.head(), cluster.slurmctld());
+    let answers = || {
+        wait_for("slurmctld to answer", SOON, || root.run_as("root", &["scontrol", "ping"]).ok().then_some(()))
+            .unwrap();
+        wait_for("healthy nodes", SOON, || {
+            cluster.nodes().iter().all(|n| cluster.node_state(n.name()) == "idle").then_some(())
+        })
+        .unwrap();
+    };
+    // What slurmctld knows before the job, kept to be given back to it: so much does it lose.
+    let state = root.run_as_root("scontrol show config | sed -n 's/^StateSaveLocation *= //p'").expect_ok().to_owned();
+    ctld.stop().unwrap();
+    root.run_as_root(&format!("rm -rf {state}.before && cp -a {state} {state}.before")).expect_ok();
+    ctld.start().unwrap();
+    answers();
+    let old = hold(&cluster, "alice", &["-w", "n1"]);
+    wait_status(&cluster, old.job, "ACTIVE");
+    assert_eq!(old.get_as("alice").status, 200);
+    let first = sessions(&cluster, old.job)[0]["session"].clone();
+    ctld.kill9().unwrap();
+    root.run_as_root(&format!("rm -rf {state} && mv {state}.before {state}")).expect_ok();
+    cluster.as_user("alice").run(&["rm", &format!("job-{}.out", old.job)]).expect_ok();
+    ctld.start().unwrap();
+    answers();
+    // On the other node: where the old one ran, slurmd remembers its number for two minutes and runs no prolog for the new.
+    let new = hold(&cluster, "alice", &["-w", "n2"]);
+    assert_eq!(new.job, old.job, "the id was given again");
+    wait_status(&cluster, new.job, "ACTIVE");
+    assert_eq!(new.get_as("alice").status, 200, "the new job has credentials");
+    // slurmctld has the job killed that it does not know.
+    wait_for("the end of the old one's credentials", SOON, || (old.get_as("alice").status == 403).then_some(()))
+        .unwrap();
+    let known = || {
+        let all = sessions(&cluster, new.job);
+        let told = |s: &serde_json::Value| (s["session"].clone(), s["status"].as_str().unwrap().to_owned());
+        all.iter().take(2).map(told).collect::<Vec<_>>()
+    };
+    let second = known()[0].0.clone();
+    let both = [(second, "ACTIVE".to_owned()), (first, "COMPLETED".to_owned())];
+    assert_eq!(known(), both);
+
+    // What is done to a running job, and to slurmctld while it keeps its state, makes no other run of it.
+    let id = new.job;
+    let done = format!(
+        "scontrol suspend {id} && scontrol resume {id} && scontrol update jobid={id} timelimit=30 comment=x &&
+         scontrol reconfigure"
+    );
+    root.run_as_root(&done).expect_ok();
+    ctld.restart().unwrap();
+    wait_for("slurmctld to answer", SOON, || root.run_as("root", &["scontrol", "ping"]).ok().then_some(())).unwrap();
+    // The node asks credvend anew, which asks Slurm.
+    let credd = cluster.node("n2").credd();
+    credd.restart().unwrap();
+    wait_for("credentials after it all", SOON, || (new.get_as("alice").status == 200).then_some(())).unwrap();
+    let other = hold(&cluster, "bob", &["-w", "n1"]).finish();
+    wait_status(&cluster, other, "COMPLETED");
+    assert_eq!(known(), both);
+    let id = new.finish();
+    wait_status(&cluster, id, "COMPLETED");
+}
