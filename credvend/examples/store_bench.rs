@@ -130,6 +130,21 @@ async fn main() -> anyhow::Result<()> {
         began.elapsed().as_secs_f64() * 1e3,
         resident_mb()?
     );
+    let (began, lab) = (Instant::now(), "lab".parse()?);
+    let (mut rows, mut from) = (0, None);
+    loop {
+        let page = store.list_runs(&lab, from.as_ref()).await?;
+        rows += page.items.len();
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    println!(
+        "all open as the sweep reads them: {rows} rows in {:.0} ms; VmRSS {} MB",
+        began.elapsed().as_secs_f64() * 1e3,
+        resident_mb()?
+    );
     drop(store);
     std::fs::remove_dir_all(&dir)?;
     Ok(())

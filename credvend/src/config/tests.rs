@@ -52,6 +52,7 @@ fn the_examples_commented_options_exist_and_show_the_defaults() {
     assert!(config.tls.client_ca.is_some() && config.aws.sts_endpoint.is_some() && config.admin_group.is_some());
     let (one, other) = (&config.clusters[0], &short.clusters[0]);
     assert_eq!((one.attest, one.node_address_check), (other.attest, other.node_address_check));
+    assert_eq!((one.head_session_max_days, other.head_session_max_days), (30, 30));
 }
 
 #[test]
@@ -74,12 +75,13 @@ name = "lab"
 node_address_check = "warn"
 [[cluster]]
 name = "lab"
+head-session-max-days = 0
 [log]
 format = "xml"
 "#;
     let problems = Config::parse(text).unwrap_err();
     let lines: Vec<&str> = problems.iter().map(|p| p.split(':').next().unwrap()).collect();
-    let expected = [1, 2, 3, 4, 6, 8, 9, 10, 12, 13, 16, 18, 20].map(|n| format!("line {n}"));
+    let expected = [1, 2, 3, 4, 6, 8, 9, 10, 12, 13, 16, 18, 19, 21].map(|n| format!("line {n}"));
     assert_eq!(lines, expected, "{problems:#?}");
 }
 

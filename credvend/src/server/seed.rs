@@ -71,10 +71,6 @@ impl Server {
         user: &UserName,
     ) -> Result<Reply, Refusal> {
         let report = self.vending.invalidate_user(by, clusters, user).await?;
-        tracing::info!(
-            by, %user, sessions = report.sessions.len(), denied = report.denied.len(),
-            not_denied = ?report.not_denied, "user invalidated"
-        );
         Ok(answer::json(if report.not_denied.is_empty() { 200 } else { 202 }, &report))
     }
 }

@@ -47,6 +47,21 @@ async fn a_session_from_post_to_completed() {
 }
 
 #[tokio::test]
+async fn a_post_whose_answer_was_lost_is_repeated() {
+    let world = World::start().await;
+    let mut tokens = vec![];
+    for _ in 0..2 {
+        let post = request(Method::POST, "/sessions", Some(SECRET), &opening("1300", "2023-08-15T00:00:00"));
+        let seen = world.call(None, post).await;
+        assert_eq!(seen.status, 200, "{}", seen.text);
+        tokens.push(seen.json()["AWS_CONTAINER_AUTHORIZATION_TOKEN"].as_str().unwrap().to_owned());
+    }
+    let old = world.call(None, request(Method::GET, PATH, Some(&tokens[0]), "")).await;
+    assert_eq!(old.refusal(), (401, "Unauthenticated".into()));
+    assert_eq!(world.call(None, request(Method::GET, PATH, Some(&tokens[1]), "")).await.status, 200);
+}
+
+#[tokio::test]
 async fn every_path_works_behind_a_stage() {
     let world = World::start().await;
     let seen =

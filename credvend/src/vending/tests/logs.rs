@@ -20,16 +20,48 @@ impl io::Write for Lines {
     }
 }
 
-#[tokio::test]
-async fn everything_is_logged_and_no_secret_is() {
+/// What is logged by this thread up to a level, for as long as the guard lives.
+fn logged(level: tracing::Level) -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(level).with_writer(move || writer.clone()).finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// The server's log has each of them once, and is bounded.
+#[tokio::test]
+async fn refusals_are_left_to_the_servers_log() {
+    let (lines, _guard) = logged(tracing::Level::INFO);
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let before = lines.text();
+    assert!(before.contains("session opened"));
+    w.try_open("n9", 7).await.unwrap_err();
+    w.credentials("n9", session).await.unwrap_err();
+    let post = OpenSession {
+        session_id: "1300".into(),
+        project_id: "nothing".parse().unwrap(),
+        cluster_name: lab(),
+        cluster_user: "bob".parse().unwrap(),
+        submitted_time: "2026-03-01".into(),
+    };
+    w.vending.open_for_head(&head(), &post).await.unwrap_err();
+    let project = "Climate".parse().unwrap();
+    w.vending.credentials_for_token(TokenHash::of("x"), "1300", &lab(), &project, None).await.unwrap_err();
+    assert_eq!(lines.text(), before);
+}
+
+#[tokio::test]
+async fn everything_is_logged_and_no_secret_is() {
+    let (lines, _guard) = logged(tracing::Level::TRACE);
     let w = World::new();
     w.slurm.run(7, "alice", "genomics", &["n1"]);
     let session = w.open(7).await.session;
@@ -53,7 +85,7 @@ async fn everything_is_logged_and_no_secret_is() {
     w.slurm.gone(7);
     w.vending.sweep().await.unwrap();
 
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = lines.text();
     for said in [
         "session opened",
         "job=7",
