@@ -97,6 +97,10 @@ impl SlurmConfig {
 
 type Outcome = Result<Answer, AttestError>;
 
+/// Questions about nodes at the same time. A node that lies can ask about as many names as it likes: it must not keep the
+/// questions about jobs waiting.
+const NODE_QUESTIONS: usize = 2;
+
 /// Jobs that callers wait for, and whether a task is about to ask.
 #[derive(Default)]
 struct Waiting {
@@ -117,6 +121,7 @@ struct Inner {
     uid: u32,
     commands: Commands,
     questions: Arc<Semaphore>,
+    node_questions: Semaphore,
     waiting: Mutex<Waiting>,
     settings: tokio::sync::Mutex<Option<(Instant, Settings)>>,
 }
@@ -129,14 +134,16 @@ impl Slurm {
 
     fn read_by(uid: u32, config: SlurmConfig) -> Self {
         let concurrency = config.concurrency.max(1);
-        // Two more places, so that neither a long listing nor a question about a node has to wait for the job questions.
-        let commands = Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), concurrency + 2);
+        // Two more places, so that neither a long listing nor a question about the site has to wait for the others.
+        let commands =
+            Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), concurrency + NODE_QUESTIONS + 2);
         Slurm {
             inner: Arc::new(Inner {
                 config,
                 uid,
                 commands,
                 questions: Arc::new(Semaphore::new(concurrency)),
+                node_questions: Semaphore::new(NODE_QUESTIONS),
                 waiting: Mutex::default(),
                 settings: tokio::sync::Mutex::default(),
             }),
@@ -353,6 +360,10 @@ impl Attestor for Slurm {
     }
 
     async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError> {
+        let turn = tokio::time::timeout(self.inner.config.timeouts.question, self.inner.node_questions.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(self.inner.unavailable("too many questions about nodes wait for it"));
+        };
         // sinfo, not scontrol: a node's line in scontrol holds free text (Reason, Comment, Extra).
         let (nodes, format) = (format!("--nodes={node}"), format!("--Format={}", site::ADDRESS_FORMAT));
         let said = self.inner.small("sinfo", &["--all", "--local", "--Node", &nodes, &format]).await?;

@@ -208,3 +208,27 @@ async fn private_jobs_make_absence_unreliable_for_a_reader_without_power() {
     config.sees_private_jobs = false;
     assert_eq!(Slurm::read_by(0, config).job(id(1)).await.unwrap(), Answer::Absent);
 }
+
+#[tokio::test]
+async fn questions_about_nodes_keep_none_about_jobs_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", "cat answer");
+    script(dir.path(), "sinfo", "echo >> looking; exec sleep 60");
+    answer(dir.path(), &[running("4")]);
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    (config.bin_dir, config.concurrency) = (Some(dir.path().into()), 1);
+    config.timeouts.question = Duration::from_secs(2);
+    let slurm = Slurm::new(config);
+    // A node that lies gives itself one name after the other.
+    let mut lies = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let slurm = slurm.clone();
+        lies.spawn(async move { slurm.node_address(&format!("n{n}").parse().unwrap()).await });
+    }
+    appears(&dir.path().join("looking")).await;
+    let facts = slurm.job(id(4)).await;
+    assert!(matches!(facts, Ok(Answer::Known(_))), "{facts:?}");
+    while let Some(lie) = lies.join_next().await {
+        assert!(matches!(lie.unwrap(), Err(AttestError::Unavailable { .. })));
+    }
+}

@@ -134,6 +134,19 @@ async fn other_clusters_nodes_get_nothing() {
 }
 
 #[tokio::test]
+async fn a_node_of_a_cluster_with_the_very_same_job_does_not_get_anothers_session() {
+    let w = World::with_both(|lab, hpc| hpc.attestor = lab.attestor.clone());
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let there = Node { cluster: "hpc".parse().unwrap(), ..node("n1") };
+    let request = credd_protocol::node_api::CredentialsRequest { role: Default::default(), min_life_seconds: 0 };
+    assert_eq!(refused(w.vending.credentials_for_node(&there, session, &request).await).0, "UnknownSession");
+    w.slurm.gone(7);
+    w.vending.leave(&there, session).await.unwrap();
+    assert_eq!(w.session(session).await.status, SessionStatus::Active);
+}
+
+#[tokio::test]
 async fn credentials_carry_the_seeds_name_and_nothing_else() {
     let w = World::new();
     w.slurm.run(7, "alice", "genomics", &["n1"]);
@@ -284,4 +297,8 @@ async fn a_requeued_job_is_a_new_session_and_a_late_leave_of_the_old_one_touches
     w.vending.leave(&node("n1"), old).await.unwrap();
     assert_eq!(w.session(new).await.status, SessionStatus::Active);
     w.credentials("n1", new).await.unwrap();
+    // Nobody has opened the next run yet: this one's session gets nothing more all the same.
+    w.slurm.change(7, |f| f.restart = 2);
+    w.clock.advance(time::Duration::minutes(2));
+    assert_eq!(refused(w.credentials("n1", new).await).0, "JobNotRunning");
 }

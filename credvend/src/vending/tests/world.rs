@@ -238,6 +238,11 @@ impl World {
     }
 
     pub fn with(change: impl FnOnce(&mut Cluster)) -> Self {
+        Self::with_both(|lab, _| change(lab))
+    }
+
+    /// `lab`, which has Slurm asked, and `hpc`, which has not unless it is given the other's attestor.
+    pub fn with_both(change: impl FnOnce(&mut Cluster, &mut Cluster)) -> Self {
         let dir = TempDir::new().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(0)));
         let slurm = Arc::new(Slurm::default());
@@ -258,8 +263,8 @@ impl World {
             head_session_max: Duration::days(30),
         };
         let mut lab = cluster();
-        change(&mut lab);
-        let hpc = Cluster { attestor: None, ..cluster() };
+        let mut hpc = Cluster { attestor: None, ..cluster() };
+        change(&mut lab, &mut hpc);
         let (_, receiver) = events.subscribe(&"lab".parse().unwrap());
         let vending = Vending::new(Parts {
             store: store.clone(),
