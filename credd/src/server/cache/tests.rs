@@ -191,6 +191,14 @@ fn a_forgotten_sessions_flight_lands_for_nobody() {
     cache.forget(key.session);
     cache.landed(&key, &first, Ok(document("one", now, 3600)), now);
     assert!(cache.until(&key).is_none() && cache.len() == 0 && cache.by_age.is_empty());
+    // Nor for the one who asked anew in between.
+    let first = flight(cache.ask(&key, now, false));
+    cache.forget(key.session);
+    let second = flight(cache.ask(&key, now, false));
+    cache.landed(&key, &first, Ok(document("one", now, 3600)), now);
+    assert!(cache.until(&key).is_none());
+    cache.landed(&key, &second, Ok(document("two", now, 3600)), now);
+    assert!(matches!(cache.ask(&key, now, false), Step::Serve(body) if body == "two"));
 }
 
 /// What happens in a random life.

@@ -279,3 +279,63 @@ fn many_users_without_a_job_here_leave_room_for_those_who_have_one() {
         }
     });
 }
+
+#[test]
+fn odd_but_legal_requests_are_checked_like_any_other() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (job, token) = house.job(7).await;
+        let (_, others) = house.job_with(8, |job| job.uid = Uid(own_uid() + 1)).await;
+        let (host, path) = (house.host(), House::path(7));
+        let auth = format!("Authorization: {}", token.expose());
+        let own = format!("http://127.0.0.1:{}{path}", house.endpoint.port());
+        for (line, status, word) in [
+            (format!("GET {own} HTTP/1.1"), 200, "ASIA0001"),
+            (format!("GET http://evil.example{path} HTTP/1.1"), 403, "WrongHost"),
+            (format!("GET http://x@127.0.0.1:{}{path} HTTP/1.1", house.endpoint.port()), 403, "WrongHost"),
+            (format!("GET {path} HTTP/1.0"), 200, "ASIA0001"),
+            (format!("GET /x{path} HTTP/1.1"), 200, "ASIA0001"),
+            (format!("GET /x/y{path} HTTP/1.1"), 404, "NotFound"),
+            (
+                format!("GET {}?/sessions/8/cluster/a/project/b HTTP/1.1", path.split('?').next().unwrap()),
+                200,
+                "ASIA0001",
+            ),
+        ] {
+            let answer = house.raw(&line, &[host.clone(), auth.clone()]).await;
+            assert_eq!((answer.status, answer.word().as_str()), (status, word), "{line}");
+        }
+        // Bodies, and what follows them on the same connection: each request is judged by itself.
+        let mut stream = house.connect().await;
+        let ask = |id: u32, token: &JobToken, more: &str| {
+            let auth = format!("Authorization: {}", token.expose());
+            format!("GET {} HTTP/1.1\r\n{host}\r\n{auth}\r\n{more}", House::path(id))
+        };
+        let hidden = ask(8, &others, "\r\n");
+        let all = [
+            ask(7, &token, &format!("Content-Length: {}\r\n\r\n{hidden}", hidden.len())),
+            ask(7, &token, "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+            ask(8, &others, "\r\n"),
+        ];
+        stream.write_all(all.concat().as_bytes()).await.unwrap();
+        for (status, word) in [(200, "ASIA0001"), (200, "ASIA0001"), (403, "OtherUser")] {
+            let answer = read_answer(&mut stream).await;
+            assert_eq!((answer.status, answer.word().as_str()), (status, word));
+        }
+        // Two readings of where a request ends are none.
+        for framing in ["Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", "Bad Name: x\r\n\r\n"] {
+            let mut stream = house.connect().await;
+            stream.write_all(ask(7, &token, framing).as_bytes()).await.unwrap();
+            let mut all = Vec::new();
+            let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut all)).await;
+            assert!(read.is_ok() && all.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&all));
+        }
+        // A connection that outlives the job serves it no more.
+        let mut kept = house.connect().await;
+        let port = house.endpoint.port();
+        assert_eq!(ask_on(&mut kept, port, 7, &token).await.status, 200);
+        house.end(&job.run).await;
+        house.until("delivered", |h| h.heard(&crate::control::ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        assert_eq!(ask_on(&mut kept, port, 7, &token).await.word(), "JobEnded");
+    });
+}
