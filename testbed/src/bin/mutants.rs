@@ -31,6 +31,8 @@ struct Mutant {
     package: String,
     /// The test's full path within the package.
     test: String,
+    /// The integration test that holds it (`tests/NAME.rs`); without it, the package's own unit tests.
+    suite: Option<String>,
 }
 
 enum Verdict {
@@ -52,11 +54,14 @@ fn main() -> Result<ExitCode> {
     let tree = target.join("mutants/tree");
     copy_tracked(&root, &tree)?;
 
+    let build = target.join("mutants/build");
     println!("{} sabotages; each must turn its test red\n", chosen.len());
+    // All on the sound tree first: from then on each sabotage is one build.
+    let green: Vec<String> = chosen.iter().map(|mutant| run_test(mutant, &tree, &build)).collect::<Result<_>>()?;
     let mut bad = 0;
-    for mutant in chosen {
+    for (mutant, green) in chosen.into_iter().zip(green) {
         let begun = Instant::now();
-        let verdict = try_one(mutant, &tree, &target.join("mutants/build"))?;
+        let verdict = try_one(mutant, &green, &tree, &build)?;
         let seconds = begun.elapsed().as_secs();
         match verdict {
             Verdict::Noticed => println!("noticed   {:<28} by {} ({seconds} s)", mutant.name, mutant.test),
@@ -75,7 +80,7 @@ fn main() -> Result<ExitCode> {
 }
 
 /// Puts the sabotage in place, runs its test, and takes the sabotage out again.
-fn try_one(mutant: &Mutant, tree: &Path, build: &Path) -> Result<Verdict> {
+fn try_one(mutant: &Mutant, green: &str, tree: &Path, build: &Path) -> Result<Verdict> {
     let file = tree.join(&mutant.file);
     let Ok(sound) = fs::read_to_string(&file) else {
         return Ok(Verdict::Stale(format!("{} is not there", mutant.file.display())));
@@ -84,7 +89,6 @@ fn try_one(mutant: &Mutant, tree: &Path, build: &Path) -> Result<Verdict> {
     if places != 1 {
         return Ok(Verdict::Stale(format!("its text stands {places} times in {}", mutant.file.display())));
     }
-    let green = run_test(mutant, tree, build)?;
     if !green.contains(&format!("test {} ... ok", mutant.test)) {
         return Ok(Verdict::Stale(format!("{} is not green before the sabotage:\n{green}", mutant.test)));
     }
@@ -103,8 +107,14 @@ fn try_one(mutant: &Mutant, tree: &Path, build: &Path) -> Result<Verdict> {
 
 /// What cargo printed of one test.
 fn run_test(mutant: &Mutant, tree: &Path, build: &Path) -> Result<String> {
+    let suite: &[&str] = match &mutant.suite {
+        Some(name) => &["--test", name],
+        None => &["--lib"],
+    };
     let output = Command::new("cargo")
-        .args(["test", "--quiet", "-p", &mutant.package, "--", "--exact", "--nocapture", "--format", "pretty"])
+        .args(["test", "--quiet", "-p", &mutant.package])
+        .args(suite)
+        .args(["--", "--exact", "--nocapture", "--format", "pretty"])
         .args(["--test-threads", "1", &mutant.test])
         .current_dir(tree)
         .env("CARGO_TARGET_DIR", build)
