@@ -13,7 +13,7 @@ MINISTACK = CREDD_MINISTACK=$$(testbed/python-environment $(TARGET)/testbed-cach
 .PHONY: help
 help: ## Lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
-		printf '  make %-15s %s\n' "$$name" "$$text"; done
+		printf '  make %-16s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
 demo: root deps build ## Brings up a private cluster and shows jobs of two projects at a pretend AWS
