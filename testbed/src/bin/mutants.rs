@@ -35,6 +35,11 @@ struct Mutant {
     suite: Option<String>,
 }
 
+/// For one build and its test, in seconds; a sabotage may make a test wait for ever.
+const PATIENCE: &str = "600";
+/// How timeout(1) says that it ended the command.
+const TIMED_OUT: i32 = 124;
+
 enum Verdict {
     Noticed,
     /// The test stayed green: a hole in the suite.
@@ -111,8 +116,8 @@ fn run_test(mutant: &Mutant, tree: &Path, build: &Path) -> Result<String> {
         Some(name) => &["--test", name],
         None => &["--lib"],
     };
-    let output = Command::new("cargo")
-        .args(["test", "--quiet", "-p", &mutant.package])
+    let output = Command::new("timeout")
+        .args([PATIENCE, "cargo", "test", "--quiet", "-p", &mutant.package])
         .args(suite)
         .args(["--", "--exact", "--nocapture", "--format", "pretty"])
         .args(["--test-threads", "1", &mutant.test])
@@ -120,6 +125,9 @@ fn run_test(mutant: &Mutant, tree: &Path, build: &Path) -> Result<String> {
         .env("CARGO_TARGET_DIR", build)
         .output()
         .context("cargo did not start")?;
+    if output.status.code() == Some(TIMED_OUT) {
+        return Ok(format!("test {} ... FAILED (it hangs)", mutant.test));
+    }
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
