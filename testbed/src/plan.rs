@@ -32,7 +32,7 @@ pub struct Plan {
     pub cpus_per_node: usize,
     /// The partitions; the first one is the default.
     pub partitions: Vec<Partition>,
-    /// `PrologFlags`.
+    /// `PrologFlags`; empty leaves the line out.
     pub prolog_flags: String,
     /// More lines for slurm.conf.
     pub slurm_conf: String,

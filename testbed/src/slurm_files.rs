@@ -73,13 +73,13 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
          LaunchParameters=use_interactive_step\n\
          MailProg=/bin/true\n\
          KillWait=2\n\
-         PrologFlags={flags}\n\
+         {flags}\n\
          PlugStackConfig={run}/etc/slurm/plugstack.conf\n\
          AccountingStorageType=accounting_storage/slurmdbd\n\
          AccountingStorageHost=head\n\
          AccountingStorageEnforce=associations,limits\n",
         cluster = plan.cluster_name,
-        flags = plan.prolog_flags,
+        flags = if plan.prolog_flags.is_empty() { String::new() } else { format!("PrologFlags={}", plan.prolog_flags) },
     );
     for (nth, name) in (1..).zip(plan.node_names()) {
         text.push_str(&format!(

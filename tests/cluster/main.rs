@@ -7,6 +7,7 @@ mod endpoint;
 mod forgery;
 mod head_push;
 mod launch;
+mod lazy_prolog;
 mod lifecycle;
 mod lying_node;
 mod outages;

@@ -72,3 +72,26 @@ fn sts_hangs_and_the_job_is_told() {
     job.finish();
     cluster.assert_nodes_healthy();
 }
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn sts_errs_and_the_job_is_told() {
+    let cluster = alone();
+    let credvend = cluster.credvend();
+    credvend.stop().unwrap();
+    // Nothing listens there: every AssumeRole fails at once.
+    credvend.start_with(&[("AWS_ENDPOINT_URL_STS", "http://10.77.0.1:9")]).unwrap();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let mut answer = job.get_as("alice");
+    wait_for("an answer about AWS", SOON, || {
+        answer = job.get_as("alice");
+        answer.body.contains("AWS").then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {answer:?}"));
+    assert_eq!(answer.status, 503, "{answer:?}");
+    cluster.assert_nodes_healthy();
+    credvend.stop().unwrap();
+    credvend.start_with(&[("AWS_ENDPOINT_URL_STS", testbed::layout::AWS_ENDPOINT)]).unwrap();
+    wait_for("credentials for the running job", SOON, || (job.get_as("alice").status == 200).then_some(())).unwrap();
+    job.finish();
+}

@@ -1,6 +1,6 @@
 //! Projects whose role cannot be had: the job's user reads which role and why.
 
-use crate::support::{alone, arn, cluster, hold, srun, whoami};
+use crate::support::{SOON, alone, arn, cluster, hold, srun, whoami};
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
@@ -45,4 +45,22 @@ fn a_project_added_while_the_service_runs() {
     let job = hold(&cluster, "alice", &["-A", "unmapped", "-w", "n1"]);
     assert_eq!(job.get_as("alice").status, 403);
     job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_strict_partition_fails_the_job_that_has_no_role() {
+    let cluster = cluster();
+    let done = srun(&cluster, "alice", &["-p", "strict", "-A", "unmapped", "-w", "n1"], "echo ran");
+    let said = done.expect_failure();
+    assert!(said.contains("unmapped") && said.contains("projects.toml") && !said.contains("ran\n"), "{said}");
+    let alice = cluster.as_user("alice");
+    let job = alice.sbatch("echo ran", &["-p", "strict", "-A", "unmapped", "-w", "n1"]).unwrap();
+    assert_eq!(alice.wait_job(job, SOON).unwrap(), "FAILED");
+    let output = alice.job_output(job);
+    assert!(output.contains("unmapped") && !output.contains("ran\n"), "{output}");
+    // The same partition serves whoever has a role.
+    let served = srun(&cluster, "alice", &["-p", "strict", "-w", "n1"], &whoami(&cluster));
+    assert_eq!(served.expect_ok(), arn("genomics", "alice", "n1"));
+    cluster.assert_nodes_healthy();
 }
