@@ -56,6 +56,7 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
          SlurmctldHost=head({HEAD})\n\
          SlurmUser=slurm\n\
          AuthType=auth/munge\n\
+         AuthInfo=cred_expire=15\n\
          CredType=cred/munge\n\
          StateSaveLocation={run}/state\n\
          SlurmdSpoolDir={run}/spool/%n\n\

@@ -166,11 +166,8 @@ fn a_requeued_job_is_a_new_session() {
     alice.wait_job_output(job, "run= arn", SOON).unwrap();
     let requeued = cluster.head().run_as("root", &["scontrol", "requeue", &job.to_string()]);
     requeued.expect_ok();
-    // Slurm holds a requeued job back for two minutes. It is asked for less, but not for none: slurmd counts the life of
-    // a job's credential in seconds, and takes a job that is back within the same one for the killed one.
-    wait_status(&cluster, job, "COMPLETED");
-    testbed::wait_for("the job to pend again", SOON, || (alice.job_state(job) == "PENDING").then_some(())).unwrap();
-    cluster.head().run_as("root", &["scontrol", "update", &format!("jobid={job}"), "starttime=now+4"]).expect_ok();
+    // It starts when slurmd has forgotten the first run's credential, some seconds on (`cred_expire`). Started earlier by
+    // hand, slurmd 22.05 takes it for the same run and runs no prolog at all.
     alice.wait_job_output(job, "run=1 arn", 3 * SOON).unwrap();
     assert_eq!(alice.wait_job(job, SOON).unwrap(), "COMPLETED");
     wait_status(&cluster, job, "COMPLETED");
