@@ -418,6 +418,17 @@ mod tests {
             assert!(lab.job.said(Level::Error).contains(why));
             lines.join().unwrap();
         }
+        // credd knows why there are none yet when the patience ends.
+        let mut late = lab("", |record| {
+            fail(record);
+            record.options.wait_ms = 0;
+        });
+        let plan = late.init(asked(None));
+        let answer = r#"{"outcome":{"state":"opening","reason":"AWS does not give role r"}}"#;
+        let lines = answering(&late.paths, vec![answer.into()]);
+        assert_eq!(task_init_privileged(&late.job, &plan), Verdict::Refuse);
+        assert!(late.job.said(Level::Error).contains("(AWS does not give role r)"));
+        lines.join().unwrap();
         // Nobody answers.
         let mut silent = lab("", |record| {
             fail(record);

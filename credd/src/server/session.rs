@@ -35,19 +35,21 @@ pub fn found(server: &Rc<Server>, job: Job) {
                 tokio::task::spawn_local(deliver_end(server.clone(), run));
                 return;
             }
-            let options = &run.job.options;
             match run.state() {
-                // With on-error=fail the job's own step waits for the outcome, on every node.
-                State::Opening(_) if run.job.first_node || options.prefetch || options.on_error == OnError::Fail => {
-                    want(server, &run);
-                }
-                State::Open(_) if options.prefetch => {
+                State::Opening(_) if run.job.first_node || credentials_first(&run.job) => want(server, &run),
+                State::Open(_) if credentials_first(&run.job) => {
                     tokio::task::spawn_local(vend::prefetch(server.clone(), run));
                 }
                 _ => {}
             }
         }
     }
+}
+
+/// Whether "open" promises the first credentials, too. With on-error=fail the job's own steps wait for the outcome, on
+/// every node: a session of a role that AWS does not give is no reason to start.
+fn credentials_first(job: &Job) -> bool {
+    job.options.prefetch || job.options.on_error == OnError::Fail
 }
 
 /// Somebody needs the run's session: it is opened, or asked for again sooner.
@@ -152,8 +154,8 @@ fn own(job: &Job, answer: OpenResponse) -> Result<SessionId, Trouble> {
 }
 
 fn opened(server: &Rc<Server>, run: &Rc<Run>, session: SessionId) {
-    if run.job.options.prefetch && server.settings.cache.store {
-        // "Open" promises the first credentials, too.
+    // Without a cache a prefetch has nothing to keep, but on-error=fail still has something to learn.
+    if credentials_first(&run.job) && (server.settings.cache.store || run.job.options.on_error == OnError::Fail) {
         tokio::task::spawn_local(vend::prefetch(server.clone(), run.clone()));
     } else {
         server.keeper.tell(ToKeeper::Opened { run: run.job.run.clone(), session });

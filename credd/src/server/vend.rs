@@ -175,6 +175,9 @@ fn document(server: &Server, answer: CredentialsResponse) -> Result<Document, Tr
     Ok(Document { body: document_body(&answer.credentials), life })
 }
 
+/// A prefetch looks so often whether the cache still holds it back: credvend may be back, and a step waits.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Fetches the first credentials of an open run before anybody asks, and tells the keeper when they are there.
 pub async fn prefetch(server: Rc<Server>, run: Rc<Run>) {
     let mut told = String::new();
@@ -190,7 +193,7 @@ pub async fn prefetch(server: Rc<Server>, run: Rc<Run>) {
                 flight.outcome().await.err()
             }
             Next::Step(Step::Hold { until, trouble }, _) => {
-                tokio::time::sleep_until(until).await;
+                tokio::time::sleep_until(until.min(Instant::now() + LOOK_AGAIN)).await;
                 Some(trouble)
             }
         };

@@ -46,6 +46,7 @@ pub struct Script {
     pub opens: u32,
     pub credentials: u32,
     pub min_lives: Vec<u32>,
+    pub roles: Vec<RoleName>,
     pub leaves: Vec<SessionId>,
     pub streams: u32,
     /// All `Authorization` headers.
@@ -95,6 +96,7 @@ impl FakeCredvend {
             opens: 0,
             credentials: 0,
             min_lives: Vec::new(),
+            roles: Vec::new(),
             leaves: Vec::new(),
             streams: 0,
             authorizations: Vec::new(),
@@ -208,6 +210,7 @@ async fn answer(
             script.credentials += 1;
             let asked: CredentialsRequest = serde_json::from_slice(&body).unwrap();
             script.min_lives.push(asked.min_life_seconds);
+            script.roles.push(asked.role);
             if let Some(refusal) = &script.refuse_credentials {
                 return Ok(refused(refusal));
             }

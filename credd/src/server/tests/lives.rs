@@ -8,7 +8,7 @@ use credd_protocol::record::OnError;
 use super::fake_credvend::error;
 use super::house::{House, ask_on, in_a_house, trusting_ca};
 use crate::config::Trust;
-use crate::control::{ToKeeper, ToServer};
+use crate::control::{Job, ToKeeper, ToServer};
 
 #[test]
 fn a_job_gets_its_document_and_the_session_opens_at_first_use() {
@@ -96,30 +96,71 @@ fn many_askers_make_one_request() {
 }
 
 #[test]
-fn the_first_node_opens_at_once_and_prefetch_means_credentials_too() {
+fn the_first_node_opens_at_once_and_the_others_at_first_use() {
     in_a_house(async || {
         let mut house = House::new().await;
         let (first, _) = house.job_with(1, |job| job.first_node = true).await;
-        let (waited_for, _) = house.job_with(2, |job| job.options.on_error = OnError::Fail).await;
         let (other, _) = house.job(3).await;
-        let opened = |h: &House, run| h.session_of(run).is_some();
-        house.until("both open", |h| opened(h, &first.run) && opened(h, &waited_for.run)).await;
-        assert_eq!(house.counts(), (2, 0));
+        house.until("it opens", |h| h.session_of(&first.run).is_some()).await;
+        assert_eq!(house.counts(), (1, 0));
         assert!(house.session_of(&other.run).is_none());
+    });
+}
 
-        let error = error("RoleRefused", "AWS does not give role r", true);
-        house.credvend.script.borrow_mut().refuse_credentials = Some((403, error));
-        let (ahead, token) = house.job_with(4, |job| job.options.prefetch = true).await;
-        let reason = "AWS does not give role r".to_owned();
-        house
-            .until("it waits", |h| h.heard(&ToKeeper::Waiting { run: ahead.run.clone(), reason: reason.clone() }))
+#[test]
+fn with_prefetch_or_on_error_fail_open_means_credentials_too() {
+    let prefetch = |job: &mut Job| job.options.prefetch = true;
+    let fail = |job: &mut Job| job.options.on_error = OnError::Fail;
+    for (change, store) in [(&prefetch as &dyn Fn(&mut Job), true), (&fail, true), (&fail, false)] {
+        in_a_house(async || {
+            let mut house = House::with(|plan, _| plan.settings.cache.store = store).await;
+            let error = error("RoleRefused", "AWS does not give role r", true);
+            house.credvend.script.borrow_mut().refuse_credentials = Some((403, error));
+            let (job, token) = house.job_with(4, change).await;
+            let reason = "AWS does not give role r".to_owned();
+            house
+                .until("it waits", |h| h.heard(&ToKeeper::Waiting { run: job.run.clone(), reason: reason.clone() }))
+                .await;
+            assert!(house.session_of(&job.run).is_none(), "open promises the first credentials");
+            house.credvend.script.borrow_mut().refuse_credentials = None;
+            house.until("it opens", |h| h.session_of(&job.run).is_some()).await;
+            let (_, fetched) = house.counts();
+            assert_eq!(house.ask(4, &token).await.status, 200);
+            assert_eq!(house.counts().1, fetched + u32::from(!store), "from the cache, if there is one");
+        });
+    }
+}
+
+#[test]
+fn with_on_error_fail_a_final_refusal_of_credentials_is_the_outcome() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let reason = "project genomics has no role gpu".to_owned();
+        house.credvend.script.borrow_mut().refuse_credentials = Some((403, error("UnknownRole", &reason, false)));
+        let (job, _) = house.job_with(4, |job| job.options.on_error = OnError::Fail).await;
+        let refused = ToKeeper::Refused { run: job.run.clone(), reason };
+        house.until("the keeper knows", |h| h.heard(&refused)).await;
+        assert!(house.session_of(&job.run).is_none());
+    });
+}
+
+#[test]
+fn the_records_role_is_the_one_that_credvend_is_asked_for() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, token) = house.job_with(7, |job| job.options.role = "train".parse().unwrap()).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        // One that an earlier credd opened asks for the same.
+        let session = credd_protocol::SessionId::random();
+        let (_, token) = house
+            .job_with(8, |job| {
+                job.options.role = "infer".parse().unwrap();
+                job.session = Some(session);
+            })
             .await;
-        assert!(house.session_of(&ahead.run).is_none(), "open promises the first credentials");
-        house.credvend.script.borrow_mut().refuse_credentials = None;
-        house.until("it opens", |h| opened(h, &ahead.run)).await;
-        let (_, fetched) = house.counts();
-        assert_eq!(house.ask(4, &token).await.status, 200);
-        assert_eq!(house.counts().1, fetched, "from the cache");
+        assert_eq!(house.ask(8, &token).await.status, 200);
+        let script = house.credvend.script.borrow();
+        assert_eq!(script.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>(), ["train", "infer"]);
     });
 }
 
