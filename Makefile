@@ -30,10 +30,13 @@ test: deps build ## Every test, those on a real Slurm cluster included
 .PHONY: bench
 bench: ## Measures speed and size against the project's bounds (BENCHFLAGS="--json", or topics)
 	@testbed/install-deps wrk binutils
-	$(CARGO) build --release --workspace --bins
+	$(CARGO) build --release -p credvend -p testbed --bins
+	$(CARGO) build --profile node -p credd --bins
 	$(CARGO) build --profile plugin -p spank-plugin
 	$(CARGO) build --profile plugin -p slurm-spank --examples
-	@CREDD_BIN_DIR=$(TARGET)/release CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests -- $(BENCHFLAGS)
+	@mkdir -p $(TARGET)/shipped && \
+		ln -sf $(TARGET)/node/credd $(TARGET)/release/credvend $(TARGET)/release/testbed $(TARGET)/shipped/
+	@CREDD_BIN_DIR=$(TARGET)/shipped CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests -- $(BENCHFLAGS)
 
 .PHONY: lint
 lint: build ## Formatting, clippy, cargo-deny, and the shipped example configurations
@@ -91,8 +94,8 @@ install-plugin: ## The plugin alone, for login nodes
 
 .PHONY: install-node
 install-node: install-plugin ## The plugin and credd, for compute nodes
-	$(CARGO) build --release -p credd --bins
-	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credd
+	$(CARGO) build --profile node -p credd --bins
+	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/node/credd
 	@$(call UNITS,packaging/systemd/credd*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credd.conf
 	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) packaging/tmpfiles.d/credd.conf

@@ -73,6 +73,8 @@ impl Node {
         let log = dir.join("credd.log");
         let program = testbed::software::program("credd")?;
         let mut credd = command(&program, cpu, None);
+        // As packaging/systemd/credd.service starts it.
+        credd.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");
         let mut keeper = Process::start(credd.arg("run").arg("--config").arg(&config), &log)?;
         let endpoint = run_dir.endpoint();
         keeper.wait_ready(&log, || endpoint.exists() && UnixStream::connect(run_dir.root_socket()).is_ok())?;

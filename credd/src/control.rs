@@ -1,6 +1,7 @@
 //! What the keeper (root) and the server (no powers) of one `credd` say to each other: lines of JSON over a socket pair.
 //!
-//! The keeper never reads a byte that a job wrote; the server never holds a job's token, a MUNGE key or root's uid.
+//! The keeper never reads a byte that a job wrote; the server is never given a job's token (it sees what jobs
+//! send), a MUNGE key or root's uid.
 
 use credd_protocol::local::{Health, JobStatus};
 use credd_protocol::record::JobOptions;

@@ -28,6 +28,7 @@ mod gate;
 mod http;
 mod jobs;
 mod keeper;
+mod last_asked;
 mod session;
 mod settings;
 mod status;

@@ -50,6 +50,8 @@ impl Launch for ServerProgram {
         // The running program itself, also if its file has been replaced by an upgrade: both processes speak one version.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("credd").arg("server").env_clear().current_dir("/").process_group(0);
+        // glibc's: one heap for the few threads, and what a burst of requests took goes back to the kernel.
+        command.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");
         if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
             command.env("JOURNAL_STREAM", journal);
         }

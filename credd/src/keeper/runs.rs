@@ -42,7 +42,8 @@ pub struct Changes {
 /// All runs with a record on this node.
 #[derive(Debug, Default)]
 pub struct Runs {
-    by_id: BTreeMap<RunId, Run>,
+    /// Boxed: the tree's leaves are a third empty.
+    by_id: BTreeMap<RunId, Box<Run>>,
 }
 
 impl Runs {
@@ -59,7 +60,8 @@ impl Runs {
             match self.by_id.get_mut(&job.run) {
                 None => {
                     changes.new.push(job.run.clone());
-                    self.by_id.insert(job.run.clone(), Run { job, path: Some(path), changed });
+                    let run = Run { job, path: Some(path), changed };
+                    self.by_id.insert(run.job.run.clone(), Box::new(run));
                 }
                 Some(known) => {
                     if job.ended && !known.job.ended {
@@ -95,17 +97,17 @@ impl Runs {
         let surplus = ends.len().saturating_sub(MAX_ENDS);
         let old = |changed: SystemTime| now.duration_since(changed).is_ok_and(|age| age > MAX_END_AGE);
         let given_up = ends.into_iter().enumerate().filter(|(at, (changed, _))| *at < surplus || old(*changed));
-        given_up.filter_map(|(_, (_, id))| self.by_id.remove(&id)).collect()
+        given_up.filter_map(|(_, (_, id))| self.by_id.remove(&id)).map(|run| *run).collect()
     }
 
     /// One run.
     pub fn get(&self, id: &RunId) -> Option<&Run> {
-        self.by_id.get(id)
+        self.by_id.get(id).map(Box::as_ref)
     }
 
     /// One run, to note what became of it.
     pub fn get_mut(&mut self, id: &RunId) -> Option<&mut Run> {
-        self.by_id.get_mut(id)
+        self.by_id.get_mut(id).map(Box::as_mut)
     }
 
     /// Forgets a run.
@@ -115,7 +117,7 @@ impl Runs {
 
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &Run> {
-        self.by_id.values()
+        self.by_id.values().map(Box::as_ref)
     }
 
     /// How many are running, and how many ends wait to be delivered.

@@ -2,12 +2,14 @@
 //!
 //! SDKs give up after a 403 and ask again after a 503; nothing here answers 429, which some of them treat as a defect.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use credd_protocol::credentials::ErrorBody;
 use credd_protocol::{JobId, Uid};
 use http_body_util::Full;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{Response, StatusCode};
+use hyper::{HeaderMap, Response, StatusCode};
 
 use super::gate::Wrong;
 
@@ -182,10 +184,15 @@ impl Denial {
 
 /// 200 with a document.
 pub fn json(body: Bytes) -> Response<Body> {
+    // A copy of a map costs half of what filling one does.
+    static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers
+    });
     let mut response = Response::new(Full::new(body));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().clone_from(&HEADERS);
     response
 }
 

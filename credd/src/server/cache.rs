@@ -127,7 +127,8 @@ pub struct CacheSettings {
 /// All documents of the node.
 pub struct Cache {
     settings: CacheSettings,
-    entries: HashMap<Key, Entry>,
+    /// Boxed: a table has room for twice as many.
+    entries: HashMap<Key, Box<Entry>>,
     by_age: BTreeMap<u64, Key>,
     births: u64,
     generation: u64,
@@ -146,7 +147,8 @@ impl Cache {
         let generation = self.generation;
         let Some(entry) = self.entries.get_mut(key) else {
             let flight = Flight::new(FIRST_WANTED, generation);
-            self.insert(key.clone(), Entry { flight: Some(flight.clone()), used: true, ..Entry::default() });
+            let entry = Entry { flight: Some(flight.clone()), used: true, ..Entry::default() };
+            self.insert(key.clone(), Box::new(entry));
             return Step::Wait { flight, start: true, fallback: None, briefly: false };
         };
         entry.used = true;
@@ -316,7 +318,7 @@ impl Cache {
         self.entries.len()
     }
 
-    fn insert(&mut self, key: Key, mut entry: Entry) {
+    fn insert(&mut self, key: Key, mut entry: Box<Entry>) {
         while self.entries.len() >= self.settings.max_entries.max(1) {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             self.entries.remove(&oldest);

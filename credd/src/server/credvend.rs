@@ -29,7 +29,7 @@ pub mod stream;
 pub mod tls;
 
 /// Requests of this node that credvend has to work on at a time; the others queue here.
-const UNDER_WAY: usize = 32;
+const UNDER_WAY: usize = 16;
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// A client of credvend.
@@ -151,12 +151,13 @@ impl Credvend {
     }
 
     async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, Trouble> {
-        let body = serde_json::to_vec(body).expect("plain values");
         let _permit = self.under_way.acquire().await.expect("never closed");
-        let exchange = async {
+        // Boxed, and made only now: a thousand jobs may wait for the permit, and an exchange is large.
+        let exchange = Box::pin(async {
+            let body = serde_json::to_vec(body).expect("plain values");
             let response = self.send(Method::POST, path, body).await?;
             self.read(response).await
-        };
+        });
         let answer = tokio::time::timeout(self.patience, exchange).await.unwrap_or_else(|_| {
             Err(Trouble::Outage(format!("credvend did not answer within {} s", self.patience.as_secs())))
         });
@@ -291,7 +292,8 @@ pub fn document_body(credentials: &credd_protocol::credentials::Credentials) -> 
         1024 + 2 * secrets.iter().map(|s| s.expose().len()).sum::<usize>() + credentials.role_arn.as_str().len();
     let mut body = Zeroizing::new(Vec::with_capacity(capacity));
     serde_json::to_writer(&mut *body, credentials).expect("plain values");
-    bytes::Bytes::from_owner(Erased(body))
+    // Kept for an hour by the thousand: in exactly as many bytes as it has. The buffer is erased, too.
+    bytes::Bytes::from_owner(Erased(Zeroizing::new(body.to_vec())))
 }
 
 struct Erased(Zeroizing<Vec<u8>>);

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::clock::Now;
 
@@ -17,12 +18,13 @@ const COMFORT: Duration = Duration::from_secs(20 * 60);
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
     expires: OffsetDateTime,
-    fetched: Now,
+    fetched: Instant,
     whole: Duration,
     // What follows from the others, computed once: it is compared with at every request.
     floor: Duration,
     ahead: Duration,
     margin: Duration,
+    at_fetch: Duration,
 }
 
 /// What may be done with a document now.
@@ -51,15 +53,15 @@ impl Life {
         let ahead = middle.mul_f64(0.97) + whole.mul_f64(0.06 * jitter.clamp(0.0, 1.0));
         // Signing, travel and AWS' own clock take some of the end.
         let margin = (whole / 20).min(Duration::from_secs(5));
-        Life { expires, fetched, whole, floor, ahead, margin }
+        let at_fetch = Duration::try_from(expires - fetched.wall).unwrap_or_default();
+        Life { expires, fetched: fetched.mono, whole, floor, ahead, margin, at_fetch }
     }
 
     /// The time left: by the wall clock, or by what was left at the fetch less the time elapsed since, whichever is
     /// less. So a wall clock set back does not prolong a document's life.
     pub fn left(&self, now: Now) -> Duration {
         let by_wall = Duration::try_from(self.expires - now.wall).unwrap_or_default();
-        let at_fetch = Duration::try_from(self.expires - self.fetched.wall).unwrap_or_default();
-        by_wall.min(at_fetch.saturating_sub(now.mono.saturating_duration_since(self.fetched.mono)))
+        by_wall.min(self.at_fetch.saturating_sub(now.mono.saturating_duration_since(self.fetched)))
     }
 
     /// The whole lifetime.
@@ -114,7 +116,6 @@ pub const FIRST_WANTED: Duration = Duration::from_secs(25 * 60);
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tokio::time::Instant;
 
     fn start() -> Now {
         Now { wall: time::macros::datetime!(2026-01-31 12:00 UTC), mono: Instant::now() }

@@ -5,7 +5,7 @@
 
 use credd_protocol::JobId;
 use credd_protocol::endpoint;
-use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN, REFERER};
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN, REFERER};
 use hyper::{HeaderMap, Method, Uri};
 
 /// No token of ours is longer; a longer one is not hashed.
@@ -54,11 +54,19 @@ pub enum Wrong {
     NoToken,
 }
 
-/// Checks a request's head.
+/// A request's head that no browser or proxy made: what is left to look at are its path and its token.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    uri: &'a Uri,
+    /// `Authorization`, of which there is at most one.
+    pub token: Option<&'a HeaderValue>,
+}
+
+/// Checks everything but path and token.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn check<'a>(method: &Method, uri: &Uri, headers: &'a HeaderMap, hosts: &Hosts) -> Result<Asked<'a>, Wrong> {
+pub fn head<'a>(method: &Method, uri: &'a Uri, headers: &'a HeaderMap, hosts: &Hosts) -> Result<Head<'a>, Wrong> {
     if *method != Method::GET {
         return Err(Wrong::Method);
     }
@@ -83,12 +91,27 @@ pub fn check<'a>(method: &Method, uri: &Uri, headers: &'a HeaderMap, hosts: &Hos
     if uri.authority().is_some_and(|authority| !hosts.has(authority.as_str().as_bytes())) {
         return Err(Wrong::Host);
     }
-    let job = endpoint::job_of_path(uri.path()).ok_or(Wrong::Path)?;
-    let token = token.and_then(|value| value.to_str().ok()).ok_or(Wrong::NoToken)?;
-    if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
-        return Err(Wrong::NoToken);
+    Ok(Head { uri, token })
+}
+
+impl<'a> Head<'a> {
+    /// The path, without its query.
+    pub fn path(&self) -> &'a str {
+        self.uri.path()
     }
-    Ok(Asked { job, token })
+
+    /// Checks the rest.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn asked(&self) -> Result<Asked<'a>, Wrong> {
+        let job = endpoint::job_of_path(self.path()).ok_or(Wrong::Path)?;
+        let token = self.token.and_then(|value| value.to_str().ok()).ok_or(Wrong::NoToken)?;
+        if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
+            return Err(Wrong::NoToken);
+        }
+        Ok(Asked { job, token })
+    }
 }
 
 fn from_browser(name: &HeaderName) -> bool {
@@ -103,7 +126,6 @@ fn from_browser(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::HeaderValue;
     use proptest::prelude::*;
 
     const PATH: &str = "/sessions/7/cluster/lab/project/genomics?roleSessionName=lab-alice-n1";
@@ -117,7 +139,8 @@ mod tests {
     }
 
     fn verdict(method: Method, uri: &str, headers: &HeaderMap) -> Result<u32, Wrong> {
-        check(&method, &uri.parse().unwrap(), headers, &Hosts::new(9999)).map(|asked| asked.job.get())
+        let uri = uri.parse().unwrap();
+        head(&method, &uri, headers, &Hosts::new(9999)).and_then(|head| head.asked()).map(|asked| asked.job.get())
     }
 
     #[test]
@@ -207,7 +230,8 @@ mod tests {
             }
             let tokens = headers.get_all(AUTHORIZATION).iter().count();
             if let Ok(uri) = path.parse::<Uri>() {
-                let passed = check(&Method::GET, &uri, &headers, &Hosts::new(9999)).is_ok();
+                let head = head(&Method::GET, &uri, &headers, &Hosts::new(9999));
+                let passed = head.and_then(|head| head.asked()).is_ok();
                 prop_assert!(!passed || (tokens == 1 && endpoint::job_of_path(uri.path()).is_some()));
             }
         }

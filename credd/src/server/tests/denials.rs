@@ -5,8 +5,8 @@ use std::time::Duration;
 use credd_protocol::{JobToken, Uid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::house::{Everybody, House, ask_on, in_a_house, own_uid, read_answer};
-use crate::control::ToServer;
+use super::house::{Everybody, House, ask_on, in_a_house, own_uid, raw_on, read_answer};
+use crate::control::{ToKeeper, ToServer};
 
 #[test]
 fn heads_that_no_sdk_sends_are_denied() {
@@ -67,6 +67,66 @@ fn another_jobs_path_a_wrong_token_and_another_nodes_token_get_nothing() {
         assert_eq!(ask_on(&mut kept, port, 1, &one).await.word(), "ASIA0001");
         assert_eq!(ask_on(&mut kept, port, 2, &two).await.word(), "ASIA0002");
         assert_eq!(ask_on(&mut kept, port, 1, &one).await.word(), "ASIA0001");
+    });
+}
+
+#[test]
+fn what_a_kept_connection_proved_holds_for_that_path_and_token_only() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (_, one) = house.job(1).await;
+        let (job, two) = house.job(2).await;
+        let port = house.endpoint.port();
+        let mut kept = house.connect().await;
+        for _ in 0..2 {
+            assert_eq!(ask_on(&mut kept, port, 1, &one).await.word(), "ASIA0001");
+        }
+        // Each denial closes its connection.
+        let answer = ask_on(&mut kept, port, 2, &one).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "OtherJob"), "the token that passed, another path");
+        for (token, word) in [(&two, "OtherJob"), (&JobToken::mint().unwrap(), "UnknownToken")] {
+            let mut kept = house.connect().await;
+            assert_eq!(ask_on(&mut kept, port, 1, &one).await.status, 200);
+            let answer = ask_on(&mut kept, port, 1, token).await;
+            assert_eq!((answer.status, answer.word().as_str()), (403, word), "the path that passed, another token");
+        }
+        let get = format!("GET {} HTTP/1.1", House::path(1));
+        let token = format!("Authorization: {}", one.expose());
+        for (more, word) in [("Origin: null", "BrowserRequest"), ("Host: evil.example", "WrongHost")] {
+            let mut kept = house.connect().await;
+            assert_eq!(ask_on(&mut kept, port, 1, &one).await.status, 200);
+            let answer = raw_on(&mut kept, &get, &[house.host(), token.clone(), more.to_owned()]).await;
+            assert_eq!((answer.status, answer.word().as_str()), (403, word));
+        }
+        let mut kept = house.connect().await;
+        assert_eq!(ask_on(&mut kept, port, 1, &one).await.status, 200);
+        assert_eq!(raw_on(&mut kept, &get, &[house.host()]).await.word(), "NoToken");
+        // The job ends while its connection is kept.
+        let mut kept = house.connect().await;
+        assert_eq!(ask_on(&mut kept, port, 2, &two).await.word(), "ASIA0002");
+        house.end(&job.run).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        let answer = ask_on(&mut kept, port, 2, &two).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "JobEnded"));
+    });
+}
+
+#[test]
+fn an_invalidated_session_is_refused_on_a_kept_connection_too() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        house.until("the stream is open", |h| h.credvend.script.borrow().streams == 1).await;
+        let (job, token) = house.job(7).await;
+        let port = house.endpoint.port();
+        let mut kept = house.connect().await;
+        for _ in 0..2 {
+            assert_eq!(ask_on(&mut kept, port, 7, &token).await.status, 200);
+        }
+        let session = house.session_of(&job.run).expect("the keeper was told");
+        house.credvend.invalidate(session, "revoked");
+        house.until("it is refused", |h| h.said.borrow().iter().any(|m| matches!(m, ToKeeper::Refused { .. }))).await;
+        let answer = ask_on(&mut kept, port, 7, &token).await;
+        assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
     });
 }
 
