@@ -1,4 +1,5 @@
 //! Tells the tests what this machine has, so that a test that cannot run says *ignored* and why.
+#![forbid(unsafe_code)]
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! PyPI `ministack`, started for this test alone on a free loopback port. Its path is in CREDD_MINISTACK at build time,
 //! or it is on PATH; else the tests are ignored.
+#![forbid(unsafe_code)]
 
 mod pretend_aws;
 

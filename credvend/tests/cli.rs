@@ -1,4 +1,5 @@
 //! The program itself: `serve` with what administrators and slurmctld run beside it.
+#![forbid(unsafe_code)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -110,8 +111,7 @@ impl Site {
         let end = Instant::now() + DEADLINE;
         while !condition(self) {
             assert!(Instant::now() < end, "{what} did not come: {}", self.log());
-            // A log file tells nobody that it has grown; this polls with a deadline.
-            #[allow(clippy::disallowed_methods)]
+            #[expect(clippy::disallowed_methods, reason = "a log file tells nobody that it has grown; polled with a deadline")]
             std::thread::sleep(Duration::from_millis(10));
         }
     }

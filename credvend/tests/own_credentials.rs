@@ -2,6 +2,7 @@
 //!
 //! The SDK reads environment variables, so each case runs in a process of its own: this test binary once more, with
 //! `report` alone.
+#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};

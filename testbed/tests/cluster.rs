@@ -1,4 +1,5 @@
 //! The testbed itself: a bare cluster, its users, accounts and addresses, and that nothing of it stays behind.
+#![forbid(unsafe_code)]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

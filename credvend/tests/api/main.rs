@@ -1,6 +1,7 @@
 //! credvend's network faces, over real TLS, with a real store and a real munged; Slurm and AWS are played.
 //!
 //! Tests whose names begin with `munge_` need munged and root; elsewhere they are reported as ignored.
+#![forbid(unsafe_code)]
 
 mod admin;
 mod limits;

@@ -46,8 +46,7 @@ impl Munged {
         let end = Instant::now() + DEADLINE;
         while std::os::unix::net::UnixStream::connect(munged.socket()).is_err() {
             assert!(Instant::now() < end, "munged did not come up");
-            // munged tells nobody when its socket is there; this polls with a deadline.
-            #[allow(clippy::disallowed_methods)]
+            #[expect(clippy::disallowed_methods, reason = "munged tells nobody that it listens; polled with a deadline")]
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         munged

@@ -48,9 +48,15 @@ enum Verdict {
     Stale(String),
 }
 
-fn main() -> Result<ExitCode> {
+/// The project's tree and its list.
+fn read_list() -> Result<(PathBuf, List)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let list: List = toml::from_str(&fs::read_to_string(root.join("tests/mutants.toml"))?)?;
+    let list = toml::from_str(&fs::read_to_string(root.join("tests/mutants.toml"))?)?;
+    Ok((root, list))
+}
+
+fn main() -> Result<ExitCode> {
+    let (root, list) = read_list()?;
     let only = std::env::args().nth(1);
     let chosen: Vec<&Mutant> = list.mutant.iter().filter(|m| only.as_ref().is_none_or(|o| *o == m.name)).collect();
     ensure!(!chosen.is_empty(), "tests/mutants.toml has no mutant named {only:?}");
@@ -84,16 +90,23 @@ fn main() -> Result<ExitCode> {
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The file as it is, which has the sabotage's place exactly once.
+fn sound(mutant: &Mutant, tree: &Path) -> Result<String, String> {
+    let file = mutant.file.display();
+    let text = fs::read_to_string(tree.join(&mutant.file)).map_err(|error| format!("{file}: {error}"))?;
+    match text.matches(&mutant.find).count() {
+        1 => Ok(text),
+        places => Err(format!("its text stands {places} times in {file}")),
+    }
+}
+
 /// Puts the sabotage in place, runs its test, and takes the sabotage out again.
 fn try_one(mutant: &Mutant, green: &str, tree: &Path, build: &Path) -> Result<Verdict> {
     let file = tree.join(&mutant.file);
-    let Ok(sound) = fs::read_to_string(&file) else {
-        return Ok(Verdict::Stale(format!("{} is not there", mutant.file.display())));
+    let sound = match sound(mutant, tree) {
+        Ok(sound) => sound,
+        Err(why) => return Ok(Verdict::Stale(why)),
     };
-    let places = sound.matches(&mutant.find).count();
-    if places != 1 {
-        return Ok(Verdict::Stale(format!("its text stands {places} times in {}", mutant.file.display())));
-    }
     if !green.contains(&format!("test {} ... ok", mutant.test)) {
         return Ok(Verdict::Stale(format!("{} is not green before the sabotage:\n{green}", mutant.test)));
     }
@@ -152,4 +165,42 @@ fn copy_tracked(root: &Path, tree: &Path) -> Result<()> {
         fs::write(to, bytes)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A change of the code that a sabotage is for must not make it silently void.
+    #[test]
+    fn every_sabotage_has_its_place_and_its_test() {
+        let (root, list) = read_list().unwrap();
+        let workspace: toml::Table = toml::from_str(&fs::read_to_string(root.join("Cargo.toml")).unwrap()).unwrap();
+        let mut code = String::new();
+        for member in workspace["workspace"]["members"].as_array().unwrap() {
+            gather(&root.join(member.as_str().unwrap()), &mut code);
+        }
+        let mut names = BTreeSet::new();
+        for mutant in &list.mutant {
+            let name = &mutant.name;
+            assert!(names.insert(name), "two sabotages are called {name}");
+            assert_ne!(mutant.find, mutant.replace, "{name}");
+            sound(mutant, &root).unwrap_or_else(|why| panic!("{name}: {why}"));
+            let function = mutant.test.rsplit("::").next().unwrap();
+            assert!(code.contains(&format!("fn {function}(")), "{name}: there is no test {function}");
+        }
+    }
+
+    fn gather(folder: &Path, code: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                gather(&path, code);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code.push_str(&fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
 }

@@ -291,11 +291,17 @@ async fn a_requeued_job_is_a_new_session_and_a_late_leave_of_the_old_one_touches
     w.slurm.change(7, |f| f.restart = 1);
     let new = w.open(7).await.session;
     assert_ne!(old, new);
-    w.vending.leave(&node("n1"), old).await.unwrap();
     assert_eq!(w.session(old).await.status, SessionStatus::Completed);
     assert!(w.session(old).await.why.unwrap().contains("requeued"));
-    w.vending.leave(&node("n1"), old).await.unwrap();
-    assert_eq!(w.session(new).await.status, SessionStatus::Active);
+    w.credentials("n1", new).await.unwrap();
+    // Only now comes the node's leave of the old run, and once more: the new one is active, and stays so.
+    let before = w.session(new).await;
+    assert_eq!(before.status, SessionStatus::Active);
+    for _ in 0..2 {
+        w.vending.leave(&node("n1"), old).await.unwrap();
+        assert_eq!(w.session(new).await, before);
+    }
+    w.clock.advance(time::Duration::minutes(2));
     w.credentials("n1", new).await.unwrap();
     // Nobody has opened the next run yet: this one's session gets nothing more all the same.
     w.slurm.change(7, |f| f.restart = 2);
