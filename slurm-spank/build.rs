@@ -10,14 +10,20 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use release::{Release, parse_release, release_of_header, version_number};
+
+#[path = "release.rs"]
+mod release;
+
 /// The release whose headers made `src/bindings.rs`.
-const COMMITTED: (u32, u32, u32) = (22, 5, 8);
+const COMMITTED: Release = (22, 5, 8);
 
 fn main() {
     for variable in ["CREDD_SLURM_VERSION", "CREDD_SLURM_INCLUDE"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=release.rs");
     println!("cargo:rerun-if-changed=src/bindings.rs");
     println!("cargo:rustc-check-cfg=cfg(generated_bindings)");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -26,8 +32,8 @@ fn main() {
     println!("cargo:rerun-if-changed={}", include.join("slurm/spank.h").display());
     println!("cargo:rerun-if-changed={}", include.join("slurm/slurm_version.h").display());
 
-    let (major, minor, micro) = release(&include);
-    let number = (major << 16) + (minor << 8) + micro;
+    let release = release(&include);
+    let ((major, minor, micro), number) = (release, version_number(release));
     let version = format!(
         "/// What Slurm compares `plugin_version` with: of Slurm {major}.{minor:02}.{micro}.\n\
          pub const SLURM_VERSION_NUMBER: u32 = {number:#x};\n"
@@ -53,7 +59,7 @@ fn include_dir() -> PathBuf {
     PathBuf::from(found.unwrap_or(&usual[0]))
 }
 
-fn release(include: &Path) -> (u32, u32, u32) {
+fn release(include: &Path) -> Release {
     if let Ok(text) = env::var("CREDD_SLURM_VERSION") {
         return parse_release(&text)
             .unwrap_or_else(|| panic!("CREDD_SLURM_VERSION={text:?} is not a Slurm release such as 24.11.5"));
@@ -71,19 +77,6 @@ fn release(include: &Path) -> (u32, u32, u32) {
             COMMITTED
         }
     }
-}
-
-/// `24.11.5`, `24.11`, also `24.11.5-1` and `24.11.0-0rc1`.
-fn parse_release(text: &str) -> Option<(u32, u32, u32)> {
-    let mut parts = text.trim().split('-').next()?.split('.').map(|part| part.parse::<u32>().ok().filter(|n| *n < 256));
-    let release = (parts.next()??, parts.next()??, parts.next().unwrap_or(Some(0))?);
-    parts.next().is_none().then_some(release)
-}
-
-fn release_of_header(text: &str) -> Option<(u32, u32, u32)> {
-    let line = text.lines().find_map(|line| line.strip_prefix("#define SLURM_VERSION_NUMBER"))?;
-    let number = u32::from_str_radix(line.trim().strip_prefix("0x")?, 16).ok()?;
-    Some((number >> 16, number >> 8 & 0xff, number & 0xff))
 }
 
 #[cfg(not(feature = "bindgen"))]

@@ -12,11 +12,14 @@
 //!
 //! [projects.Climate]
 //! account = "climate"                                    # Slurm writes accounts in lower case
-//! role-arn = "arn:aws-us-gov:iam::123456789012:role/climate"
+//! role-arn = "arn:aws:iam::210987654321:role/climate"
 //! ```
 //!
 //! A project id is a Slurm account, or what a head states as `projectId`; case matters there. Slurm does not keep it, so
 //! an id with capitals names its `account` itself.
+//!
+//! credvend has one identity, and an identity is of one AWS partition: where its region is known, a role of another
+//! partition is refused, for AWS would refuse it to every job.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,9 +28,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub mod edit;
 mod parse;
 
-pub use parse::{Problem, parse};
+pub use parse::{Problem, parse, parse_in};
 
-use credd_protocol::{ProjectId, RoleArn, RoleName};
+use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
 
 /// One role of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +57,42 @@ pub struct ProjectMap {
     pub accounts: BTreeMap<ProjectId, ProjectId>,
 }
 
+/// The AWS partition of a region: `aws-cn` of `cn-…`, `aws-us-gov` of `us-gov-…`, `aws` of nearly all others.
+/// Identities, roles and endpoints of one partition mean nothing in another.
+pub fn partition_of(region: &Region) -> &'static str {
+    // The SDKs' partitions.json has them by these first parts.
+    let known = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("eu-isoe-", "aws-iso-e"),
+        ("us-isof-", "aws-iso-f"),
+        ("eusc-", "aws-eusc"),
+    ];
+    known.iter().find(|(first, _)| region.as_str().starts_with(first)).map_or("aws", |(_, partition)| partition)
+}
+
+/// Why AWS would never give credentials of this role to an identity of that region.
+pub fn foreign_role(arn: &RoleArn, region: &Region) -> Option<String> {
+    let partition = partition_of(region);
+    (arn.partition() != partition).then(|| {
+        format!(
+            "role {} is of the AWS partition {}, but credvend's region {region} is of {partition}; an identity of one \
+             partition cannot assume a role of another: correct the ARN or [aws] region, or run another credvend there",
+            arn.as_str(),
+            arn.partition()
+        )
+    })
+}
+
 impl ProjectMap {
-    /// Reads a file.
+    /// Reads a file. With credvend's region, all roles must be of its AWS partition.
     ///
     /// # Errors
     /// Everything that is wrong with it, at once.
-    pub fn load(path: &Path) -> Result<Self, Vec<Problem>> {
-        parse(&edit::read(path)?)
+    pub fn load(path: &Path, region: Option<&Region>) -> Result<Self, Vec<Problem>> {
+        parse_in(&edit::read(path)?, region)
     }
 
     /// The project that a head names. Case matters.
@@ -83,23 +115,6 @@ impl Projects {
     /// Starts with this map.
     pub fn new(map: ProjectMap) -> Self {
         Projects(RwLock::new(Arc::new(map)))
-    }
-
-    /// Starts with a file's map.
-    ///
-    /// # Errors
-    /// Everything that is wrong with the file, at once.
-    pub fn load(path: &Path) -> Result<Self, Vec<Problem>> {
-        ProjectMap::load(path).map(Projects::new)
-    }
-
-    /// Puts the file's map in force, as it is now.
-    ///
-    /// # Errors
-    /// Everything that is wrong with the file; the map in force stays.
-    pub fn reload(&self, path: &Path) -> Result<(), Vec<Problem>> {
-        self.replace(ProjectMap::load(path)?);
-        Ok(())
     }
 
     /// The map in force.

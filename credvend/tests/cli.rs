@@ -111,7 +111,10 @@ impl Site {
         let end = Instant::now() + DEADLINE;
         while !condition(self) {
             assert!(Instant::now() < end, "{what} did not come: {}", self.log());
-            #[expect(clippy::disallowed_methods, reason = "a log file tells nobody that it has grown; polled with a deadline")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a log file tells nobody that it has grown; polled with a deadline"
+            )]
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -26,3 +26,8 @@ include!(concat!(env!("OUT_DIR"), "/version.rs"));
 
 /// The longest value of an environment variable that is read: Linux lets no single one be longer.
 pub const MAX_VALUE_BYTES: usize = 128 * 1024;
+
+// The build script's; here for its tests.
+#[cfg(test)]
+#[path = "../release.rs"]
+mod release;

@@ -57,6 +57,37 @@ fn it_exports_the_hooks_and_nothing_else() {
     assert_eq!(exported, BTreeSet::from(expected));
 }
 
+/// The number in the installed `slurm/slurm_version.h`; where there is none, what the build fell back on.
+fn slurm_version() -> u32 {
+    if std::env::var_os("CREDD_SLURM_VERSION").is_some() {
+        return slurm_spank::SLURM_VERSION_NUMBER;
+    }
+    let named = std::env::var("CREDD_SLURM_INCLUDE");
+    let usual = ["/usr/include", "/usr/local/include", "/opt/slurm/include"];
+    let places = named.as_deref().map_or(usual.to_vec(), |named| vec![named]);
+    let headers = places.iter().map(|include| Path::new(include).join("slurm/slurm_version.h"));
+    let Some(header) = headers.filter_map(|header| std::fs::read_to_string(header).ok()).next() else {
+        return slurm_spank::SLURM_VERSION_NUMBER;
+    };
+    let line = header.lines().find_map(|line| line.strip_prefix("#define SLURM_VERSION_NUMBER 0x")).unwrap();
+    u32::from_str_radix(line.trim(), 16).unwrap()
+}
+
+#[test]
+fn it_is_for_the_installed_slurm() {
+    let symbols = output("nm", &["-D", "--defined-only"]);
+    let line = symbols.lines().find(|line| line.ends_with(" plugin_version")).unwrap();
+    let start = u64::from_str_radix(line.split_whitespace().next().unwrap(), 16).unwrap();
+    let (from, to) = (format!("--start-address={start}"), format!("--stop-address={}", start + 4));
+    let dump = output("objdump", &["-s", &from, &to]);
+    // ` 8a3f0 08051600                             ....`
+    let bytes = dump.lines().last().unwrap().split_whitespace().nth(1).unwrap();
+    let number = u32::from_str_radix(bytes, 16).unwrap();
+    let number = if cfg!(target_endian = "little") { number.swap_bytes() } else { number };
+    // Slurm refuses a plugin of another major.minor, and says so in its log only.
+    assert_eq!(format!("{number:#x}"), format!("{:#x}", slurm_version()));
+}
+
 #[test]
 fn it_needs_libc_libgcc_and_slurm_only() {
     let text = output("readelf", &["-d"]);

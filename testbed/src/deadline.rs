@@ -14,7 +14,10 @@ pub fn wait_for<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option
         if start.elapsed() > within {
             bail!("waited {within:?} in vain for {what}");
         }
-        #[expect(clippy::disallowed_methods, reason = "other programs' states are asked for, and they announce no change")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "other programs' states are asked for, and they announce no change"
+        )]
         std::thread::sleep(Duration::from_millis(15));
     }
 }

@@ -80,7 +80,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
 
 /// projects.toml, or every problem with it.
 pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
-    ProjectMap::load(&config.projects).map_err(|problems| told(config, &problems))
+    ProjectMap::load(&config.projects, config.aws.region.as_ref()).map_err(|problems| told(config, &problems))
 }
 
 /// Problems with projects.toml, each with the file's name.

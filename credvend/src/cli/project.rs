@@ -5,7 +5,7 @@ use hyper::Method;
 
 use super::{call, table};
 use crate::config::{Config, ConfigError};
-use crate::projects::{Problem, edit};
+use crate::projects::{Problem, edit, foreign_role};
 use crate::server::admin::{Reloaded, RoleView};
 
 #[derive(Debug, clap::Subcommand)]
@@ -78,7 +78,13 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                 session_tags: args.session_tags,
                 account: args.account,
             };
-            change_file(config, |text| edit::set(text, &args.project, &args.role, &change))
+            change_file(config, |text| {
+                // The others in the file may be of another partition still: one is put right after the other.
+                match config.aws.region.as_ref().and_then(|region| foreign_role(&change.arn, region)) {
+                    Some(text) => Err(vec![Problem { line: 0, text }]),
+                    None => edit::set(text, &args.project, &args.role, &change),
+                }
+            })
         }
         Command::Remove { project, role } => change_file(config, |text| edit::remove(text, &project, role.as_ref())),
     }

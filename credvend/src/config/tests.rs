@@ -33,7 +33,15 @@ fn a_configuration_that_everybody_can_change_is_refused() {
 fn the_shipped_example_is_valid() {
     let config = Config::parse(include_str!("../../../packaging/credvend.toml")).unwrap();
     assert_eq!(config.clusters.len(), 1);
-    crate::projects::parse(include_str!("../../../packaging/projects.toml")).unwrap();
+    let projects = include_str!("../../../packaging/projects.toml");
+    crate::projects::parse(projects).unwrap();
+    // What its commented part shows is good in the example's region.
+    let shown: String = projects
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c != ' ')).unwrap_or(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(crate::projects::parse_in(&shown, config.aws.region.as_ref()).unwrap().projects.len(), 2);
 }
 
 #[test]

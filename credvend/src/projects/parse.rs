@@ -5,10 +5,10 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use credd_protocol::{ProjectId, RoleName};
+use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
 use toml_edit::{Document, Item, TableLike};
 
-use super::{ProjectMap, Role, Roles};
+use super::{ProjectMap, Role, Roles, foreign_role};
 
 /// How long credentials live where nothing is said: what AWS allows in every case, chained roles included.
 const DURATION: u32 = 3600;
@@ -42,7 +42,15 @@ impl fmt::Display for Problem {
 /// # Errors
 /// Everything that is wrong with it, by line.
 pub fn parse(text: &str) -> Result<ProjectMap, Vec<Problem>> {
-    let mut reader = Reader { text, problems: vec![] };
+    parse_in(text, None)
+}
+
+/// Reads a text whose roles must all be of the AWS partition of a region.
+///
+/// # Errors
+/// Everything that is wrong with it, by line.
+pub fn parse_in(text: &str, region: Option<&Region>) -> Result<ProjectMap, Vec<Problem>> {
+    let mut reader = Reader { text, region, problems: vec![] };
     let document = match Document::parse(text) {
         Ok(document) => document,
         Err(error) => {
@@ -65,6 +73,7 @@ pub fn parse(text: &str) -> Result<ProjectMap, Vec<Problem>> {
 
 struct Reader<'t> {
     text: &'t str,
+    region: Option<&'t Region>,
     problems: Vec<Problem>,
 }
 
@@ -238,8 +247,12 @@ impl Reader<'_> {
         if arn.is_empty() && fields.arn_span.is_none() {
             return None; // said already: not a text
         }
+        let arn: RoleArn = self.valid(&arn, fields.arn_span.clone())?;
+        if let Some(why) = self.region.and_then(|region| foreign_role(&arn, region)) {
+            self.problem(fields.arn_span, why);
+        }
         Some(Role {
-            arn: self.valid(&arn, fields.arn_span)?,
+            arn,
             duration_seconds: fields.duration.unwrap_or(DURATION),
             source_identity: fields.source_identity,
             session_tags: fields.session_tags,

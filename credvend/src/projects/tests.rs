@@ -157,23 +157,47 @@ fn files_are_replaced_at_once_with_their_mode() {
     let dir = tempfile::TempDir::new().unwrap();
     let path = dir.path().join("projects.toml");
     let (role, other) = (RoleName::default(), change("arn:aws:iam::999999999999:role/other"));
-    assert!(ProjectMap::load(&path).unwrap_err()[0].text.contains("cannot be read"));
+    assert!(ProjectMap::load(&path, None).unwrap_err()[0].text.contains("cannot be read"));
     edit::file(&path, |text| set(text, &id("a"), &role, &other)).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
     edit::file(&path, |text| set(text, &id("b"), &role, &other)).unwrap();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
-    assert_eq!(ProjectMap::load(&path).unwrap().projects.len(), 2);
+    assert_eq!(ProjectMap::load(&path, None).unwrap().projects.len(), 2);
 
-    // A bad change, and a bad file: the old one stays in force.
-    let projects = Projects::load(&path).unwrap();
     assert!(edit::file(&path, |_| Ok("[projects.x]".into())).is_err());
-    projects.reload(&path).unwrap();
-    std::fs::write(&path, "[projects.x]\n").unwrap();
-    assert_eq!(projects.reload(&path).unwrap_err()[0].to_string(), "line 1: project x has no role-arn");
-    assert_eq!(projects.current().projects.len(), 2);
+    assert_eq!(ProjectMap::load(&path, None).unwrap().projects.len(), 2, "a bad change is none");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-    assert!(ProjectMap::load(&path).unwrap_err()[0].text.contains("chmod o-w"));
+    assert!(ProjectMap::load(&path, None).unwrap_err()[0].text.contains("chmod o-w"));
+}
+
+#[test]
+fn every_role_is_of_the_regions_partition() {
+    let arns = ["aws", "aws-cn", "aws-us-gov"].map(|partition| format!("arn:{partition}:iam::123456789012:role/r"));
+    let text: String =
+        arns.iter().enumerate().map(|(i, arn)| format!("[projects.p{i}]\nrole-arn = \"{arn}\"\n")).collect();
+    for (region, own) in [
+        ("us-east-1", 0),
+        ("eu-central-1", 0),
+        ("us-west-2", 0),
+        ("cn-north-1", 1),
+        ("cn-northwest-1", 1),
+        ("us-gov-west-1", 2),
+        ("us-gov-east-1", 2),
+    ] {
+        let region = region.parse().unwrap();
+        let problems = parse_in(&text, Some(&region)).unwrap_err();
+        let lines: Vec<usize> = problems.iter().map(|p| p.line).collect();
+        let expected: Vec<usize> = (0..3).filter(|i| *i != own).map(|i| 2 * i + 2).collect();
+        assert_eq!(lines, expected, "{region}: {problems:?}");
+        for problem in &problems {
+            assert!(problem.text.contains(region.as_str()) && problem.text.contains("arn:aws"), "{problem}");
+        }
+        let alone = format!("[projects.p]\nrole-arn = \"{}\"\n", arns[own]);
+        assert_eq!(parse_in(&alone, Some(&region)).unwrap().projects.len(), 1);
+    }
+    // Where the region is the environment's, nothing is known when the file is read.
+    assert_eq!(parse(&text).unwrap().projects.len(), 3);
 }
 
 #[test]
@@ -190,7 +214,7 @@ fn edits_at_the_same_time_lose_nothing() {
             });
         }
     });
-    assert_eq!(ProjectMap::load(&path).unwrap().projects.len(), 8);
+    assert_eq!(ProjectMap::load(&path, None).unwrap().projects.len(), 8);
 }
 
 proptest! {

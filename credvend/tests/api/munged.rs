@@ -46,7 +46,10 @@ impl Munged {
         let end = Instant::now() + DEADLINE;
         while std::os::unix::net::UnixStream::connect(munged.socket()).is_err() {
             assert!(Instant::now() < end, "munged did not come up");
-            #[expect(clippy::disallowed_methods, reason = "munged tells nobody that it listens; polled with a deadline")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "munged tells nobody that it listens; polled with a deadline"
+            )]
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         munged
