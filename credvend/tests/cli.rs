@@ -152,6 +152,60 @@ fn serve_prints_the_pin_and_stops_when_told() {
 }
 
 #[test]
+fn the_service_manager_is_told_and_every_line_of_the_log_can_be_json() {
+    let mut site = Site::new();
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    site.write("credvend.toml", &format!("{text}[log]\nformat = \"json\"\nfilter = \"debug\"\n"));
+    let manager = std::os::unix::net::UnixDatagram::bind(site.path("notify")).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let told = || {
+        let mut bytes = [0; 256];
+        let length = manager.recv(&mut bytes).expect("nothing was told within the deadline");
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    };
+    let log = std::fs::File::create(site.path("log")).unwrap();
+    let mut serve = site.command(&["serve"]);
+    serve.env("NOTIFY_SOCKET", site.path("notify")).stdout(Stdio::null()).stderr(log);
+    site.serve = Some(serve.spawn().unwrap());
+    assert_eq!(told().trim_end(), "READY=1");
+    assert!(site.done(&["status"]).contains("store ok"), "ready means that it answers");
+    std::net::TcpStream::connect(("127.0.0.1", site.port)).unwrap();
+    site.write("projects.toml", "not = \"a\\nproject\"\n");
+    site.signal(Signal::SIGHUP);
+    site.until("the complaint", |site| site.log().contains("not reloaded"));
+    site.signal(Signal::SIGTERM);
+    assert_eq!(told().trim_end(), "STOPPING=1");
+    assert!(site.serve.take().unwrap().wait().unwrap().success());
+    let log = site.log();
+    for line in log.lines() {
+        let said: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let texts = [&said["timestamp"], &said["level"], &said["target"], &said["fields"]["message"]];
+        assert!(texts.iter().all(|text| text.is_string()), "{line}");
+    }
+    for message in ["ready", "stopping"] {
+        assert!(log.contains(&format!("\"message\":\"{message}\"")), "{message}: {log}");
+    }
+}
+
+#[test]
+fn a_role_of_another_aws_partition_is_refused() {
+    let site = Site::new();
+    let foreign = ARN.replace("arn:aws:", "arn:aws-us-gov:");
+    let said = site.run(&["project", "set", "climate", "--role-arn", &foreign]);
+    assert!(said.code == 78 && said.err.contains("aws-us-gov"), "{}", said.err);
+    assert!(site.done(&["check-config"]).contains("is valid"), "nothing was changed");
+    site.write("projects.toml", &format!("[projects.genomics]\nrole-arn = \"{foreign}\"\n"));
+    for command in ["check-config", "serve"] {
+        let said = site.run(&[command]);
+        assert_eq!(said.code, 78, "{command}: {}", said.err);
+        assert!(said.err.contains("line 2") && said.err.contains("us-east-1"), "{command}: {}", said.err);
+    }
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    site.write("credvend.toml", &text.replace("us-east-1", "us-gov-west-1"));
+    assert!(site.done(&["check-config"]).contains("is valid"));
+}
+
+#[test]
 fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
     let site = Site::serving();
     let arn = "arn:aws:iam::123456789012:role/team/climate";

@@ -99,6 +99,7 @@ pub fn address(answer: &[u8], node: &NodeName) -> Result<Option<String>, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn config(storage: &str, enforce: &str, private: &str) -> Settings {
         let text = format!(
@@ -143,5 +144,65 @@ mod tests {
         assert!(with(&[("n1", "10.0.0.2")]).is_err());
         assert!(with(&[("n2", "")]).is_err());
         assert!(address(b"", &node).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), rows in "[ -~é\n]{0,200}") {
+            let node = "n2".parse().unwrap();
+            let _ = (Settings::parse(&bytes), address(&bytes, &node));
+            let text = format!("{:65}NODE_ADDR\n{rows}", "NODELIST");
+            let _ = address(text.as_bytes(), &node);
+        }
+
+        /// Less of an answer is an error or means the same; it never means something else.
+        #[test]
+        fn settings_cut_anywhere_say_the_same_or_nothing(
+            storage in "accounting_storage/[a-z]{1,9}",
+            enforce in "[a-z]{1,9}(,[a-z]{1,9}){0,3}",
+            private in "(none|jobs|jobs,users|all)",
+            uid in any::<u32>(),
+            pairs in proptest::collection::vec(("[A-Z][A-Za-z]{1,12}[0-9]", "[ -~]{0,20}"), 0..6),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut text = String::from("Configuration data as of 2026-11-22T14:00:00\n");
+            for (name, value) in &pairs {
+                text += &format!("{name:23} = {value}\n");
+            }
+            text += &format!(
+                "AccountingStorageEnforce = {enforce}\nAccountingStorageType   = {storage}\n\
+                 PrivateData             = {private}\nSlurmUser               = slurm({uid})\n\nSlurmctld is UP\n"
+            );
+            let whole = Settings::parse(text.as_bytes()).unwrap();
+            let expected = Settings { storage, enforce, private_data: private, slurm_uid: Some(uid) };
+            prop_assert_eq!(&whole, &expected);
+            if let Ok(part) = Settings::parse(&text.as_bytes()[..cut.index(text.len())]) {
+                prop_assert_eq!(part, whole);
+            }
+            // A setting that is there twice has no say either.
+            let twice = format!("{text}PrivateData = none\n");
+            prop_assert!(Settings::parse(twice.as_bytes()).is_err());
+        }
+
+        #[test]
+        fn an_answer_of_sinfo_never_gives_another_address(
+            name in "[a-z][a-z0-9.-]{0,30}",
+            address_of in "[0-9a-f.:]{1,40}",
+            rows in 1usize..4,
+            other in "[a-z][a-z0-9.-]{0,30}",
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let node: NodeName = name.parse().unwrap();
+            let header = format!("{:65}NODE_ADDR\n", "NODELIST");
+            let text = format!("{header}{}", format!("{name:65}{address_of}\n").repeat(rows));
+            prop_assert_eq!(address(text.as_bytes(), &node), Ok(Some(address_of.clone())));
+            if let Ok(Some(part)) = address(&text.as_bytes()[..cut.index(text.len())], &node) {
+                prop_assert_eq!(&part, &address_of);
+            }
+            if other != name {
+                let another = format!("{text}{other:65}{address_of}\n");
+                prop_assert!(address(another.as_bytes(), &node).is_err());
+            }
+        }
     }
 }

@@ -258,5 +258,27 @@ mod tests {
             let good = hex.len() == 64 && !hex.bytes().any(|b| b.is_ascii_uppercase());
             prop_assert_eq!(Pinned::new(&format!("sha256:{hex}"), provider).is_ok(), good);
         }
+
+        #[test]
+        fn no_hook_toml_panics_and_no_unknown_key_passes(
+            text in ".*",
+            key in "(url|pin|ca|head-secret-file|deadline-seconds|answer-dir|[a-z_-]{1,12})",
+            value in "(0|-?[1-9][0-9]{0,17}|true|\"[ -!#-\\[\\]-~]{0,20}\"|\\[\\]|\\{\\}|1979-05-27)",
+        ) {
+            let _ = toml::from_str::<HookConfig>(&text);
+            let given = "url = \"https://h\"\nhead-secret-file = \"/s\"\n";
+            let config = toml::from_str::<HookConfig>(&format!("{given}{key} = {value}\n"));
+            match key.as_str() {
+                // There already.
+                "url" | "head-secret-file" => prop_assert!(config.is_err()),
+                "pin" | "ca" | "answer-dir" => prop_assert_eq!(config.is_ok(), value.starts_with('"')),
+                "deadline-seconds" => prop_assert_eq!(config.is_ok(), value.parse::<i64>().is_ok_and(|n| n >= 0)),
+                _ => prop_assert!(config.is_err(), "{key}"),
+            }
+            if let Ok(config) = config {
+                // No pin, one of another form, an authority that is not there: none means that anybody is believed.
+                prop_assert!(tls(&config).is_err());
+            }
+        }
     }
 }

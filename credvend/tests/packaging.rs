@@ -1,0 +1,136 @@
+//! What is shipped fits together: socket units and credd, examples and the guide, `make install` and the files.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every file of packaging/, as a path from the project's root.
+fn packaged() -> Vec<String> {
+    let (mut folders, mut files) = (vec![root().join("packaging")], vec![]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The values of a unit's setting.
+fn settings<'t>(unit: &'t str, name: &str) -> Vec<&'t str> {
+    unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).collect()
+}
+
+#[test]
+fn the_sockets_are_there_before_slurmd_and_are_those_that_credd_takes() {
+    // credd matches the names that the service manager gives its descriptors.
+    let takes = read("credd/src/keeper/listeners.rs");
+    let arms = takes.lines().filter_map(|line| line.trim().split_once("\" => put(&mut passed."));
+    let taken: BTreeSet<&str> = arms.map(|(name, _)| name.trim_start_matches('"')).collect();
+    let tmpfiles = read("packaging/tmpfiles.d/credd.conf");
+    let service = read("packaging/systemd/credd.service");
+    let mut passed = BTreeSet::new();
+    let sockets = packaged().into_iter().filter(|file| file.ends_with(".socket"));
+    let units: Vec<(String, String)> = sockets.map(|file| (read(&file), file)).collect();
+    assert_eq!(units.len(), 3);
+    for (unit, file) in &units {
+        let one = |name: &str| match settings(unit, name)[..] {
+            [value] => value,
+            ref values => panic!("{file}: {name} is there {} times", values.len()),
+        };
+        assert_eq!(one("Before"), "slurmd.service", "{file}: jobs must not come before it");
+        assert_eq!(one("Service"), "credd.service", "{file}");
+        assert_eq!(one("WantedBy"), "sockets.target", "{file}");
+        let name = one("FileDescriptorName");
+        assert_eq!(file, &format!("packaging/systemd/credd-{name}.socket"));
+        assert!(passed.insert(name), "{file}: {name} twice");
+        let unit_name = file.rsplit('/').next().unwrap();
+        assert!(
+            settings(&service, "Sockets").iter().any(|line| line.split(' ').any(|socket| socket == unit_name)),
+            "credd.service does not take {unit_name}"
+        );
+        match name {
+            "http" => assert_eq!(one("ListenStream"), default_listen(), "{file}"),
+            _ => {
+                assert_eq!(one("ListenStream"), format!("/run/credd/{name}.sock"), "{file}");
+                assert!(tmpfiles.contains("d /run/credd "), "nobody makes the socket's folder");
+            }
+        }
+    }
+    assert_eq!(passed, taken, "what the units pass and what credd takes");
+}
+
+/// `http.listen` of credd, as its example shows the default.
+fn default_listen() -> String {
+    let example = read("packaging/credd.toml");
+    let (_, http) = example.split_once("\n[http]\n").unwrap();
+    let shown = http.lines().find_map(|line| line.strip_prefix("#listen = \"")?.strip_suffix('"')).unwrap();
+    assert_eq!(shown, format!("127.0.0.1:{}", credd_protocol::endpoint::DEFAULT_PORT));
+    shown.to_owned()
+}
+
+#[test]
+fn everything_packaged_is_installed() {
+    let run = Command::new("make")
+        .args(["--no-print-directory", "-n", "install", "DESTDIR=/nowhere"])
+        .current_dir(root())
+        // Those of a make that runs this test.
+        .env_remove("MAKEFLAGS")
+        .env_remove("MFLAGS")
+        .env_remove("MAKELEVEL")
+        .output()
+        .expect("make (Debian: make)");
+    let said = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let words: Vec<&str> = said.split(|c: char| c.is_whitespace() || c == ';').collect();
+    let files = packaged();
+    assert!(files.len() > 10, "{files:?}");
+    for file in &files {
+        let named = |word: &&str| *word == file || word.strip_suffix('*').is_some_and(|begin| file.starts_with(begin));
+        assert!(words.iter().any(named), "make install does not install {file}");
+    }
+    // Nor does it name what is not there.
+    for word in words.iter().filter(|word| word.starts_with("packaging/")) {
+        let there = |file: &String| word.strip_suffix('*').map_or(file == word, |begin| file.starts_with(begin));
+        assert!(files.iter().any(there), "make install names {word}, which is not there");
+    }
+}
+
+#[test]
+fn the_guide_has_every_option_of_the_examples() {
+    let guide = include_str!("../../docs/admin-guide.md");
+    // `key`, `table.key` or `key = value`.
+    let has = |key: &str| {
+        ["`", "."]
+            .iter()
+            .any(|before| ["`", " = "].iter().any(|after| guide.contains(&format!("{before}{key}{after}"))))
+    };
+    for file in packaged().into_iter().filter(|file| file.ends_with(".toml")) {
+        let text = read(&file);
+        let keys: Vec<&str> = text.lines().filter_map(key).collect();
+        assert!(keys.len() >= 5, "{file}: {keys:?}");
+        for key in keys {
+            assert!(has(key), "docs/admin-guide.md does not have {key} of {file}");
+        }
+    }
+}
+
+/// `name` of `name = value`, also where it is commented out.
+fn key(line: &str) -> Option<&str> {
+    let (name, _) = line.trim_start_matches(['#', ' ']).split_once(" = ")?;
+    name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-').then_some(name)
+}
