@@ -6,7 +6,7 @@ use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -185,6 +185,7 @@ fn status_of(pid: Pid, name: &str) -> String {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn the_server_process_has_no_powers() {
     let node = Node::started();
     let server = node.server().expect("no server process");
@@ -217,6 +218,7 @@ fn the_server_process_has_no_powers() {
 
 /// What of the unit's sandbox can be had without systemd: exactly its capabilities.
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn the_capabilities_of_the_unit_are_enough() {
     let unit = include_str!("../../packaging/systemd/credd.service");
     let bounding = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
@@ -246,6 +248,7 @@ fn the_capabilities_of_the_unit_are_enough() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn jobs_survive_the_death_of_the_server_process_and_of_the_keeper() {
     let mut node = Node::started();
     start_job(&node.run_dir(), 41, 1001);
@@ -279,6 +282,7 @@ fn jobs_survive_the_death_of_the_server_process_and_of_the_keeper() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn a_stop_is_orderly_and_leaves_the_records() {
     let mut node = Node::started();
     let record = start_job(&node.run_dir(), 7, 1001);
@@ -294,6 +298,7 @@ fn a_stop_is_orderly_and_leaves_the_records() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn a_listener_of_the_service_manager_outlives_credd() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut node = Node::new(listener.local_addr().unwrap());
@@ -314,6 +319,7 @@ fn a_listener_of_the_service_manager_outlives_credd() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn another_users_listener_is_named_and_nothing_is_served_until_it_goes() {
     let address = free_address();
     let mut node = Node::new(address);
@@ -340,6 +346,7 @@ fn another_users_listener_is_named_and_nothing_is_served_until_it_goes() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn two_credds_do_not_take_each_others_sockets() {
     let node = Node::started();
     let second = output(credd(["run", "--config", node.config().to_str().unwrap()]));
@@ -349,6 +356,7 @@ fn two_credds_do_not_take_each_others_sockets() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn a_bad_configuration_is_told_whole_and_ends_with_78() {
     let node = Node::new(free_address());
     let good = fs::read_to_string(node.config()).unwrap();
@@ -369,6 +377,7 @@ fn a_bad_configuration_is_told_whole_and_ends_with_78() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_for_a_bad_one() {
     let node = Node::started();
     let good = fs::read_to_string(node.config()).unwrap();
@@ -385,6 +394,7 @@ fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_for_a_bad_one() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn status_and_health_are_for_people_and_programs() {
     let mut node = Node::started();
     start_job(&node.run_dir(), 5, 1001);
@@ -406,8 +416,70 @@ fn status_and_health_are_for_people_and_programs() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
 fn the_server_command_is_not_for_people() {
     let refused = output(credd(["server"]));
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("must not be root"), "{refused:?}");
+}
+
+#[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
+fn the_service_manager_hears_ready_when_jobs_may_be_sent_and_of_the_end() {
+    let mut node = Node::new(free_address());
+    let socket = node.dir.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hear = |word: &str| {
+        let mut datagram = [0; 4096];
+        // A reload or a problem would have a word of its own; what is none of those asked for is passed over.
+        for _ in 0..1000 {
+            let length = manager.recv(&mut datagram).unwrap_or_else(|error| panic!("no {word}: {error}"));
+            let said = String::from_utf8(datagram[..length].to_vec()).unwrap();
+            if said.lines().any(|line| line == word) {
+                return said;
+            }
+            assert!(word == "READY=1" || !said.contains("READY=1"), "twice: {said}");
+        }
+        panic!("never {word}");
+    };
+    let child = credd(["run", "--config", node.config().to_str().unwrap()])
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "200000")
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(node.log_path()).unwrap())
+        .spawn();
+    node.keeper = Some(child.unwrap());
+    let said = hear("READY=1");
+    let announced = fs::read_to_string(node.run_dir().endpoint()).expect("ready, and jobs do not know the port");
+    assert_eq!(announced.trim(), node.address.port().to_string());
+    assert!(node.server().is_some() && said.contains("STATUS=serving"), "{said}");
+    hear("WATCHDOG=1");
+    kill(node.keeper(), Signal::SIGTERM).unwrap();
+    hear("STOPPING=1");
+    assert!(node.keeper.take().unwrap().wait().unwrap().success());
+}
+
+#[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
+fn every_line_of_a_json_log_is_json() {
+    let mut node = Node::new(free_address());
+    let plain = fs::read_to_string(node.config()).unwrap();
+    fs::write(node.config(), format!("{plain}[log]\nformat = \"json\"\nlevel = \"debug\"\n")).unwrap();
+    node.start();
+    // Both processes have something to say: credvend is not there, and one record is refused.
+    start_job(&node.run_dir(), 3, 1001);
+    fs::write(node.run_dir().job(JobId::try_from(3).unwrap()).join("session"), "no\nsession").unwrap();
+    start_job(&node.run_dir(), 4, 1001);
+    for job in [3, 4] {
+        node.ask(&Request::Started { job: JobId::try_from(job).unwrap() });
+    }
+    node.until("the server's words", |node| node.log().contains("no session yet"));
+    assert!(node.stop().success());
+    let log = node.log();
+    assert!(log.lines().count() > 3, "{log}");
+    for line in log.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(entry["level"].is_string() && entry["message"].is_string(), "{line}");
+    }
 }

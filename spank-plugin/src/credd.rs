@@ -67,8 +67,11 @@ fn ask(run_dir: &RunDir, job: JobId, left: Duration) -> io::Result<Outcome> {
     stream.set_write_timeout(Some(left + GRACE))?;
     let wait_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
     send(&stream, &Request::Outcome { job, wait_ms })?;
-    let line = read_line(&stream, end)?;
-    match serde_json::from_slice(&line) {
+    understand(&read_line(&stream, end)?)
+}
+
+fn understand(line: &[u8]) -> io::Result<Outcome> {
+    match serde_json::from_slice(line) {
         Ok(Response::Outcome(outcome)) => Ok(outcome),
         Ok(Response::Error(error)) => Err(io::Error::other(error)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "its answer was not understood")),
@@ -120,6 +123,8 @@ fn read_line(mut stream: &UnixStream, end: Instant) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::scripted_job::{answering, record, run_dir};
     use std::os::unix::net::UnixListener;
@@ -172,5 +177,61 @@ mod tests {
         let error = ask(&paths, record().job, Duration::from_secs(10)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         lines.join().unwrap();
+    }
+
+    /// Bytes, among them pieces of what credd says.
+    fn said() -> impl Strategy<Value = Vec<u8>> {
+        let word = prop_oneof![
+            Just(br#"{"outcome":"#.to_vec()),
+            Just(br#"{"outcome":{"state":"open"}}"#.to_vec()),
+            Just(br#"{"state":"refused","reason":"#.to_vec()),
+            Just(br#"{"error":"no"}"#.to_vec()),
+            Just(br#""ok""#.to_vec()),
+            Just(b"}".to_vec()),
+            Just(b"\n".to_vec()),
+            Just(vec![b'['; 1000]),
+            (0usize..2 * MAX_LINE_BYTES).prop_map(|length| vec![b'x'; length]),
+            proptest::collection::vec(any::<u8>(), 0..50),
+        ];
+        proptest::collection::vec(word, 0..6).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_hurts_and_none_is_read_without_bound(said in said()) {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let read = thread::scope(|scope| {
+                let said = &said;
+                scope.spawn(move || {
+                    // The reader may have had enough.
+                    let _ = theirs.write_all(said);
+                });
+                let read = read_line(&ours, Instant::now() + Duration::from_secs(20));
+                ours.shutdown(std::net::Shutdown::Both).unwrap();
+                read
+            });
+            let first = said.iter().position(|b| *b == b'\n').map(|end| &said[..end]);
+            match (read, first) {
+                (Ok(line), Some(first)) => {
+                    prop_assert_eq!(&line[..], first);
+                    prop_assert!(line.len() <= MAX_LINE_BYTES + 4096);
+                    let _ = understand(&line);
+                }
+                (Ok(line), None) => prop_assert!(false, "{} bytes without an end", line.len()),
+                (Err(error), first) => {
+                    let cut = error.kind() == io::ErrorKind::InvalidData && said.len() > MAX_LINE_BYTES;
+                    let ended = error.kind() == io::ErrorKind::UnexpectedEof && first.is_none();
+                    prop_assert!(cut || ended, "{error}");
+                }
+            }
+        }
+
+        #[test]
+        fn what_credd_can_mean_is_understood(reason in ".{0,60}", opening in any::<bool>()) {
+            let meant =
+                if opening { Outcome::Opening { reason: Some(reason) } } else { Outcome::Refused { reason } };
+            let line = serde_json::to_vec(&Response::Outcome(meant.clone())).unwrap();
+            prop_assert_eq!(understand(&line).unwrap(), meant);
+        }
     }
 }

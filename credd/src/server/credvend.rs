@@ -164,14 +164,7 @@ impl Credvend {
         match answer {
             Ok(bytes) => {
                 self.heard();
-                serde_json::from_slice(&bytes).map_err(|e| {
-                    // The category and the place: never the text, which may hold a secret.
-                    Trouble::Outage(format!(
-                        "credvend's answer to {path} is not understood ({:?} at column {}): is it of another version?",
-                        e.classify(),
-                        e.column()
-                    ))
-                })
+                understood(path, &bytes)
             }
             Err(trouble) => {
                 self.note(&trouble);
@@ -266,6 +259,18 @@ impl Credvend {
     }
 }
 
+/// What a successful answer says.
+fn understood<A: DeserializeOwned>(path: &str, body: &[u8]) -> Result<A, Trouble> {
+    serde_json::from_slice(body).map_err(|e| {
+        // The category and the place: never the text, which may hold a secret.
+        Trouble::Outage(format!(
+            "credvend's answer to {path} is not understood ({:?} at column {}): is it of another version?",
+            e.classify(),
+            e.column()
+        ))
+    })
+}
+
 /// What an answer other than success means.
 fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
     let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
@@ -313,7 +318,52 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Bytes, among them what is nearly an answer.
+    fn said() -> impl Strategy<Value = Vec<u8>> {
+        let credentials = r#"{"credentials":{"AccessKeyId":"A","SecretAccessKey":"SECRET","Token":"SECRET","Expiration":"2026-11-22T10:00:00Z","RoleArn":"arn:aws:iam::123456789012:role/r"},"session-name":"lab","issued":"2026-11-22T09:00:00Z"}"#;
+        let error = r#"{"code":"UnknownRole","message":"no \u001b role","retry":false}"#;
+        let whole = prop_oneof![Just(credentials.as_bytes().to_vec()), Just(error.as_bytes().to_vec())];
+        let mutated = (whole, any::<prop::sample::Index>(), proptest::collection::vec(any::<u8>(), 0..4), 0usize..8);
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..300),
+            Just(vec![b'['; MAX_ANSWER_BYTES]),
+            mutated.prop_map(|(mut whole, at, put, take)| {
+                let start = at.index(whole.len());
+                let end = (start + take).min(whole.len());
+                whole.splice(start..end, put);
+                whole
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_hurts_and_none_is_shown(body in said(), status in 100u16..600) {
+            if let Err(trouble) = understood::<OpenResponse>("/p", &body) {
+                prop_assert!(!trouble.reason().contains("SECRET") && trouble.reason().len() < 200);
+            }
+            match understood::<CredentialsResponse>("/p", &body) {
+                Ok(answer) => {
+                    let document: serde_json::Value = serde_json::from_slice(&document_body(&answer.credentials)).unwrap();
+                    prop_assert!(document["AccessKeyId"].is_string());
+                }
+                Err(trouble) => prop_assert!(!trouble.reason().contains("SECRET") && trouble.reason().len() < 200),
+            }
+            let trouble = refusal(StatusCode::from_u16(status).unwrap(), &body);
+            prop_assert!(trouble.reason().chars().count() <= 1000 && !trouble.reason().contains(char::is_control));
+        }
+
+        #[test]
+        fn a_refusals_sentence_is_bounded_and_without_controls(message in any::<String>(), times in 1usize..2000) {
+            let error = ApiError { code: "X".into(), message: message.repeat(times), retry: false };
+            let trouble = refusal(StatusCode::FORBIDDEN, &serde_json::to_vec(&error).unwrap());
+            prop_assert!(trouble.reason().chars().count() <= 1000 && !trouble.reason().contains(char::is_control));
+        }
+    }
 
     #[test]
     fn refusals_are_told_apart() {

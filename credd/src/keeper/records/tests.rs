@@ -120,8 +120,8 @@ fn a_bad_record_is_refused_and_the_others_are_served() {
 }
 
 #[test]
+#[cfg_attr(not(is_root), ignore = "gives a record to another uid: run this test as root")]
 fn another_users_record_is_refused() {
-    assert!(nix::unistd::geteuid().is_root(), "run this test as root: it gives a record to another uid");
     let (_dir, run_dir) = run_dir();
     start(&run_dir, &record(1));
     std::os::unix::fs::chown(run_dir.jobs().join("1/record"), Some(1001), None).unwrap();

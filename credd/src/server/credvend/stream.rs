@@ -73,7 +73,7 @@ async fn follow(
     position: &mut Position,
     failures: &mut u32,
 ) -> Trouble {
-    let mut line: Vec<u8> = Vec::new();
+    let mut lines = Lines::default();
     let silence = server.settings.silence;
     loop {
         let chunk = match tokio::time::timeout(silence, response.chunk()).await {
@@ -82,33 +82,53 @@ async fn follow(
             Ok(Ok(None)) => return Trouble::Outage("credvend closed the stream".to_owned()),
             Ok(Ok(Some(chunk))) => chunk,
         };
-        for piece in chunk.split_inclusive(|b| *b == b'\n') {
-            line.extend_from_slice(piece);
-            if line.len() > MAX_EVENT_BYTES {
-                return Trouble::Outage(format!("credvend sent an event of more than {MAX_EVENT_BYTES} bytes"));
+        let taken = lines.take(&chunk, |event| match event {
+            Some(event) => {
+                *failures = 0;
+                server.credvend_said(position.missed(&event), event);
             }
-            if !line.ends_with(b"\n") {
+            // An event of a later version may matter: what is here must be looked at again.
+            None => server.credvend_said(true, Event::Ping { seq: 0 }),
+        });
+        if let Err(trouble) = taken {
+            return trouble;
+        }
+    }
+}
+
+/// Makes events of what comes in pieces.
+#[derive(Default)]
+struct Lines {
+    unfinished: Vec<u8>,
+}
+
+impl Lines {
+    /// Says the events that `chunk` completes, `None` for one that is not understood.
+    fn take(&mut self, chunk: &[u8], mut said: impl FnMut(Option<Event>)) -> Result<(), Trouble> {
+        for piece in chunk.split_inclusive(|b| *b == b'\n') {
+            if self.unfinished.len() + piece.len() > MAX_EVENT_BYTES {
+                return Err(Trouble::Outage(format!("credvend sent an event of more than {MAX_EVENT_BYTES} bytes")));
+            }
+            self.unfinished.extend_from_slice(piece);
+            if !piece.ends_with(b"\n") {
                 continue;
             }
-            if !line.trim_ascii().is_empty() {
-                match serde_json::from_slice::<Event>(&line) {
-                    Ok(event) => {
-                        *failures = 0;
-                        server.credvend_said(position.missed(&event), event);
-                    }
-                    // An event of a later version may matter: what is here must be looked at again.
-                    Err(_) => server.credvend_said(true, Event::Ping { seq: 0 }),
-                }
+            let line = self.unfinished.trim_ascii();
+            if !line.is_empty() {
+                said(serde_json::from_slice(line).ok());
             }
-            line.clear();
+            self.unfinished.clear();
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use credd_protocol::SessionId;
+    use proptest::prelude::*;
+
+    use super::*;
 
     fn hello(epoch: &str, seq: u64) -> Event {
         Event::Hello { epoch: epoch.into(), seq }
@@ -131,5 +151,39 @@ mod tests {
         assert!(!at.missed(&Event::Ping { seq: 9 }));
         assert!(at.missed(&invalidated(11)));
         assert!(!at.missed(&invalidated(11)), "heard twice");
+    }
+
+    /// Lines of credvend's, and others.
+    fn said() -> impl Strategy<Value = Vec<u8>> {
+        let line = prop_oneof![
+            any::<u64>().prop_map(|seq| serde_json::to_vec(&Event::Ping { seq }).unwrap()),
+            any::<u64>().prop_map(|seq| serde_json::to_vec(&invalidated(seq)).unwrap()),
+            (".{0,9}", any::<u64>()).prop_map(|(epoch, seq)| serde_json::to_vec(&hello(&epoch, seq)).unwrap()),
+            proptest::collection::vec(any::<u8>(), 0..60),
+            (MAX_EVENT_BYTES - 2..MAX_EVENT_BYTES + 2).prop_map(|length| vec![b'['; length]),
+        ];
+        proptest::collection::vec(line, 0..6).prop_map(|lines| lines.join(&b'\n'))
+    }
+
+    proptest! {
+        #[test]
+        fn events_do_not_depend_on_how_they_were_cut_and_no_line_hurts(said in said(), size in 1usize..5000) {
+            let hear = |size: usize| {
+                let (mut lines, mut position, mut heard) = (Lines::default(), Position::default(), Vec::new());
+                let ended = said.chunks(size).try_for_each(|chunk| {
+                    let taken = lines.take(chunk, |event| {
+                        let missed = event.as_ref().map(|event| position.missed(event));
+                        heard.push((event, missed));
+                    });
+                    assert!(lines.unfinished.len() <= MAX_EVENT_BYTES);
+                    taken
+                });
+                (heard, ended.is_err())
+            };
+            let heard = hear(size);
+            prop_assert_eq!(&heard, &hear(said.len().max(1)));
+            let longest = said.split_inclusive(|b| *b == b'\n').map(<[u8]>::len).max().unwrap_or_default();
+            prop_assert_eq!(heard.1, longest > MAX_EVENT_BYTES);
+        }
     }
 }
