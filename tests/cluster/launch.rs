@@ -1,5 +1,7 @@
 //! Every way to start a process in a job gets the identity of the job's project, and nothing else does.
 
+use std::time::{Duration, SystemTime};
+
 use crate::support::{SOON, arn, cluster, hold, sessions, srun, wait_status, whoami};
 
 /// `node arn` lines, one for each node, in any order.
@@ -18,8 +20,13 @@ fn on_both(project: &str, user: &str) -> Vec<String> {
 fn srun_on_every_node_is_the_project() {
     let cluster = cluster();
     let me = whoami(&cluster);
+    let since = SystemTime::now() - Duration::from_secs(1);
     let done = srun(&cluster, "alice", &["-N2"], &format!("echo $SLURMD_NODENAME $({me})"));
     assert_eq!(sorted(done.expect_ok()), on_both("genomics", "alice"));
+    // What AWS saw: the same two names asked who they are, each with a key that was issued for it.
+    let requests = cluster.aws().requests_since(since).unwrap();
+    let callers = requests.iter().filter(|r| r.action.contains("GetCallerIdentity")).map(|r| &r.access_key_id);
+    assert!(callers.collect::<std::collections::BTreeSet<_>>().len() >= 2, "{requests:#?}");
 }
 
 #[test]
@@ -103,10 +110,10 @@ fn every_task_of_an_array_is_a_session_of_its_own() {
 fn a_terminal_in_a_job() {
     let cluster = cluster();
     let me = whoami(&cluster);
-    let line = format!("srun --pty -w n1 bash -c '{me}'");
+    let line = format!("srun --pty -w n2 bash -c '{me}'");
     // script(1) gives srun the terminal that --pty wants.
     let done = cluster.as_user("alice").run(&["script", "-qec", &line, "/dev/null"]);
-    assert!(done.expect_ok().contains(&arn("genomics", "alice", "n1")), "{done:?}");
+    assert!(done.expect_ok().contains(&arn("genomics", "alice", "n2")), "{done:?}");
 }
 
 #[test]
@@ -195,7 +202,7 @@ fn the_own_bucket_and_not_the_others() {
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
 fn aws_itself_saw_the_names_and_no_tags() {
     let cluster = cluster();
-    let since = std::time::SystemTime::now() - std::time::Duration::from_secs(1);
+    let since = SystemTime::now() - Duration::from_secs(1);
     let done = srun(&cluster, "bobby", &["-w", "n2"], &whoami(&cluster));
     done.expect_ok();
     let requests = cluster.aws().requests_since(since).unwrap();
@@ -308,4 +315,22 @@ fn the_document_is_what_sdks_expect() {
     assert_eq!(document["RoleArn"], cluster.aws().role_arn("genomics"));
     job.finish();
     cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_partitions_role_and_region() {
+    let cluster = cluster();
+    let done = srun(&cluster, "alice", &["-w", "n1", "-p", "train"], &whoami(&cluster));
+    assert_eq!(done.expect_ok(), arn("train", "alice", "n1"));
+    let shown = "echo $AWS_REGION $AWS_DEFAULT_REGION";
+    let alice = cluster.as_user("alice");
+    let job = alice.sbatch(shown, &["-p", "train", "--export=NONE"]).unwrap();
+    alice.wait_job(job, SOON).unwrap();
+    assert_eq!(alice.job_output(job).trim(), "eu-west-1 eu-west-1");
+    // Who has chosen a region keeps it.
+    assert_eq!(srun(&cluster, "alice", &["-p", "train"], shown).expect_ok(), "us-east-1");
+    // climate has no such role: its user reads which roles there are.
+    let refused = srun(&cluster, "bob", &["-p", "train"], &whoami(&cluster)).expect_failure();
+    assert!(refused.contains("train") && refused.contains("default"), "{refused}");
 }

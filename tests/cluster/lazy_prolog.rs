@@ -16,7 +16,7 @@ fn steps_get_their_identity_and_empty_allocations_leave_nothing() {
     assert_eq!(done.expect_ok(), arn("genomics", "alice", "n1"));
 
     let alice = cluster.as_user("alice");
-    let batch = alice.sbatch(&format!("srun -w n2 bash -c '{me}'"), &["-N2", "-w", "n1,n2"]).unwrap();
+    let batch = alice.sbatch(&format!("srun -N1 -w n2 bash -c '{me}'"), &["-N2", "-w", "n1,n2"]).unwrap();
     assert_eq!(alice.wait_job(batch, SOON).unwrap(), "COMPLETED", "{}", alice.job_output(batch));
     assert_eq!(alice.job_output(batch).trim(), arn("genomics", "alice", "n2"));
     wait_status(&cluster, batch, "COMPLETED");

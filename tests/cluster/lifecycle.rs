@@ -36,6 +36,7 @@ fn scancel_and_time_limit_complete_it() {
         (status(&cluster, limited.job) == "COMPLETED").then_some(())
     })
     .unwrap();
+    assert_eq!(cluster.as_user("alice").wait_job(limited.job, SOON).unwrap(), "TIMEOUT");
 }
 
 #[test]
@@ -169,6 +170,8 @@ fn a_job_whose_node_disappears_is_closed() {
         (status(&cluster, job.job) != "ACTIVE").then_some(())
     })
     .unwrap();
+    let closed = sessions(&cluster, job.job).remove(0);
+    assert!(closed["status"] == "COMPLETED" && closed["why"].as_str().is_some_and(|why| !why.is_empty()), "{closed}");
     node.run_as_root("pkill -9 slurmstepd; true");
     node.slurmd().start().unwrap();
     node.credd().start().unwrap();

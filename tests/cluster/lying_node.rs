@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use testbed::{Cluster, Host};
 
-use crate::support::{Answer, HeldJob, alone, cluster, curl, hold, wait_status};
+use crate::support::{Answer, HeldJob, alone, cluster, curl, get, hold, wait_status};
 
 const SESSIONS: &str = "/node/v1/sessions";
 
@@ -96,12 +96,20 @@ fn truth(job: &HeldJob<'_>, uid: u32, account: &str) -> Value {
     json!({"job": job.job, "restart": 0, "uid": uid, "account": account})
 }
 
+/// Refused with a reason, which credvend's log has too, with the code and the node that lied.
 #[track_caller]
-fn refused(answer: &Answer, code: &str) {
+fn refused(cluster: &Cluster, node: &str, answer: &Answer, code: &str) {
     assert!((400..500).contains(&answer.status) && answer.status != 429, "{answer:?}");
     assert_eq!(answer.json()["code"], code, "{answer:?}");
     assert!(!answer.body.contains("SecretAccessKey"));
     assert!(answer.json()["message"].as_str().is_some_and(|m| m.len() > 15), "no reason: {answer:?}");
+    let log = cluster.head().log("credvend");
+    let logged = |line: &str| {
+        line.contains("refused")
+            && line.contains(&format!("code=\"{code}\""))
+            && line.contains(&format!("node {node} of"))
+    };
+    assert!(log.lines().any(logged), "{code} for {node} is not in credvend's log");
 }
 
 #[test]
@@ -121,7 +129,7 @@ fn a_job_on_another_node() {
     let cluster = cluster();
     let job = hold(&cluster, "alice", &["-w", "n1"]);
     let answer = Claim::open(&cluster, "n2", &truth(&job, 5001, "genomics")).go(&cluster, "n2");
-    refused(&answer, "NotOnNode");
+    refused(&cluster, "n2", &answer, "NotOnNode");
     // Nor with the session's id in hand.
     wait_status(&cluster, job.job, "ACTIVE");
     let session = crate::support::sessions(&cluster, job.job)[0]["session"].as_str().unwrap().to_owned();
@@ -129,7 +137,6 @@ fn a_job_on_another_node() {
     steal.path = format!("{SESSIONS}/{session}/credentials");
     let answer = steal.go(&cluster, "n2");
     assert!((400..500).contains(&answer.status) && !answer.body.contains("SecretAccessKey"), "{answer:?}");
-    assert!(cluster.head().log("credvend").contains("n2"), "the refusal is not logged");
     job.finish();
 }
 
@@ -138,8 +145,18 @@ fn a_job_on_another_node() {
 fn facts_that_slurm_contradicts() {
     let cluster = cluster();
     let job = hold(&cluster, "alice", &["-w", "n1"]);
-    refused(&Claim::open(&cluster, "n1", &truth(&job, 5001, "climate")).go(&cluster, "n1"), "Contradicted");
-    refused(&Claim::open(&cluster, "n1", &truth(&job, 5002, "genomics")).go(&cluster, "n1"), "Contradicted");
+    refused(
+        &cluster,
+        "n1",
+        &Claim::open(&cluster, "n1", &truth(&job, 5001, "climate")).go(&cluster, "n1"),
+        "Contradicted",
+    );
+    refused(
+        &cluster,
+        "n1",
+        &Claim::open(&cluster, "n1", &truth(&job, 5002, "genomics")).go(&cluster, "n1"),
+        "Contradicted",
+    );
     let other_run = json!({"job": job.job, "restart": 5, "uid": 5001, "account": "genomics"});
     let answer = Claim::open(&cluster, "n1", &other_run).go(&cluster, "n1");
     assert!((400..500).contains(&answer.status), "{answer:?}");
@@ -153,9 +170,9 @@ fn ended_and_invented_jobs_and_unknown_clusters() {
     let job = hold(&cluster, "alice", &["-w", "n1"]);
     let body = truth(&job, 5001, "genomics");
     job.finish();
-    refused(&Claim::open(&cluster, "n1", &body).go(&cluster, "n1"), "JobNotRunning");
+    refused(&cluster, "n1", &Claim::open(&cluster, "n1", &body).go(&cluster, "n1"), "JobNotRunning");
     let invented = json!({"job": 4_000_000, "restart": 0, "uid": 5001, "account": "genomics"});
-    refused(&Claim::open(&cluster, "n1", &invented).go(&cluster, "n1"), "JobNotRunning");
+    refused(&cluster, "n1", &Claim::open(&cluster, "n1", &invented).go(&cluster, "n1"), "JobNotRunning");
     let mut elsewhere = Claim::open(&cluster, "n1", &invented);
     elsewhere.cluster = "nowhere".into();
     let answer = elsewhere.go(&cluster, "n1");
@@ -172,7 +189,7 @@ fn the_sibling_of_a_heterogeneous_job() {
     alice.wait_job_output(leader, "held", crate::support::SOON).unwrap();
     // n2 runs the second component, not the leader.
     let body = json!({"job": leader, "restart": 0, "uid": 5001, "account": "genomics"});
-    refused(&Claim::open(&cluster, "n2", &body).go(&cluster, "n2"), "NotOnNode");
+    refused(&cluster, "n2", &Claim::open(&cluster, "n2", &body).go(&cluster, "n2"), "NotOnNode");
     let sibling = json!({"job": leader + 1, "restart": 0, "uid": 5001, "account": "genomics"});
     assert_eq!(Claim::open(&cluster, "n2", &sibling).go(&cluster, "n2").status, 200);
     alice.scancel(leader);
@@ -247,7 +264,7 @@ fn munge_is_for_node_verbs_only() {
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
-fn a_late_end_of_an_old_run_touches_nothing() {
+fn a_node_cannot_end_a_running_job() {
     let cluster = alone();
     let job = hold(&cluster, "alice", &["-w", "n1"]);
     wait_status(&cluster, job.job, "ACTIVE");
@@ -259,5 +276,37 @@ fn a_late_end_of_an_old_run_touches_nothing() {
     assert!(answer.status < 500, "{answer:?}");
     assert_eq!(crate::support::status(&cluster, job.job), "ACTIVE");
     assert_eq!(job.get_as("alice").status, 200);
+    job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_late_end_of_an_old_run_touches_nothing() {
+    let cluster = cluster();
+    let alice = cluster.as_user("alice");
+    let job = hold(&cluster, "alice", &["-w", "n1", "--requeue", "--open-mode=append"]);
+    wait_status(&cluster, job.job, "ACTIVE");
+    let old = crate::support::sessions(&cluster, job.job)[0]["session"].as_str().unwrap().to_owned();
+    cluster.head().run_as("root", &["scontrol", "requeue", &job.job.to_string()]).expect_ok();
+    testbed::wait_for("the second run", 3 * crate::support::SOON, || {
+        (alice.job_output(job.job).matches("held\n").count() == 2).then_some(())
+    })
+    .unwrap();
+    wait_status(&cluster, job.job, "ACTIVE");
+
+    let mut late = Claim::open(&cluster, "n1", &json!({}));
+    late.path = format!("{SESSIONS}/{old}/leave");
+    assert_eq!(late.go(&cluster, "n1").status, 200, "a late end is no error");
+    let all = crate::support::sessions(&cluster, job.job);
+    assert_eq!(
+        (all.len(), &all[0]["status"], &all[1]["status"]),
+        (2, &json!("ACTIVE"), &json!("COMPLETED")),
+        "{all:?}"
+    );
+    let output = alice.job_output(job.job);
+    let token = output.lines().rev().find_map(|l| l.strip_prefix("token=")).unwrap();
+    assert_ne!(token, job.token, "the second run has a token of its own");
+    let ask = |token: &str| get(job.host(), "alice", &job.uri, &[&format!("Authorization: {token}")]).status;
+    assert_eq!((ask(token), ask(&job.token)), (200, 403));
     job.finish();
 }

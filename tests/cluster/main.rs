@@ -2,6 +2,7 @@
 //!
 //! Tests share the cluster; those that stop daemons have it to themselves (see [`support`]). Every test here is ignored,
 //! with the reason, on a machine that cannot hold such a cluster.
+#![forbid(unsafe_code)]
 
 mod endpoint;
 mod forgery;

@@ -5,13 +5,19 @@ use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard
 use std::time::Duration;
 
 use serde_json::Value;
-use testbed::{Cluster, Host, Output, Plan};
+use testbed::{Cluster, ExtraRole, Host, Output, Plan};
 
 /// Long enough for anything that a loaded two-core machine does; what takes longer is broken.
 pub const SOON: Duration = Duration::from_secs(60);
 
 static CLUSTER: LazyLock<RwLock<Cluster>> =
-    LazyLock::new(|| RwLock::new(Cluster::up(Plan::default()).expect("the shared cluster comes up")));
+    LazyLock::new(|| RwLock::new(Cluster::up(plan()).expect("the shared cluster comes up")));
+
+/// The usual cluster, and a partition whose jobs get another role of their project.
+fn plan() -> Plan {
+    let train = ExtraRole { name: "train".into(), project: "genomics".into() };
+    Plan { more_roles: vec![train], ..Plan::default() }.partition("train", "", Some("on,role=train,region=eu-west-1"))
+}
 
 /// The cluster in a test's hands. If the test fails, the daemons' last log lines are printed with it.
 pub struct Held<G: Deref<Target = Cluster>>(G);

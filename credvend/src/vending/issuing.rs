@@ -22,6 +22,10 @@ const MAX_KEPT: usize = 8192;
 /// AWS' refusal of a role is not asked for again for this long, whoever asks: a misconfigured project must not storm.
 const REFUSED_FOR: Duration = Duration::seconds(10);
 
+/// How long after the moment that a Deny names credentials are surely not its own: one second because the policy names
+/// the next whole second, one because a token's issue time may be the last one, and one for AWS' clock behind ours.
+const SETTLED: Duration = Duration::seconds(3);
+
 /// The most roles whose refusal is remembered.
 const MAX_REFUSED: usize = 1024;
 
@@ -237,13 +241,13 @@ impl Issuing {
     }
 
     /// A Deny kills what was issued before some moment a little ahead of the revocation: what is issued until then
-    /// would be dead, so nothing is.
+    /// would be dead, so nothing is. AWS keeps that moment and a token's issue time in whole seconds, by its own clock.
     async fn wait_out_revocation(&self, role: &RoleArn, name: &str, now: OffsetDateTime) -> Result<(), Failure> {
         let entries = self.store.list_revocations(now).await?;
         let until = entries
             .iter()
             .filter(|e| e.role_arn == *role && e.userid.split_once(':').is_some_and(|(_, n)| n == name))
-            .map(|e| e.issued_before)
+            .map(|e| e.issued_before + SETTLED)
             .max();
         match until {
             Some(until) if until >= now => Err(Failure::Unavailable(format!(

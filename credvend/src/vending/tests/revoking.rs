@@ -52,10 +52,13 @@ async fn exactly_that_user_loses_everything() {
     let later = w.open(5).await.session;
     let (code, retry, why) = refused(w.credentials("n1", later).await);
     assert!(code == "Unavailable" && retry && why.contains("ask again"), "the Deny would hit these too: {why}");
+    // Not at the very moment either: AWS keeps these times in whole seconds.
     w.clock.advance(Duration::seconds(6));
+    assert_eq!(refused(w.credentials("n1", later).await).0, "Unavailable");
+    w.clock.advance(Duration::seconds(3));
     let got = w.credentials("n1", later).await.unwrap();
     let entry = w.iam.policies.lock().unwrap()[&arn("genomics")][0].clone();
-    assert!(got.issued > entry.issued_before, "issued after what the Deny names");
+    assert!(got.issued > entry.issued_before + Duration::seconds(2), "issued after what the Deny names");
     // Twice is once.
     let again = w.vending.invalidate_user("root", None, &"bobby2".parse().unwrap()).await.unwrap();
     assert_eq!(again, Default::default());
@@ -94,7 +97,7 @@ async fn what_a_revocation_overtook_is_not_served() {
     drop(closed);
     let (code, retry, why) = refused(caller.await.unwrap());
     assert!(code == "Unavailable" && retry && why.contains("ask again"), "{why}");
-    w.clock.advance(Duration::seconds(6));
+    w.clock.advance(Duration::seconds(9));
     assert_eq!(w.credentials("n1", new).await.unwrap().credentials.access_key_id, "ASIA3");
 }
 
@@ -126,7 +129,7 @@ async fn what_aws_does_not_take_is_reported_and_tried_again() {
     w.vending.sweep().await.unwrap();
     assert_eq!(w.iam.calls.load(Ordering::SeqCst), calls, "not before the pause is over");
     *w.iam.error.lock().unwrap() = None;
-    w.clock.advance(Duration::seconds(6));
+    w.clock.advance(Duration::seconds(9));
     w.vending.sweep().await.unwrap();
     assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
     w.vending.sweep().await.unwrap();
