@@ -5,6 +5,7 @@
 //! * Release: `CREDD_SLURM_VERSION=24.11.5` if set, else the installed `slurm/slurm_version.h`, else the committed
 //!   bindings' own, with a warning. Slurm loads a plugin only if its major.minor is Slurm's own.
 //! * `CREDD_SLURM_INCLUDE` names the directory that holds `slurm/`, where it is not a usual one.
+#![forbid(unsafe_code)]
 
 use std::env;
 use std::fs;
