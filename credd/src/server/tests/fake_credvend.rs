@@ -41,6 +41,8 @@ pub struct Script {
     pub refuse_open: Option<(u16, ApiError)>,
     pub refuse_credentials: Option<(u16, ApiError)>,
     pub refuse_leave: Option<(u16, ApiError)>,
+    /// What it says to all of those with success, whatever it is.
+    pub nonsense: Option<Bytes>,
     /// Facts it opens a session with, other than those asked for.
     pub other_uid: Option<u32>,
     pub opens: u32,
@@ -92,6 +94,7 @@ impl FakeCredvend {
             refuse_open: None,
             refuse_credentials: None,
             refuse_leave: None,
+            nonsense: None,
             other_uid: None,
             opens: 0,
             credentials: 0,
@@ -178,6 +181,9 @@ async fn answer(
     let delay = script.borrow().delay;
     tokio::time::sleep(delay).await;
     let mut script = script.borrow_mut();
+    if let Some(nonsense) = &script.nonsense {
+        return Ok(Response::new(Full::new(nonsense.clone()).boxed()));
+    }
     if path == OPEN {
         script.opens += 1;
         let asked: OpenRequest = serde_json::from_slice(&body).unwrap();

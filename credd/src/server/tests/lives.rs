@@ -473,6 +473,30 @@ fn credvends_answer_about_another_uid_is_not_believed() {
 }
 
 #[test]
+fn an_answer_without_end_or_sense_is_an_outage_and_is_survived() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.settings.patience = Duration::from_millis(200)).await;
+        let endless = bytes::Bytes::from(vec![b' '; 4 << 20]);
+        let cases = [(endless, "more than 65536 bytes"), ("{\"session\":\"secret".into(), "not understood")];
+        for (id, (nonsense, why)) in (7..).zip(cases) {
+            house.credvend.script.borrow_mut().nonsense = Some(nonsense);
+            let (_, token) = house.job(id).await;
+            let mut answer = house.ask(id, &token).await;
+            while !answer.message().contains(why) {
+                assert!(answer.status == 503 && !answer.body.contains("secret"), "{}", answer.body);
+                answer = house.ask(id, &token).await;
+            }
+            house.credvend.script.borrow_mut().nonsense = None;
+            let mut answer = house.ask(id, &token).await;
+            while answer.status == 503 {
+                answer = house.ask(id, &token).await;
+            }
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        }
+    });
+}
+
+#[test]
 fn a_dead_document_is_not_served_but_explained() {
     in_a_house(async || {
         let mut house = House::new().await;
