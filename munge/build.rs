@@ -1,4 +1,5 @@
 //! Links libmunge, and tells the tests what this machine has.
+#![forbid(unsafe_code)]
 
 use std::env;
 use std::path::{Path, PathBuf};

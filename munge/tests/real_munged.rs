@@ -1,4 +1,5 @@
 //! Against a real munged of our own: private key, private socket.
+#![forbid(unsafe_code)]
 
 use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
