@@ -29,8 +29,9 @@ fn machine() -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// `testbed demo` with a run directory of its own.
 fn demo(runs: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_testbed"))
-        .arg("demo")
+    // A test run that a shell started with `&` ignores SIGINT, and what it starts would as well.
+    Command::new("env")
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_testbed"), "demo"])
         .env("CREDD_TESTBED_DIR", runs)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
