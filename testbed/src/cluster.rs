@@ -372,33 +372,13 @@ fn prepare_run(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// How often slurmdbd is started again at most.
-const SLURMDBD_TRIES: usize = 5;
-
-/// Starts it again when it ends at once: 22.05 now and then does with a MariaDB that has only just started ("We should
-/// have gotten a result"). On a real head its unit starts it again.
-fn start_slurmdbd(head: &Host) -> Result<()> {
-    head.start(&daemons::slurmdbd(head))?;
-    let slurmdbd = head.daemon("slurmdbd");
-    let mut tries = 1;
-    wait_for("slurmdbd to listen", START_LIMIT, || {
-        if head.listens(daemons::SLURMDBD_PORT) {
-            return Some(());
-        }
-        if slurmdbd.ended().is_some() && tries < SLURMDBD_TRIES {
-            tries += 1;
-            let _ = slurmdbd.start();
-        }
-        None
-    })
-}
-
 fn start_controller(head: &Host, plan: &Plan) -> Result<()> {
     head.wait_unix(daemons::MUNGE_SOCKET, START_LIMIT)?;
     database::prepare(head, &plan.cluster_name)?;
     head.start(&daemons::mariadb(head, None))?;
     head.wait_unix(daemons::MARIADB_SOCKET, START_LIMIT)?;
-    start_slurmdbd(head)?;
+    head.start(&daemons::slurmdbd(head))?;
+    head.wait_tcp(daemons::SLURMDBD_PORT, START_LIMIT)?;
     head.layout.owned_dir("state", "slurm")?;
     head.start(&daemons::slurmctld(head))?;
     head.wait_tcp(daemons::SLURMCTLD_PORT, START_LIMIT)

@@ -52,7 +52,9 @@ pub fn munged(host: &Host) -> Service {
     service(host, "munged", as_account("munge", &argv))
 }
 
-/// MariaDB on a Unix socket alone. What a crash would lose does not matter here, so nothing is flushed.
+/// MariaDB on a Unix socket alone. What a crash would lose does not matter here, so nothing is flushed. It names its
+/// temporary tables by its process id, which is the same in the process namespace of every head: in a directory that
+/// several clusters share, one removes another's, and that one crashes.
 pub fn mariadb(host: &Host, init_file: Option<&Path>) -> Service {
     let data = format!("--datadir={}", host.layout.database().display());
     let socket = format!("--socket={MARIADB_SOCKET}");
@@ -69,6 +71,7 @@ pub fn mariadb(host: &Host, init_file: Option<&Path>) -> Service {
         "--pid-file=/run/mysqld/mysqld.pid",
         &data,
         &socket,
+        "--tmpdir=/run/mysqld",
     ];
     argv.extend(MARIADB_SIZES);
     let init = init_file.map(|file| format!("--init-file={}", file.display()));
