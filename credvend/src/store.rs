@@ -13,7 +13,12 @@ use time::OffsetDateTime;
 
 #[cfg(test)]
 pub mod conformance;
+mod orders;
 pub mod sqlite;
+
+pub use orders::{
+    Block, Denied, NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, Order, OrderId, Revocation, Subject,
+};
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +141,8 @@ pub struct Issuance {
     pub role_id: String,
     /// The role-session name sent to STS.
     pub session_name: String,
+    /// `SourceIdentity`, if it was sent.
+    pub source_identity: Option<String>,
     /// The access key id (`ASIA…`).
     pub key_id: String,
     /// For which node, if for one.
@@ -247,7 +254,7 @@ pub trait Store: Send + Sync + 'static {
     /// Records credentials that AWS issued. Durable when it returns: they are served only after this.
     async fn record_issuance(&self, issuance: Issuance) -> Result<(), StoreError>;
 
-    /// The issuances whose expiry lies after `alive_at`, of one user (exactly) or of one session, newest first.
+    /// The issuances whose expiry lies after `alive_at`, of exactly this, newest first.
     async fn list_issuances(
         &self,
         of: &IssuedTo,
@@ -258,13 +265,80 @@ pub trait Store: Send + Sync + 'static {
     /// Remembers a nonce until `expires`; `false` if it was remembered already. Older ones may be forgotten.
     async fn remember_nonce(&self, nonce: &str, expires: OffsetDateTime) -> Result<bool, StoreError>;
 
-    /// Stores a revocation, so that the Deny can be made (again) from the store alone.
+    /// Stores a revocation, so that the Deny can be made (again) from the store alone. One entry for each (role, whose):
+    /// of two, the later `issued_before` and the later `until` count.
     async fn record_revocation(&self, revocation: Revocation) -> Result<(), StoreError>;
 
     /// The revocations whose credentials may still live at `alive_at`.
     async fn list_revocations(&self, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError>;
 
-    /// Deletes what ended, expired or was revoked before `before`. Returns how many rows went.
+    /// Stores an order, or what has become of it: the same id again replaces it. Durable when it returns.
+    async fn put_order(&self, order: Order) -> Result<(), StoreError>;
+
+    /// An order by its id.
+    async fn get_order(&self, id: OrderId) -> Result<Option<Order>, StoreError>;
+
+    /// Orders, newest first.
+    async fn list_orders(&self, from: Option<&Cursor>) -> Result<Page<Order>, StoreError>;
+
+    /// The orders that are not done. As a rule there are none; asked every few seconds.
+    async fn open_orders(&self) -> Result<Vec<Order>, StoreError>;
+
+    /// Keeps a subject out from now on; one block for each subject, the last one counts. Durable when it returns.
+    async fn put_block(&self, block: Block) -> Result<(), StoreError>;
+
+    /// Lifts a block; `false` if there was none.
+    async fn remove_block(&self, subject: &Subject) -> Result<bool, StoreError>;
+
+    /// All blocks: few. Asked about once a second by each replica.
+    async fn list_blocks(&self) -> Result<Vec<Block>, StoreError>;
+
+    /// Which store this is: drawn when it was made, and another one after a restore that lost something. What nodes have
+    /// heard is numbered within it.
+    async fn epoch(&self) -> Result<String, StoreError>;
+
+    /// Appends to what a cluster's nodes are told, and says its number: the last one plus one, whoever publishes at the
+    /// same time. Durable when it returns.
+    async fn publish(&self, cluster: &ClusterName, news: News, at: OffsetDateTime) -> Result<u64, StoreError>;
+
+    /// What was published after number `after`, oldest first, at most [`NEWS_PAGE`]. Asked a few times a second by each
+    /// replica.
+    async fn news(&self, cluster: &ClusterName, after: u64) -> Result<Vec<NumberedNews>, StoreError>;
+
+    /// The number of the newest piece of news, 0 if there was none. Pruning does not change it.
+    async fn newest_news(&self, cluster: &ClusterName) -> Result<u64, StoreError>;
+
+    /// Nodes have answered that they dropped what an order revoked. `replica` tells the writers apart: each adds to its
+    /// own list.
+    async fn note_heard(
+        &self,
+        order: OrderId,
+        replica: &str,
+        cluster: &ClusterName,
+        nodes: &[NodeName],
+    ) -> Result<(), StoreError>;
+
+    /// The nodes that have answered so far, whichever replica they told.
+    async fn heard(&self, order: OrderId) -> Result<Vec<(ClusterName, NodeName)>, StoreError>;
+
+    /// Slurm has named a node as one of an ACTIVE session's that was not there when it was opened (`scontrol update
+    /// NumNodes`): it is remembered among its nodes. Nothing happens if it is there, or the session is not.
+    async fn add_node(&self, id: SessionId, node: &NodeName) -> Result<(), StoreError>;
+
+    /// Takes, or renews, a lease until `until`: `false` while another holder's lease lasts at `now`.
+    async fn lease(
+        &self,
+        name: &str,
+        holder: &str,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
+    ) -> Result<bool, StoreError>;
+
+    /// Gives a lease back, if `holder` has it.
+    async fn release(&self, name: &str, holder: &str) -> Result<(), StoreError>;
+
+    /// Deletes what ended, expired, was revoked, published or done before `before`, and answers of orders that go. ACTIVE
+    /// sessions, open orders and blocks stay. Returns how many rows went.
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
 
     /// Whether the store can be read and written.
@@ -272,24 +346,17 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// Whose issuances.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum IssuedTo {
     /// Of this user on any of the store's clusters.
     User(UserName),
     /// Of this session.
     Session(SessionId),
-}
-
-/// One role-session of one role is to be denied everything that was issued before a time.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Revocation {
-    /// The role.
-    pub role_arn: RoleArn,
-    /// `aws:userid`, exactly: role id, colon, role-session name.
-    pub userid: String,
-    /// Tokens issued before this are denied.
-    pub issued_before: OffsetDateTime,
-    /// When the last of them has expired by itself: the entry may go.
-    pub until: OffsetDateTime,
+    /// Of this project on any of the store's clusters.
+    Project(ProjectId),
+    /// Of this role, whoever asked.
+    Role(RoleArn),
+    /// For this node of this cluster, where it was issued for one.
+    Node(ClusterName, NodeName),
 }

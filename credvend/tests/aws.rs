@@ -14,7 +14,7 @@ use credvend::deny::{Denier, DenyError};
 use credvend::source::aws::{Aws, AwsOptions};
 use credvend::source::sts::StsSource;
 use credvend::source::{AssumeRequest, Assumed, Source, SourceError};
-use credvend::store::Revocation;
+use credvend::store::{Denied, Revocation};
 use pretend_aws::{Keys, PretendAws};
 use time::{Duration, OffsetDateTime};
 
@@ -44,7 +44,7 @@ fn keys(assumed: &Assumed) -> Keys {
 fn revocation(role: &RoleArn, assumed: &Assumed, name: &str, before: OffsetDateTime) -> Revocation {
     Revocation {
         role_arn: role.clone(),
-        userid: format!("{}:{name}", assumed.role_id),
+        whose: Denied::UserId(format!("{}:{name}", assumed.role_id)),
         issued_before: before,
         until: before + Duration::HOUR,
     }

@@ -9,7 +9,7 @@ use credd_protocol::credentials::rfc3339_z;
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
-use crate::store::Revocation;
+use crate::store::{Denied, Revocation};
 
 /// The most characters, white space not counted, that all inline policies of one role have together (IAM quotas,
 /// "Role inline policies"). Ours has no white space.
@@ -67,7 +67,8 @@ pub fn compose(entries: &[Revocation], max_chars: usize) -> Composed {
     let mut latest: BTreeMap<String, OffsetDateTime> = BTreeMap::new();
     for entry in entries {
         let before = up_to_second(entry.issued_before);
-        let kept = latest.entry(literal(&entry.userid)).or_insert(before);
+        let Denied::UserId(userid) = &entry.whose else { continue };
+        let kept = latest.entry(literal(userid)).or_insert(before);
         *kept = before.max(*kept);
     }
     let mut newest_first: Vec<(&str, OffsetDateTime)> = latest.iter().map(|(id, at)| (id.as_str(), *at)).collect();
@@ -138,7 +139,7 @@ mod tests {
         let until = issued_before + Duration::HOUR;
         Revocation {
             role_arn: "arn:aws:iam::123456789012:role/r".parse().unwrap(),
-            userid: userid.into(),
+            whose: Denied::UserId(userid.into()),
             issued_before,
             until,
         }

@@ -64,6 +64,7 @@ pub fn issued_for(session: &Session, key: &str, issued: OffsetDateTime) -> Issua
         role_arn: "arn:aws:iam::123456789012:role/genomics".parse().unwrap(),
         role_id: "AROAEXAMPLE".into(),
         session_name: "lab-bob-n1".into(),
+        source_identity: Some("bob".into()),
         key_id: key.into(),
         node: Some("n1".parse().unwrap()),
         issued,
@@ -491,7 +492,7 @@ async fn a_nonce_is_new_once(store: Arc<dyn Store>) {
 async fn revocations_merge_and_expire(store: &dyn Store) {
     let revocation = |name: &str, before: i64, until: i64| Revocation {
         role_arn: "arn:aws:iam::123456789012:role/genomics".parse().unwrap(),
-        userid: format!("AROAEXAMPLE:{name}"),
+        whose: Denied::UserId(format!("AROAEXAMPLE:{name}")),
         issued_before: T0 + Duration::seconds(before),
         until: T0 + Duration::seconds(until),
     };
@@ -499,7 +500,7 @@ async fn revocations_merge_and_expire(store: &dyn Store) {
         store.record_revocation(entry).await.unwrap();
     }
     let alive = |mut list: Vec<Revocation>| {
-        list.sort_by(|a, b| a.userid.cmp(&b.userid));
+        list.sort_by(|a, b| a.whose.cmp(&b.whose));
         list
     };
     assert_eq!(alive(store.list_revocations(T0).await.unwrap()), [revocation("a", 5, 30), revocation("b", 0, 20)]);

@@ -5,7 +5,7 @@
 //! | `file` | finds, checks and opens the database file; migrations |
 //! | `writer` | the thread that gathers concurrent writes into one commit |
 //! | `readers` | the reading connections |
-//! | `sessions`, `issuances`, `rows` | the statements, and rows to and from types |
+//! | `sessions`, `issuances`, `orders`, `news`, `rows` | the statements, and rows to and from types |
 //! | `cursor` | opaque, checked page cursors |
 //!
 //! WAL with `synchronous=FULL`: what a call returned survives a power cut. A commit costs one fsync(2) whoever shares
@@ -15,26 +15,28 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, SessionId, TokenHash};
-use rusqlite::{OptionalExtension, params};
+use credd_protocol::{ClusterName, NodeName, SessionId, TokenHash};
+use rusqlite::{Connection, OptionalExtension, params};
 use time::OffsetDateTime;
 
 use super::{
-    Cursor, Ended, Issuance, IssuedTo, OpenRun, Opened, PAGE, Page, RUNS_PAGE, Revocation, Run, Session, SessionFilter,
-    Store, StoreError,
+    Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, PAGE, Page,
+    RUNS_PAGE, Revocation, Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
 mod cursor;
 mod errors;
 mod file;
 mod issuances;
+mod news;
+mod orders;
 mod readers;
 mod rows;
 mod sessions;
 mod writer;
 
 use readers::Readers;
-use rows::{from_micros, micros};
+use rows::micros;
 use writer::Writer;
 
 /// The newest schema that this program knows.
@@ -135,10 +137,7 @@ impl Store for SqliteStore {
         alive_at: OffsetDateTime,
         from: Option<&Cursor>,
     ) -> Result<Page<Issuance>, StoreError> {
-        let scope = match of {
-            IssuedTo::User(user) => cursor::scope("issuances-of-user", user)?,
-            IssuedTo::Session(session) => cursor::scope("issuances-of-session", session)?,
-        };
+        let scope = cursor::scope("issuances", of)?;
         let from = from.map(|c| cursor::read(&scope, c)).transpose()?;
         let of = of.clone();
         let rows = self.readers.read(move |db| issuances::list(db, &of, alive_at, from)).await?;
@@ -163,52 +162,112 @@ impl Store for SqliteStore {
     }
 
     async fn record_revocation(&self, revocation: Revocation) -> Result<(), StoreError> {
-        self.writer
-            .write(move |db| {
-                db.prepare_cached(
-                    "INSERT INTO revocations (role_arn, userid, issued_before, until) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (role_arn, userid) DO UPDATE SET
-                         issued_before = max(issued_before, excluded.issued_before), until = max(until, excluded.until)",
-                )?
-                .execute(params![
-                    revocation.role_arn.as_str(),
-                    revocation.userid,
-                    micros(revocation.issued_before),
-                    micros(revocation.until)
-                ])?;
-                Ok(())
-            })
-            .await
+        self.writer.write(move |db| orders::deny(db, &revocation)).await
     }
 
     async fn list_revocations(&self, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError> {
-        self.readers
-            .read(move |db| {
-                let mut statement = db.prepare_cached(
-                    "SELECT role_arn, userid, issued_before, until FROM revocations WHERE until > ?1
-                     ORDER BY role_arn, userid",
-                )?;
-                let rows = statement.query_map([micros(alive_at)], |row| {
-                    Ok(Revocation {
-                        role_arn: rows::text(row, 0)?,
-                        userid: row.get(1)?,
-                        issued_before: from_micros(row.get(2)?),
-                        until: from_micros(row.get(3)?),
-                    })
-                })?;
-                rows.collect()
-            })
-            .await
+        self.readers.read(move |db| orders::denials(db, alive_at)).await
+    }
+
+    async fn put_order(&self, order: Order) -> Result<(), StoreError> {
+        self.writer.write(move |db| orders::put(db, &order)).await
+    }
+
+    async fn get_order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
+        self.readers.read(move |db| orders::get(db, id)).await
+    }
+
+    async fn list_orders(&self, from: Option<&Cursor>) -> Result<Page<Order>, StoreError> {
+        let scope = "orders";
+        let from = from.map(|c| cursor::read(scope, c)).transpose()?;
+        Ok(cursor::page(scope, self.readers.read(move |db| orders::list(db, from)).await?, PAGE))
+    }
+
+    async fn open_orders(&self) -> Result<Vec<Order>, StoreError> {
+        self.readers.read(orders::open).await
+    }
+
+    async fn put_block(&self, block: Block) -> Result<(), StoreError> {
+        self.writer.write(move |db| orders::put_block(db, &block)).await
+    }
+
+    async fn remove_block(&self, subject: &Subject) -> Result<bool, StoreError> {
+        let subject = subject.clone();
+        self.writer.write(move |db| orders::remove_block(db, &subject)).await
+    }
+
+    async fn list_blocks(&self) -> Result<Vec<Block>, StoreError> {
+        self.readers.read(orders::blocks).await
+    }
+
+    async fn epoch(&self) -> Result<String, StoreError> {
+        let read = |db: &Connection| db.prepare_cached("SELECT epoch FROM identity")?.query_row([], |row| row.get(0));
+        self.readers.read(read).await
+    }
+
+    async fn publish(&self, cluster: &ClusterName, news: News, at: OffsetDateTime) -> Result<u64, StoreError> {
+        let cluster = cluster.clone();
+        self.writer.write(move |db| news::publish(db, &cluster, &news, at)).await
+    }
+
+    async fn news(&self, cluster: &ClusterName, after: u64) -> Result<Vec<NumberedNews>, StoreError> {
+        let cluster = cluster.clone();
+        self.readers.read(move |db| news::after(db, &cluster, after)).await
+    }
+
+    async fn newest_news(&self, cluster: &ClusterName) -> Result<u64, StoreError> {
+        let cluster = cluster.clone();
+        self.readers.read(move |db| news::newest(db, &cluster)).await
+    }
+
+    async fn note_heard(
+        &self,
+        order: OrderId,
+        _replica: &str,
+        cluster: &ClusterName,
+        nodes: &[NodeName],
+    ) -> Result<(), StoreError> {
+        let (cluster, nodes) = (cluster.clone(), nodes.to_vec());
+        self.writer.write(move |db| orders::note_heard(db, order, &cluster, &nodes)).await
+    }
+
+    async fn heard(&self, order: OrderId) -> Result<Vec<(ClusterName, NodeName)>, StoreError> {
+        self.readers.read(move |db| orders::heard(db, order)).await
+    }
+
+    async fn add_node(&self, id: SessionId, node: &NodeName) -> Result<(), StoreError> {
+        let node = node.clone();
+        self.writer.write(move |db| orders::add_node(db, id, &node)).await
+    }
+
+    async fn lease(
+        &self,
+        name: &str,
+        holder: &str,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        self.writer.write(move |db| news::lease(db, &name, &holder, now, until)).await
+    }
+
+    async fn release(&self, name: &str, holder: &str) -> Result<(), StoreError> {
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        self.writer.write(move |db| news::release(db, &name, &holder)).await
     }
 
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError> {
-        const TABLES: [&str; 4] = [
+        const TABLES: [&str; 8] = [
             "DELETE FROM issuances WHERE seq IN (SELECT seq FROM issuances WHERE expires < ?1 LIMIT ?2)",
             "DELETE FROM sessions WHERE seq IN
                 (SELECT seq FROM sessions INDEXED BY sessions_ended WHERE ended < ?1 LIMIT ?2)",
             "DELETE FROM nonces WHERE nonce IN (SELECT nonce FROM nonces WHERE expires < ?1 LIMIT ?2)",
-            "DELETE FROM revocations WHERE (role_arn, userid) IN
-                (SELECT role_arn, userid FROM revocations WHERE until < ?1 LIMIT ?2)",
+            "DELETE FROM denials WHERE (role_arn, kind, name) IN
+                (SELECT role_arn, kind, name FROM denials WHERE until < ?1 LIMIT ?2)",
+            "DELETE FROM news WHERE (cluster, number) IN (SELECT cluster, number FROM news WHERE at < ?1 LIMIT ?2)",
+            "DELETE FROM heard WHERE order_id IN (SELECT id FROM orders WHERE done < ?1 LIMIT ?2)",
+            "DELETE FROM orders WHERE seq IN (SELECT seq FROM orders WHERE done < ?1 LIMIT ?2)",
+            "DELETE FROM leases WHERE name IN (SELECT name FROM leases WHERE until < ?1 LIMIT ?2)",
         ];
         let mut gone = 0;
         for sql in TABLES {

@@ -14,7 +14,7 @@ use crate::projects::Role;
 use crate::refusal::Refusal;
 use crate::session_name;
 use crate::source::{AssumeRequest, Source, SourceError};
-use crate::store::{Issuance, Origin, Session, Store, StoreError};
+use crate::store::{Denied, Issuance, Origin, Session, Store, StoreError};
 
 /// The most documents that are kept for repeated questions (about 2 KB each).
 const MAX_KEPT: usize = 8192;
@@ -190,14 +190,15 @@ impl Issuing {
         };
         let session_name = session_name::compose(&session.cluster, &session.user, last);
         let now = self.clock.now();
+        let source_identity = config.source_identity.then(|| session_name::source_identity(&session.user));
         self.remembered_refusal(&config.arn, now)?;
-        self.wait_out_revocation(&config.arn, &session_name, now).await?;
+        self.wait_out_revocation(&config.arn, &session_name, source_identity.as_ref(), now).await?;
         let request = AssumeRequest {
             session: session.id,
             role_arn: config.arn.clone(),
             session_name: session_name.clone(),
             duration_seconds: config.duration_seconds,
-            source_identity: config.source_identity.then(|| session_name::source_identity(&session.user)),
+            source_identity: source_identity.clone(),
             tags: if config.session_tags { tags(session) } else { vec![] },
         };
         let assumed = self.source.assume(&request).await.map_err(|error| {
@@ -223,6 +224,7 @@ impl Issuing {
                 role_arn: config.arn.clone(),
                 role_id: assumed.role_id,
                 session_name: session_name.clone(),
+                source_identity: source_identity.clone(),
                 key_id: credentials.access_key_id.clone(),
                 node: want.node.clone(),
                 issued: assumed.issued,
@@ -230,7 +232,7 @@ impl Issuing {
             })
             .await?;
         // A revocation that came meanwhile killed these: who gets them would be refused by AWS until its next refresh.
-        self.wait_out_revocation(&config.arn, &session_name, assumed.issued).await?;
+        self.wait_out_revocation(&config.arn, &session_name, source_identity.as_ref(), assumed.issued).await?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
             origin = ?session.origin, node = want.node.as_ref().map(|n| n.as_str()), role = %want.role,
@@ -242,11 +244,24 @@ impl Issuing {
 
     /// A Deny kills what was issued before some moment a little ahead of the revocation: what is issued until then
     /// would be dead, so nothing is. AWS keeps that moment and a token's issue time in whole seconds, by its own clock.
-    async fn wait_out_revocation(&self, role: &RoleArn, name: &str, now: OffsetDateTime) -> Result<(), Failure> {
+    async fn wait_out_revocation(
+        &self,
+        role: &RoleArn,
+        name: &str,
+        source_identity: Option<&String>,
+        now: OffsetDateTime,
+    ) -> Result<(), Failure> {
         let entries = self.store.list_revocations(now).await?;
         let until = entries
             .iter()
-            .filter(|e| e.role_arn == *role && e.userid.split_once(':').is_some_and(|(_, n)| n == name))
+            .filter(|e| {
+                e.role_arn == *role
+                    && match &e.whose {
+                        Denied::UserId(id) => id.split_once(':').is_some_and(|(_, n)| n == name),
+                        Denied::SourceIdentity(identity) => source_identity == Some(identity),
+                        Denied::Everyone => true,
+                    }
+            })
             .map(|e| e.issued_before + SETTLED)
             .max();
         match until {

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{RevocationReport, Vending};
 use crate::refusal::Refusal;
-use crate::store::{Ended, IssuedTo, Revocation, SessionFilter, StoreError};
+use crate::store::{Denied, Ended, IssuedTo, Revocation, SessionFilter, StoreError};
 
 /// Tokens that AWS issues this soon after the revocation are denied too: so far may AWS' clock be ahead of ours. Until
 /// then nothing is issued under a revoked name (see `issuing`).
@@ -144,7 +144,7 @@ impl Vending {
         for ((role_arn, userid), (name, until)) in alive {
             by_role.entry(role_arn.clone()).or_default().insert(name);
             let store = self.parts.store.clone();
-            let revocation = Revocation { role_arn, userid, issued_before: now + MARGIN, until };
+            let revocation = Revocation { role_arn, whose: Denied::UserId(userid), issued_before: now + MARGIN, until };
             writes.spawn(async move { store.record_revocation(revocation).await });
             if writes.len() >= AT_ONCE {
                 joined(writes.join_next().await)?;

@@ -24,7 +24,7 @@ use credvend::server::tls::{Certificates, Files};
 use credvend::server::{Server, Settings};
 use credvend::source::{AssumeRequest, Assumed, Source, SourceError};
 use credvend::store::sqlite::SqliteStore;
-use credvend::store::{Revocation, Store};
+use credvend::store::{Denied, Revocation, Store};
 use credvend::vending::{AddressCheck, Cluster, Parts, Vending};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -110,7 +110,13 @@ impl Denier for Aws {
         if self.iam_down.load(Ordering::SeqCst) {
             return Err(DenyError::Unavailable("IAM does not answer".into()));
         }
-        *self.denied.lock().unwrap() = entries.iter().map(|entry| entry.userid.clone()).collect();
+        *self.denied.lock().unwrap() = entries
+            .iter()
+            .map(|entry| match &entry.whose {
+                Denied::SourceIdentity(name) | Denied::UserId(name) => name.clone(),
+                Denied::Everyone => "*".into(),
+            })
+            .collect();
         Ok(())
     }
 }

@@ -118,8 +118,8 @@ fn session_id(row: &Row<'_>, column: usize) -> rusqlite::Result<SessionId> {
 }
 
 /// The columns that [`placed_issuance`] reads, in its order.
-pub(super) const ISSUANCE: &str =
-    "session, user, cluster, project, role, role_arn, role_id, session_name, key_id, node, issued, expires, seq";
+pub(super) const ISSUANCE: &str = "session, user, cluster, project, role, role_arn, role_id, session_name, key_id, node, issued, expires, seq, \
+     source_identity";
 
 pub(super) fn placed_issuance(row: &Row<'_>) -> rusqlite::Result<(Place, Issuance)> {
     let issuance = Issuance {
@@ -132,6 +132,7 @@ pub(super) fn placed_issuance(row: &Row<'_>) -> rusqlite::Result<(Place, Issuanc
         role_id: row.get(6)?,
         session_name: row.get(7)?,
         key_id: row.get(8)?,
+        source_identity: row.get(13)?,
         node: optional_text(row, 9)?,
         issued: from_micros(row.get(10)?),
         expires: from_micros(row.get(11)?),

@@ -89,7 +89,7 @@ async fn what_a_revocation_overtook_is_not_served() {
         .expires;
     let revocation = crate::store::Revocation {
         role_arn: arn("genomics"),
-        userid: "AROAgenomics:lab-bob-n1".into(),
+        whose: crate::store::Denied::UserId("AROAgenomics:lab-bob-n1".into()),
         issued_before: crate::store::conformance::T0 + Duration::seconds(5),
         until,
     };

@@ -194,7 +194,7 @@ impl Iam {
     pub fn denied(&self, role: &str) -> Vec<String> {
         let policies = self.policies.lock().unwrap();
         let mut ids: Vec<String> =
-            policies.get(&arn(role)).map_or(vec![], |entries| entries.iter().map(|e| e.userid.clone()).collect());
+            policies.get(&arn(role)).map_or(vec![], |entries| entries.iter().map(|e| shown(&e.whose)).collect());
         ids.sort();
         ids
     }
@@ -336,4 +336,12 @@ pub fn head() -> Head {
 pub fn refused<T: std::fmt::Debug>(result: Result<T, Refusal>) -> (&'static str, bool, String) {
     let refusal = result.expect_err("must be refused");
     (refusal.code(), refusal.retry(), refusal.to_string())
+}
+
+/// A denied name, as policies have it.
+fn shown(whose: &crate::store::Denied) -> String {
+    match whose {
+        crate::store::Denied::SourceIdentity(name) | crate::store::Denied::UserId(name) => name.clone(),
+        crate::store::Denied::Everyone => "*".into(),
+    }
 }
