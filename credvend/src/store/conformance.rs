@@ -12,6 +12,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::*;
 
+mod orders;
+
 /// The time at which these tests play.
 pub const T0: OffsetDateTime = datetime!(2026-03-01 12:00:00.123456 UTC);
 
@@ -129,6 +131,17 @@ pub async fn all<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
     a_nonce_is_new_once(empty().await).await;
     revocations_merge_and_expire(&*empty().await).await;
     pruning_takes_what_is_over_only(empty().await).await;
+    orders::an_order_is_open_until_it_is_done(&*empty().await).await;
+    orders::orders_page(empty().await).await;
+    orders::a_subject_is_blocked_until_it_is_let_in(&*empty().await).await;
+    orders::news_is_numbered_without_gaps(empty().await).await;
+    orders::news_pages(&*empty().await).await;
+    orders::a_store_keeps_its_epoch(&*empty().await, &*empty().await).await;
+    orders::answers_of_all_replicas_add_up(&*empty().await).await;
+    orders::a_node_that_joined_is_remembered(&*empty().await).await;
+    orders::a_lease_has_one_holder(empty().await).await;
+    orders::denials_of_different_kinds_are_kept_apart(&*empty().await).await;
+    orders::what_lives_is_found_by_project_role_and_node(&*empty().await).await;
     empty().await.check().await.unwrap();
 }
 

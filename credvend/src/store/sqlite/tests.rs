@@ -336,8 +336,16 @@ async fn no_listing_scans_or_sorts_the_table() {
             }));
         }
     }
-    statements.push(issuances::listing(&IssuedTo::User("bob".parse().unwrap())));
-    statements.push(issuances::listing(&IssuedTo::Session(SessionId::random())));
+    for of in [
+        IssuedTo::User("bob".parse().unwrap()),
+        IssuedTo::Session(SessionId::random()),
+        IssuedTo::Project("genomics".parse().unwrap()),
+        IssuedTo::Role("arn:aws:iam::123456789012:role/r".parse().unwrap()),
+        IssuedTo::Node("lab".parse().unwrap(), "n1".parse().unwrap()),
+    ] {
+        statements.push(issuances::listing(&of));
+    }
+    statements.extend([orders::LIST.to_owned(), news::AFTER.to_owned()]);
     statements.push(sessions::RUNS.to_owned());
     for sql in statements {
         let plan = sql.clone();
@@ -351,9 +359,12 @@ async fn no_listing_scans_or_sorts_the_table() {
             .unwrap();
         let sorts = sql.contains("FROM issuances") && plan.iter().any(|p| p.contains("expires>?"));
         let good = |p: &String| {
-            p.contains(if sql == sessions::RUNS { "USING COVERING INDEX" } else { "USING INDEX" })
-                && p.starts_with("SEARCH")
-                || sorts && p.contains("ORDER BY")
+            let by = match &sql {
+                runs if runs == sessions::RUNS => "USING COVERING INDEX",
+                after if after == news::AFTER => "USING PRIMARY KEY",
+                _ => "USING INDEX",
+            };
+            p.contains(by) && p.starts_with("SEARCH") || sorts && p.contains("ORDER BY")
         };
         assert!(plan.iter().all(good), "{sql}: {plan:?}");
     }
