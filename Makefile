@@ -6,8 +6,9 @@ PLUGIN := $(TARGET)/plugin/libspank_credd.so
 # Where tests, demo and bench find what was built.
 BUILT = CREDD_BIN_DIR=$(TARGET)/debug CREDD_PLUGIN_SO=$(PLUGIN)
 
-# The pretend AWS, which credvend's own tests start by themselves; without it they say that they are ignored.
-MINISTACK = CREDD_MINISTACK=$$(testbed/python-environment $(TARGET)/testbed-cache <testbed/requirements.txt)/bin/ministack
+# The pretend AWS, which credvend's own tests start by themselves. An `export` of the command itself would hide its failure.
+MINISTACK = python=$$(testbed/python-environment $(TARGET)/testbed-cache <testbed/requirements.txt) && \
+	export CREDD_MINISTACK=$$python/bin/ministack
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -25,7 +26,7 @@ demo-shell: root deps build ## The same cluster, with a shell of one of its user
 
 .PHONY: test
 test: deps build ## Every test, those on a real Slurm cluster included
-	export $(MINISTACK); $(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
+	$(MINISTACK) && $(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
 
 .PHONY: bench
 bench: ## Measures speed and size against the project's bounds (BENCHFLAGS="--json", or topics)
@@ -56,7 +57,7 @@ root:
 
 .PHONY: build
 build: ## The programs, and the plugin as it is shipped
-	export $(MINISTACK); $(CARGO) build --workspace --bins
+	$(MINISTACK) && $(CARGO) build --workspace --bins
 	$(CARGO) build --profile plugin -p spank-plugin
 
 .PHONY: deps

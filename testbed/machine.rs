@@ -39,3 +39,20 @@ fn is_root() -> bool {
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
 }
+
+/// For build scripts: sets `cfg(has_cluster)`, or warns why not. `this` is this file, as the build script includes it.
+#[allow(dead_code, reason = "the testbed itself needs the list alone")]
+fn tell_cargo(this: &str) {
+    println!("cargo::rustc-check-cfg=cfg(has_cluster)");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed={this}");
+    println!("cargo::rerun-if-env-changed=USER");
+    let missing = missing();
+    if missing.is_empty() {
+        println!("cargo::rustc-cfg=has_cluster");
+    } else {
+        // Something that never exists: looked at again at every build, until nothing is missing.
+        println!("cargo::rerun-if-changed=look-again");
+        println!("cargo::warning=tests on a real cluster are ignored here: {}", missing.join("; "));
+    }
+}
