@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use credd_protocol::{ClusterName, Region};
 use toml_edit::{Document, Table};
 
+use crate::session_name::{Names, Part};
 use crate::vending::AddressCheck;
 use fields::{Section, Source};
 
@@ -19,6 +20,10 @@ pub mod secret_file;
 
 /// Where the file is unless the command line or `CREDVEND_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/credvend/credvend.toml";
+
+/// Why a template without `{cluster}` does not do for several.
+pub const NO_CLUSTER: &str = "there are several clusters, and users and jobs of two of them may have the same name or number: \
+                              it needs {cluster}";
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub struct Config {
     pub admin_group: Option<String>,
     /// `projects`: path of projects.toml.
     pub projects: PathBuf,
+    /// `session-name` and `node-names-up-to`.
+    pub names: Names,
     /// `[store] path`.
     pub store: PathBuf,
     /// `[tls]`.
@@ -250,6 +257,7 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         admin_socket: root.path("admin-socket").unwrap_or_else(|| "/run/credvend/admin.sock".into()),
         admin_group: root.text("admin-group"),
         projects: root.path("projects").unwrap_or_else(|| "/etc/credvend/projects.toml".into()),
+        names: read_names(root),
         store: store_path,
         aws: read_aws(root.section("aws", empty)),
         clusters: read_clusters(root),
@@ -260,8 +268,19 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         state_dir,
         tls,
     };
+    if config.clusters.len() > 1 && !config.names.template.has(Part::Cluster) {
+        root.problem_at("session-name", NO_CLUSTER);
+    }
     root.finish();
     config
+}
+
+fn read_names(root: &Section<'_, '_>) -> Names {
+    let usual = Names::default();
+    Names {
+        template: root.parsed("session-name").unwrap_or(usual.template),
+        node_names_up_to: root.number("node-names-up-to", 0, 100_000).unwrap_or(usual.node_names_up_to),
+    }
 }
 
 fn read_listen(root: &Section<'_, '_>) -> Vec<SocketAddr> {

@@ -9,6 +9,7 @@
 //! role-arn = "arn:aws:iam::123456789012:role/team/train"
 //! source-identity = true                                 # the role must trust sts:SetSourceIdentity
 //! session-tags = true                                    # the role must trust sts:TagSession
+//! session-name = "{cluster}-{user}-{job}"                # instead of credvend.toml's
 //!
 //! [projects.Climate]
 //! account = "climate"                                    # Slurm writes accounts in lower case
@@ -32,6 +33,8 @@ pub use parse::{Problem, parse, parse_in};
 
 use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
 
+use crate::session_name::Template;
+
 /// One role of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
@@ -43,6 +46,8 @@ pub struct Role {
     pub source_identity: bool,
     /// Send session tags (cluster, user, project, job). The role must trust `sts:TagSession`.
     pub session_tags: bool,
+    /// The role's own `session-name`; `None`: credvend.toml's.
+    pub session_name: Option<Template>,
 }
 
 /// A project's roles, `default` among them.

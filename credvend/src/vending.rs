@@ -91,6 +91,8 @@ pub struct Parts {
     pub denier: Arc<dyn Denier>,
     /// Which project has which roles; reloaded while running.
     pub projects: Arc<crate::projects::Projects>,
+    /// How AWS sees jobs, where a role does not say otherwise.
+    pub names: crate::session_name::Names,
     /// Tells the nodes that hang on this process.
     pub events: Arc<crate::events::Events>,
     /// The time.

@@ -13,6 +13,7 @@ use crate::config::{self, Attest, Config};
 use crate::deny::Denier;
 use crate::deny::iam::IamDenier;
 use crate::projects::{Problem, ProjectMap};
+use crate::session_name::Part;
 use crate::source::Source;
 use crate::source::aws::{Aws, AwsOptions};
 use crate::source::sts::StsSource;
@@ -80,7 +81,16 @@ pub fn warnings(config: &Config) -> Vec<String> {
 
 /// projects.toml, or every problem with it.
 pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
-    ProjectMap::load(&config.projects, config.aws.region.as_ref()).map_err(|problems| told(config, &problems))
+    let map =
+        ProjectMap::load(&config.projects, config.aws.region.as_ref()).map_err(|problems| told(config, &problems))?;
+    let roles = map.projects.iter().flat_map(|(project, roles)| roles.iter().map(move |role| (project, role)));
+    let unclear = roles.filter_map(|(project, (role, configured))| {
+        let template = configured.session_name.as_ref().filter(|t| !t.has(Part::Cluster))?;
+        let text = format!("session-name {template} of role {role} of project {project}: {}", config::NO_CLUSTER);
+        Some(Problem { line: 0, text })
+    });
+    let problems: Vec<Problem> = unclear.take(if config.clusters.len() > 1 { 100 } else { 0 }).collect();
+    if problems.is_empty() { Ok(map) } else { Err(told(config, &problems)) }
 }
 
 /// Problems with projects.toml, each with the file's name.

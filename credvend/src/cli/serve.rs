@@ -97,6 +97,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         source,
         denier,
         projects: projects.clone(),
+        names: config.names.clone(),
         events: Arc::new(Events::new(uuid::Uuid::new_v4().to_string())),
         clock: clock.clone(),
     }));

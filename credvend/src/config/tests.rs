@@ -55,6 +55,7 @@ fn the_examples_commented_options_exist_and_show_the_defaults() {
     let (config, short) = (Config::parse(&shown).unwrap(), Config::parse(SMALL).unwrap());
     assert_eq!((&config.listen, &config.state_dir, &config.store), (&short.listen, &short.state_dir, &short.store));
     assert_eq!((&config.limits, &config.log, config.localhost_port), (&short.limits, &short.log, short.localhost_port));
+    assert_eq!(config.names, short.names);
     assert_eq!((config.plain_http, config.session_tokens), (short.plain_http, short.session_tokens));
     assert_eq!((&config.projects, &config.admin_socket), (&short.projects, &short.admin_socket));
     assert!(config.tls.client_ca.is_some() && config.aws.sts_endpoint.is_some() && config.admin_group.is_some());
@@ -91,6 +92,23 @@ format = "xml"
     let lines: Vec<&str> = problems.iter().map(|p| p.split(':').next().unwrap()).collect();
     let expected = [1, 2, 3, 4, 6, 8, 9, 10, 12, 13, 16, 18, 19, 21].map(|n| format!("line {n}"));
     assert_eq!(lines, expected, "{problems:#?}");
+}
+
+#[test]
+fn names_in_aws_are_validated() {
+    let parse = |text: &str| Config::parse(&format!("{text}\n{SMALL}"));
+    let names = parse("session-name = \"{user}@{job}\"\nnode-names-up-to = 0").unwrap().names;
+    assert_eq!((names.template.to_string().as_str(), names.node_names_up_to), ("{user}@{job}", 0));
+    assert_eq!(parse("").unwrap().names.node_names_up_to, 256);
+    for (text, part) in [
+        ("session-name = \"{node}\"", "line 1: session-name: session-name \"{node}\": it has neither"),
+        ("node-names-up-to = 100001", "0 to 100000"),
+        ("node-names-up-to = -1", "0 to 100000"),
+    ] {
+        assert!(parse(text).unwrap_err()[0].contains(part), "{text}");
+    }
+    let both = "session-name = \"{user}\"\n[[cluster]]\nname = \"a\"\n[[cluster]]\nname = \"b\"\n";
+    assert!(Config::parse(both).unwrap_err()[0].contains("it needs {cluster}"));
 }
 
 #[test]

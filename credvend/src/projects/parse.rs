@@ -9,6 +9,7 @@ use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
 use toml_edit::{Document, Item, TableLike};
 
 use super::{ProjectMap, Role, Roles, foreign_role};
+use crate::session_name::Template;
 
 /// How long credentials live where nothing is said: what AWS allows in every case, chained roles included.
 const DURATION: u32 = 3600;
@@ -85,6 +86,7 @@ struct Fields {
     duration: Option<u32>,
     source_identity: bool,
     session_tags: bool,
+    session_name: Option<Template>,
 }
 
 impl Reader<'_> {
@@ -225,9 +227,13 @@ impl Reader<'_> {
             },
             "source-identity" => fields.source_identity = self.truth(key, item, at),
             "session-tags" => fields.session_tags = self.truth(key, item, at),
+            "session-name" => match item.as_str() {
+                Some(text) => fields.session_name = self.valid(text, at),
+                None => self.problem(at, "session-name must be a text such as \"{cluster}-{user}-{node}\""),
+            },
             _ => self.problem(
                 at,
-                format!("{key:?} is not known here; there are {also}role-arn, duration, source-identity, session-tags"),
+                format!("{key:?} is not known here; there are {also}role-arn, duration, source-identity, session-tags, session-name"),
             ),
         }
     }
@@ -256,6 +262,7 @@ impl Reader<'_> {
             duration_seconds: fields.duration.unwrap_or(DURATION),
             source_identity: fields.source_identity,
             session_tags: fields.session_tags,
+            session_name: fields.session_name,
         })
     }
 

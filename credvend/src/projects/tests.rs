@@ -100,6 +100,17 @@ fn one_account_is_one_project() {
 }
 
 #[test]
+fn a_role_may_have_a_name_of_its_own_in_aws() {
+    let text =
+        |name: &str| format!("[projects.a]\nrole-arn = \"arn:aws:iam::123456789012:role/a\"\nsession-name = {name}\n");
+    let map = parse(&text("\"{user}@{job}\"")).unwrap();
+    let role = &map.by_id(&id("a")).unwrap()[&RoleName::default()];
+    assert_eq!(role.session_name.as_ref().unwrap().to_string(), "{user}@{job}");
+    assert!(problems(&text("\"{nobody}\""))[0].starts_with("line 3: session-name \"{nobody}\": there is no part"));
+    assert!(problems(&text("5"))[0].contains("must be a text"));
+}
+
+#[test]
 fn durations_have_bounds_and_one_form() {
     for (text, seconds) in [("15m", 900), ("12h", 43_200), ("3600s", 3600), ("1h30m", 5400), ("11h59m60s", 43_200)] {
         let toml = format!("[projects.a]\nrole-arn=\"arn:aws:iam::123456789012:role/a\"\nduration={text:?}");

@@ -206,7 +206,8 @@ impl Vending {
             role: role.clone(),
             has: names(roles),
         })?;
-        self.issue(Want { session, role, config, node: None, min_life_seconds: 0 }).await
+        let named = self.parts.names.of(&session, &config, None);
+        self.issue(Want { session, role, config, named, min_life_seconds: 0 }).await
     }
 
     /// Why there is no such session for a token: a node-opened one has none.

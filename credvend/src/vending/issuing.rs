@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use credd_protocol::node_api::CredentialsResponse;
-use credd_protocol::{NodeName, RoleArn, RoleName, SessionId};
+use credd_protocol::{RoleArn, RoleName, SessionId};
 use time::{Duration, OffsetDateTime};
 
 use super::{Parts, Vending, fresh, require_active};
 use crate::clock::Clock;
 use crate::projects::Role;
 use crate::refusal::Refusal;
-use crate::session_name;
+use crate::session_name::{self, Named};
 use crate::source::{AssumeRequest, Source, SourceError};
 use crate::store::{Denied, Issuance, Origin, Session, Store, StoreError};
 
@@ -34,7 +34,8 @@ pub(super) struct Want {
     pub(super) session: Session,
     pub(super) role: RoleName,
     pub(super) config: Role,
-    pub(super) node: Option<NodeName>,
+    /// Its name in AWS. Nodes that share one share what is issued under it.
+    pub(super) named: Named,
     pub(super) min_life_seconds: u32,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Issuing {
     refused: Mutex<HashMap<RoleArn, (OffsetDateTime, String)>>,
 }
 
-type Place = (RoleName, Option<NodeName>);
+type Place = (RoleName, String);
 
 #[derive(Default)]
 struct Kept {
@@ -54,7 +55,7 @@ struct Kept {
     count: usize,
 }
 
-/// What is known of one (session, role, node). Whoever holds `last` asks; the others wait for it.
+/// What is known of one (session, role, name). Whoever holds `last` asks; the others wait for it.
 #[derive(Default)]
 struct Slot {
     attempts: AtomicU64,
@@ -128,7 +129,7 @@ impl Issuing {
 
     fn slot(&self, want: &Want) -> Arc<Slot> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = (want.role.clone(), want.node.clone());
+        let place = (want.role.clone(), want.named.name.clone());
         if let Some(slot) = kept.sessions.get(&want.session.id).and_then(|places| places.get(&place)) {
             return slot.clone();
         }
@@ -181,14 +182,7 @@ impl Issuing {
 
     async fn assume(&self, want: &Want) -> Result<CredentialsResponse, Failure> {
         let (session, config) = (&want.session, &want.config);
-        let last = match (&want.node, &session.origin) {
-            (Some(node), _) => node.as_str(),
-            (None, Origin::Head { head_session, .. }) => head_session,
-            (None, Origin::Slurm(_)) => {
-                return Err(Failure::Broken("a job's session is asked for without a node".into()));
-            }
-        };
-        let session_name = session_name::compose(&session.cluster, &session.user, last);
+        let session_name = want.named.name.clone();
         let now = self.clock.now();
         let source_identity = config.source_identity.then(|| session_name::source_identity(&session.user));
         self.remembered_refusal(&config.arn, now)?;
@@ -226,7 +220,7 @@ impl Issuing {
                 session_name: session_name.clone(),
                 source_identity: source_identity.clone(),
                 key_id: credentials.access_key_id.clone(),
-                node: want.node.clone(),
+                node: want.named.node.clone(),
                 issued: assumed.issued,
                 expires: credentials.expiration,
             })
@@ -235,7 +229,7 @@ impl Issuing {
         self.wait_out_revocation(&config.arn, &session_name, source_identity.as_ref(), assumed.issued).await?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
-            origin = ?session.origin, node = want.node.as_ref().map(|n| n.as_str()), role = %want.role,
+            origin = ?session.origin, node = want.named.node.as_ref().map(|n| n.as_str()), role = %want.role,
             role_arn = %config.arn, session_name, key_id = ?credentials.access_key_id, expires = %credentials.expiration,
             "credentials issued"
         );

@@ -157,14 +157,9 @@ impl Vending {
             role: request.role.clone(),
             has: names(roles),
         })?;
-        self.issue(Want {
-            session,
-            role: request.role.clone(),
-            config,
-            node: Some(node.name.clone()),
-            min_life_seconds: request.min_life_seconds,
-        })
-        .await
+        let named = self.parts.names.of(&session, &config, Some(&node.name));
+        let (role, min_life_seconds) = (request.role.clone(), request.min_life_seconds);
+        self.issue(Want { session, role, config, named, min_life_seconds }).await
     }
 
     /// Whether a node may hang on the stream of what nodes are told. MUNGE lets root of any node give itself any node's

@@ -164,6 +164,7 @@ impl World {
             source: aws.clone(),
             denier: aws.clone(),
             projects: Arc::new(Projects::new(projects())),
+            names: Default::default(),
             events: Arc::new(Events::new("epoch".into())),
             clock: Arc::new(SystemClock),
         }));
@@ -358,6 +359,7 @@ fn projects() -> ProjectMap {
         duration_seconds: 3600,
         source_identity: false,
         session_tags: false,
+        session_name: None,
     };
     map.projects.insert("genomics".parse().unwrap(), [("default".parse().unwrap(), role)].into());
     map.accounts.insert("genomics".parse().unwrap(), "genomics".parse().unwrap());

@@ -6,7 +6,10 @@ use time::Duration;
 
 use super::world::*;
 use crate::projects::Role;
+use crate::session_name::Names;
 use crate::source::SourceError;
+use crate::store::IssuedTo;
+use crate::store::conformance::T0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_ask_at_once_cost_one_assumerole() {
@@ -162,4 +165,84 @@ async fn expired_nonsense_from_aws_is_not_served() {
     w.vending.projects().replace(map);
     let (code, retry, why) = refused(w.credentials("n1", session).await);
     assert!(code == "Unavailable" && retry && why.contains("expired already"), "{why}");
+}
+
+fn nodes(count: usize) -> Vec<String> {
+    (1..=count).map(|n| format!("n{n}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_on_many_nodes_has_one_name_and_costs_one_assumerole() {
+    let w = World::new();
+    let nodes = nodes(1000);
+    let list: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    w.slurm.run(7, "alice", "genomics", &list);
+    let session = w.open(7).await.session;
+    let closed = w.sts.gate.clone().write_owned().await;
+    let w = Arc::new(w);
+    let mut callers = tokio::task::JoinSet::new();
+    for node in nodes {
+        let w = w.clone();
+        callers.spawn(async move { w.credentials(&node, session).await.unwrap() });
+    }
+    w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
+    drop(closed);
+    let answers = callers.join_all().await;
+    assert!(answers.iter().all(|a| a.session_name == "lab-alice-7" && a.credentials.access_key_id == "ASIA1"));
+    assert_eq!(w.assumed(), 1);
+    let of = IssuedTo::Session(session);
+    let issued = w.store.list_issuances(&of, T0, None).await.unwrap().items;
+    assert!(issued.len() == 1 && issued[0].node.is_none() && issued[0].session_name == "lab-alice-7");
+    // Each node renews at a moment of its own, with the same wish: the first gets a new document, the others that one.
+    w.clock.advance(Duration::minutes(27));
+    for node in ["n5", "n1000", "n1"] {
+        assert_eq!(w.role(node, session, "default", 2700).await.unwrap().credentials.access_key_id, "ASIA2");
+    }
+    // What is kept for all is no way around being asked about: a node that is not the job's gets nothing.
+    assert_eq!(refused(w.credentials("n1001", session).await).0, "NotOnNode");
+}
+
+#[tokio::test]
+async fn the_name_follows_the_number_of_nodes_and_the_configuration() {
+    let with = |names: Names, role: Option<&str>| {
+        let w = World::named(names);
+        let mut map = map();
+        let roles = map.projects.get_mut(&"genomics".parse().unwrap()).unwrap();
+        roles.get_mut(&Default::default()).unwrap().session_name = role.map(|r| r.parse().unwrap());
+        w.vending.projects().replace(map);
+        w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+        w
+    };
+    let up_to = |n: u32| Names { node_names_up_to: n, ..Names::default() };
+    let own = |text: &str| Names { template: text.parse().unwrap(), ..Names::default() };
+    for (names, role, name, assumed) in [
+        (up_to(256), None, "lab-alice-n1", 2),
+        (up_to(2), None, "lab-alice-n1", 2),
+        (up_to(1), None, "lab-alice-7", 1),
+        (up_to(0), None, "lab-alice-7", 1),
+        (own("{user}@{job}"), None, "alice@7", 1),
+        (own("{project},{user}-{node}"), None, "genomics,alice-n1", 2),
+        (own("{user}@{job}"), Some("x-{user}-{node}"), "x-alice-n1", 2),
+        // What a role says about nodes counts up to the same number of them.
+        (up_to(1), Some("x-{user}-{node}"), "lab-alice-7", 1),
+        (up_to(1), Some("{user}-{job}"), "alice-7", 1),
+    ] {
+        let w = with(names, role);
+        let session = w.open(7).await.session;
+        assert_eq!(w.credentials("n1", session).await.unwrap().session_name, name);
+        w.credentials("n2", session).await.unwrap();
+        assert_eq!(w.assumed(), assumed, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_shrinks_keeps_its_name() {
+    let w = World::named(Names { node_names_up_to: 2, ..Names::default() });
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2", "n3"]);
+    let session = w.open(7).await.session;
+    assert_eq!(w.credentials("n1", session).await.unwrap().session_name, "lab-alice-7");
+    w.slurm.change(7, |job| job.nodes.truncate(1));
+    w.clock.advance(Duration::minutes(30));
+    assert_eq!(w.credentials("n1", session).await.unwrap().session_name, "lab-alice-7");
+    assert_eq!(w.assumed(), 2);
 }

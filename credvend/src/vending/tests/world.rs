@@ -19,6 +19,7 @@ use crate::deny::{Denier, DenyError};
 use crate::events::Events;
 use crate::projects::{ProjectMap, Projects, Role};
 use crate::refusal::Refusal;
+use crate::session_name::Names;
 use crate::source::{AssumeRequest, Assumed, Source, SourceError};
 use crate::store::conformance::T0;
 use crate::store::sqlite::SqliteStore;
@@ -222,7 +223,13 @@ fn uid_of(user: &str) -> Uid {
 pub fn map() -> ProjectMap {
     let mut map = ProjectMap::default();
     for (project, account) in [("genomics", "genomics"), ("Climate", "climate")] {
-        let role = Role { arn: arn(account), duration_seconds: 3600, source_identity: false, session_tags: false };
+        let role = Role {
+            arn: arn(account),
+            duration_seconds: 3600,
+            source_identity: false,
+            session_tags: false,
+            session_name: None,
+        };
         let train =
             Role { arn: arn(&format!("{account}-train")), source_identity: true, session_tags: true, ..role.clone() };
         let roles = [("default", role), ("train", train)].map(|(name, role)| (name.parse().unwrap(), role));
@@ -243,6 +250,15 @@ impl World {
 
     /// `lab`, which has Slurm asked, and `hpc`, which has not unless it is given the other's attestor.
     pub fn with_both(change: impl FnOnce(&mut Cluster, &mut Cluster)) -> Self {
+        Self::made(change, Names::default())
+    }
+
+    /// With other names in AWS.
+    pub fn named(names: Names) -> Self {
+        Self::made(|_, _| (), names)
+    }
+
+    fn made(change: impl FnOnce(&mut Cluster, &mut Cluster), names: Names) -> Self {
         let dir = TempDir::new().unwrap();
         let clock = Arc::new(TestClock(AtomicI64::new(0)));
         let slurm = Arc::new(Slurm::default());
@@ -272,6 +288,7 @@ impl World {
             source: sts.clone(),
             denier: iam.clone(),
             projects: Arc::new(Projects::new(map())),
+            names,
             events,
             clock: clock.clone(),
         });
