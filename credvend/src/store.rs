@@ -337,12 +337,42 @@ pub trait Store: Send + Sync + 'static {
     /// Gives a lease back, if `holder` has it.
     async fn release(&self, name: &str, holder: &str) -> Result<(), StoreError>;
 
+    /// Remembers a text under a kind and a key, until it is removed: what a part of credvend must know after a restart, or
+    /// on another replica. The same key again replaces it. Durable when it returns.
+    async fn put_note(&self, kind: &str, key: &str, text: &str) -> Result<(), StoreError> {
+        let _ = (kind, key, text);
+        Err(no_notes())
+    }
+
+    /// What is noted under a key.
+    async fn get_note(&self, kind: &str, key: &str) -> Result<Option<String>, StoreError> {
+        let _ = (kind, key);
+        Err(no_notes())
+    }
+
+    /// Forgets a note; nothing happens if there is none.
+    async fn remove_note(&self, kind: &str, key: &str) -> Result<(), StoreError> {
+        let _ = (kind, key);
+        Err(no_notes())
+    }
+
+    /// All notes of a kind, as (key, text) in no order that means anything. What is noted or removed meanwhile may be
+    /// there or not; everything else is, once.
+    async fn list_notes(&self, kind: &str, from: Option<&Cursor>) -> Result<Page<(String, String)>, StoreError> {
+        let _ = (kind, from);
+        Err(no_notes())
+    }
+
     /// Deletes what ended, expired, was revoked, published or done before `before`, and answers of orders that go. ACTIVE
     /// sessions, open orders and blocks stay. Returns how many rows went.
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
 
     /// Whether the store can be read and written.
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+fn no_notes() -> StoreError {
+    StoreError::Broken("this kind of store keeps no notes, so credvend cannot stand before an upstream with it".into())
 }
 
 /// Whose issuances.

@@ -130,7 +130,8 @@ fn chain(error: &dyn Error) -> String {
     words
 }
 
-fn shown(text: &str) -> String {
+/// What somebody else said, in one line and not too long.
+pub(super) fn shown(text: &str) -> String {
     let mut shown: String = text
         .trim()
         .chars()

@@ -12,6 +12,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::*;
 
+mod notes;
 mod orders;
 
 /// The time at which these tests play.
@@ -131,6 +132,8 @@ pub async fn all<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
     a_nonce_is_new_once(empty().await).await;
     revocations_merge_and_expire(&*empty().await).await;
     pruning_takes_what_is_over_only(empty().await).await;
+    notes::a_note_stays_until_it_is_removed(&*empty().await).await;
+    notes::notes_page(empty().await).await;
     orders::an_order_is_open_until_it_is_done(&*empty().await).await;
     orders::orders_page(empty().await).await;
     orders::a_subject_is_blocked_until_it_is_let_in(&*empty().await).await;

@@ -5,7 +5,7 @@
 //! | `file` | finds, checks and opens the database file; migrations |
 //! | `writer` | the thread that gathers concurrent writes into one commit |
 //! | `readers` | the reading connections |
-//! | `sessions`, `issuances`, `orders`, `news`, `rows` | the statements, and rows to and from types |
+//! | `sessions`, `issuances`, `orders`, `news`, `notes`, `rows` | the statements, and rows to and from types |
 //! | `cursor` | opaque, checked page cursors |
 //!
 //! WAL with `synchronous=FULL`: what a call returned survives a power cut. A commit costs one fsync(2) whoever shares
@@ -29,6 +29,7 @@ mod errors;
 mod file;
 mod issuances;
 mod news;
+mod notes;
 mod orders;
 mod readers;
 mod rows;
@@ -254,6 +255,29 @@ impl Store for SqliteStore {
     async fn release(&self, name: &str, holder: &str) -> Result<(), StoreError> {
         let (name, holder) = (name.to_owned(), holder.to_owned());
         self.writer.write(move |db| news::release(db, &name, &holder)).await
+    }
+
+    async fn put_note(&self, kind: &str, key: &str, text: &str) -> Result<(), StoreError> {
+        let (kind, key, text) = (kind.to_owned(), key.to_owned(), text.to_owned());
+        self.writer.write(move |db| notes::put(db, &kind, &key, &text)).await
+    }
+
+    async fn get_note(&self, kind: &str, key: &str) -> Result<Option<String>, StoreError> {
+        let (kind, key) = (kind.to_owned(), key.to_owned());
+        self.readers.read(move |db| notes::get(db, &kind, &key)).await
+    }
+
+    async fn remove_note(&self, kind: &str, key: &str) -> Result<(), StoreError> {
+        let (kind, key) = (kind.to_owned(), key.to_owned());
+        self.writer.write(move |db| notes::remove(db, &kind, &key)).await
+    }
+
+    async fn list_notes(&self, kind: &str, from: Option<&Cursor>) -> Result<Page<(String, String)>, StoreError> {
+        let scope = cursor::scope("notes", &kind)?;
+        let from = from.map(|c| cursor::read(&scope, c)).transpose()?;
+        let kind = kind.to_owned();
+        let rows = self.readers.read(move |db| notes::list(db, &kind, from)).await?;
+        Ok(cursor::page(&scope, rows, PAGE))
     }
 
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError> {
