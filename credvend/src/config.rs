@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use credd_protocol::{ClusterName, Region};
 use toml_edit::{Document, Table};
 
+use crate::audit::{self, Fsync, OnFailure};
 use crate::session_name::{Names, Part};
 use crate::vending::AddressCheck;
 use fields::{Section, Source};
@@ -60,6 +61,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[log]`.
     pub log: Log,
+    /// `[audit]`.
+    pub audit: audit::Settings,
 }
 
 /// `[tls]`: with neither certificate nor key, one is made at first start and pinned by the nodes.
@@ -263,6 +266,7 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         clusters: read_clusters(root),
         limits: read_limits(root.section("limits", empty)),
         log: read_log(root.section("log", empty)),
+        audit: read_audit(root.section("audit", empty), &state_dir),
         listen,
         plain_http,
         state_dir,
@@ -399,6 +403,19 @@ fn read_log(section: Section<'_, '_>) -> Log {
     let log = Log { json: section.word("format", &[("text", false), ("json", true)]).unwrap_or(false), filter };
     section.finish();
     log
+}
+
+fn read_audit(section: Section<'_, '_>, state_dir: &Path) -> audit::Settings {
+    let fsync = [("each", Fsync::Each), ("interval", Fsync::Interval), ("never", Fsync::Never)];
+    let settings = audit::Settings {
+        path: section.path("path").unwrap_or_else(|| state_dir.join("audit.jsonl")),
+        fsync: section.word("fsync", &fsync).unwrap_or_default(),
+        on_failure: section
+            .word("on-failure", &[("refuse", OnFailure::Refuse), ("continue", OnFailure::Continue)])
+            .unwrap_or_default(),
+    };
+    section.finish();
+    settings
 }
 
 /// `http(s)://host[:port][/path]`, nothing else.

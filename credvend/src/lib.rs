@@ -9,16 +9,19 @@
 //! | [`store`], [`attest`], [`source`], [`deny`] | its four seams, traits with their implementations below them |
 //! | [`projects`] | which project has which roles |
 //! | [`session_name`] | the names under which AWS sees jobs |
+//! | [`audit`], [`metrics`] | what is put on record, and what is counted |
 //! | [`refusal`] | every way to say no |
 //! | [`events`] | what nodes are told at once |
 #![forbid(unsafe_code)]
 
 pub mod attest;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deny;
 pub mod events;
+pub mod metrics;
 pub mod projects;
 pub mod refusal;
 pub mod server;

@@ -100,6 +100,35 @@ impl ProjectMap {
         parse_in(&edit::read(path)?, region)
     }
 
+    /// What is new, gone or different, in words; empty if nothing is.
+    pub fn changes_since(&self, before: &ProjectMap) -> String {
+        let roles = |map: &ProjectMap| -> BTreeMap<(ProjectId, RoleName), Role> {
+            let of = |(project, roles): (&ProjectId, &Roles)| -> Vec<_> {
+                roles.iter().map(|(name, role)| ((project.clone(), name.clone()), role.clone())).collect()
+            };
+            map.projects.iter().flat_map(of).collect()
+        };
+        let (old, new) = (roles(before), roles(self));
+        let arn = |role: &Role| role.arn.as_str().to_owned();
+        let mut changes: Vec<String> = vec![];
+        for ((project, name), role) in &new {
+            match old.get(&(project.clone(), name.clone())) {
+                None => changes.push(format!("+ {project} {name} {}", arn(role))),
+                Some(was) if was.arn != role.arn => {
+                    changes.push(format!("~ {project} {name} {} (was {})", arn(role), arn(was)));
+                }
+                Some(was) if was != role => changes.push(format!("~ {project} {name} {}", arn(role))),
+                Some(_) => {}
+            }
+        }
+        let gone = old.iter().filter(|(key, _)| !new.contains_key(*key));
+        changes.extend(gone.map(|((project, name), role)| format!("- {project} {name} {}", arn(role))));
+        let accounts =
+            self.accounts.iter().filter(|(account, project)| before.accounts.get(*account) != Some(*project));
+        changes.extend(accounts.map(|(account, project)| format!("account {account} = {project}")));
+        changes.join("; ")
+    }
+
     /// The project that a head names. Case matters.
     pub fn by_id(&self, project: &ProjectId) -> Option<&Roles> {
         self.projects.get(project)

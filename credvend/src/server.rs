@@ -22,6 +22,7 @@ use hyper::{Request, Response, header};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use crate::audit::{Event, Refused};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
 use crate::vending::Vending;
@@ -134,6 +135,12 @@ impl Server {
             Ok(reply) => reply.into_response(),
             Err((who, refusal)) => {
                 let who = who.unwrap_or_else(|| "an unauthenticated caller".into());
+                if let Some(verb) = verb.as_ref().filter(|verb| on_record_here(verb, &refusal)) {
+                    let peer = connection.peer().map(|peer| peer.ip().to_string());
+                    let (by, request) = (Some(who.as_str()), Some(verb.name()));
+                    let refused = Refused { by, peer, request, refusal: Some(&refusal), ..Refused::default() };
+                    self.vending.audit().note(Event::Refused(refused));
+                }
                 self.refusals.note(&who, connection.peer(), method.as_str(), &target, &refusal);
                 let for_sdk = matches!(verb, Some(Verb::SessionCredentials { .. }));
                 answer::refused(&refusal, for_sdk).into_response()
@@ -212,6 +219,17 @@ impl Server {
             (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb).await,
             (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),
         }
+    }
+}
+
+/// Who proved nothing, and who may not what they ask for. What got as far as [`Vending`] is put on record there, where
+/// more is known of it; what is no request at all is for the service's log.
+fn on_record_here(verb: &Verb, refusal: &Refusal) -> bool {
+    let at_the_door = matches!(verb, Verb::InvalidateUser { .. } | Verb::Admin(_) | Verb::NodeStream);
+    match refusal {
+        Refusal::Unauthenticated(_) => !matches!(verb, Verb::SessionCredentials { .. }),
+        Refusal::NotAllowed { .. } | Refusal::WrongAddress { .. } => at_the_door,
+        _ => false,
     }
 }
 

@@ -35,6 +35,7 @@ mod sweeping;
 mod tests;
 
 use crate::attest::Attestor;
+use crate::audit::Event;
 use crate::deny::Denier;
 use crate::refusal::Refusal;
 use crate::source::Source;
@@ -97,6 +98,10 @@ pub struct Parts {
     pub events: Arc<crate::events::Events>,
     /// The time.
     pub clock: Arc<dyn crate::clock::Clock>,
+    /// What is put on record.
+    pub audit: Arc<crate::audit::Log>,
+    /// What is counted.
+    pub metrics: Arc<crate::metrics::Metrics>,
 }
 
 /// A configured cluster.
@@ -162,6 +167,16 @@ impl Vending {
         &self.parts.events
     }
 
+    /// What is put on record.
+    pub fn audit(&self) -> &Arc<crate::audit::Log> {
+        &self.parts.audit
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<crate::metrics::Metrics> {
+        &self.parts.metrics
+    }
+
     fn now(&self) -> OffsetDateTime {
         self.parts.clock.now()
     }
@@ -192,6 +207,7 @@ impl Vending {
         if session.status == SessionStatus::Invalidated {
             self.parts.events.invalidated(&session.cluster, session.id, why);
         }
+        self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
             origin = ?session.origin, status = session.status.as_str(), why = ?why, "session ended"

@@ -13,9 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{parts, pin};
+use crate::audit::{Event, Log};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Attest, Config, ConfigError};
 use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::projects::Projects;
 use crate::server::admin::{About, Admin};
 use crate::server::head_secrets::HeadSecrets;
@@ -77,6 +79,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let metrics = Arc::<Metrics>::default();
+    let audit = Arc::new(Log::open(&config.audit, clock.clone(), metrics.clone())?);
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
     let projects = Arc::new(Projects::new(parts::projects(&config).map_err(config_error)?));
     let secrets = HeadSecrets::open(parts::secret_files(&config)).map_err(config_error)?;
@@ -100,6 +104,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         names: config.names.clone(),
         events: Arc::new(Events::new(uuid::Uuid::new_v4().to_string())),
         clock: clock.clone(),
+        audit,
+        metrics,
     }));
     let nodes = config.clusters.iter().filter(|c| c.attest == Attest::Slurm);
     let munge = MungeVerifier::new(nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect(), store)?;
@@ -118,8 +124,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             warnings,
         };
         let settings = settings(&config);
-        let reload = move || match server.upgrade() {
-            Some(server) => reload(&config, &server, &projects, certificates.as_deref()),
+        let reload = move |by: &str| match server.upgrade() {
+            Some(server) => reload(by, &config, &server, &projects, certificates.as_deref()),
             None => Ok(()),
         };
         Server {
@@ -148,14 +154,23 @@ fn settings(config: &Config) -> Settings {
 
 /// SIGHUP, or an administrator: each part on its own, and all problems at once.
 fn reload(
+    by: &str,
     config: &Config,
     server: &Server,
     projects: &Projects,
     certificates: Option<&Certificates>,
 ) -> Result<(), Vec<String>> {
     let mut problems = Vec::new();
+    let audit = server.vending.audit();
+    problems.extend(audit.reopen().err());
     match parts::projects(config) {
-        Ok(map) => projects.replace(map),
+        Ok(map) => {
+            let changes = map.changes_since(&projects.current());
+            projects.replace(map);
+            if !changes.is_empty() {
+                audit.note(Event::ProjectsChanged { by, changes: &changes });
+            }
+        }
         Err(more) => problems.extend(more),
     }
     if let Err(more) = server.authenticator.secrets.reload() {
@@ -198,6 +213,8 @@ async fn listen_until_stopped(
         println!("certificate pin {}", pin::for_nodes(config, &certificates.live().fingerprint));
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    let audit = server.vending.audit().clone();
+    audit.note(Event::ServiceStarted { what: &about_this_process() });
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     loop {
         tokio::select! {
@@ -205,7 +222,7 @@ async fn listen_until_stopped(
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
                 let reload = server.admin.reload.clone();
-                match tokio::task::spawn_blocking(move || reload()).await.unwrap_or_else(|e| Err(vec![e.to_string()])) {
+                match tokio::task::spawn_blocking(move || reload("SIGHUP")).await.unwrap_or_else(|e| Err(vec![e.to_string()])) {
                     Ok(()) => tracing::info!("reloaded projects, head secrets and certificate"),
                     Err(problems) => for problem in problems {
                         tracing::error!("not reloaded, what was in force stays: {problem}");
@@ -221,7 +238,15 @@ async fn listen_until_stopped(
     if !limits.drained().await || !admin_limits.drained().await {
         tracing::warn!("some connections were cut off");
     }
+    audit.note(Event::ServiceStopped);
+    audit.close();
     Ok(())
+}
+
+/// For the audit log: which of several services wrote what follows.
+fn about_this_process() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    format!("credvend {} on {host}, pid {}", env!("CARGO_PKG_VERSION"), std::process::id())
 }
 
 /// Everybody may pass through to the socket, which has its own mode and asks who calls.

@@ -20,8 +20,9 @@ use crate::vending::Vending;
 /// How long an answer of `/ready` counts: anybody may ask, and the store is not asked each time.
 const READY_AGE: Duration = Duration::from_secs(2);
 
-/// Reads projects, secrets and certificate again; `Err` lists every problem, and what was in force stays.
-pub type Reload = dyn Fn() -> Result<(), Vec<String>> + Send + Sync;
+/// Reads projects, secrets and certificate again, for whoever is named; `Err` lists every problem, and what was in force
+/// stays.
+pub type Reload = dyn Fn(&str) -> Result<(), Vec<String>> + Send + Sync;
 
 /// What only administrators ask for.
 pub struct Admin {
@@ -246,8 +247,8 @@ impl Server {
             }
             AdminVerb::Projects => Ok(answer::json(200, &self.roles())),
             AdminVerb::Reload => {
-                let reload = self.admin.reload.clone();
-                let result = tokio::task::spawn_blocking(move || reload())
+                let (reload, who) = (self.admin.reload.clone(), by.to_owned());
+                let result = tokio::task::spawn_blocking(move || reload(&who))
                     .await
                     .map_err(|_| Refusal::Internal("the reload was cut short".into()))?;
                 let problems = result.err().unwrap_or_default();

@@ -17,8 +17,9 @@ pub struct RefusalLog {
     known: Mutex<Budget>,
 }
 
+/// So many lines within a time, and a count of the others.
 #[derive(Default)]
-struct Budget {
+pub(crate) struct Budget {
     since: Option<Instant>,
     lines: u32,
     dropped: u64,
@@ -26,7 +27,7 @@ struct Budget {
 
 impl Budget {
     /// Whether a line may be written, and how many were dropped before it.
-    fn take(&mut self, now: Instant) -> (bool, u64) {
+    pub(crate) fn take(&mut self, now: Instant) -> (bool, u64) {
         let mut dropped = 0;
         if self.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
             dropped = std::mem::take(&mut self.dropped);

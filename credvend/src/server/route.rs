@@ -68,6 +68,25 @@ pub enum Verb {
     Admin(AdminVerb),
 }
 
+impl Verb {
+    /// A word for the audit log and the metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verb::Health => "health",
+            Verb::Ready => "ready",
+            Verb::HeadOpen { .. } => "head-open",
+            Verb::HeadSetStatus { .. } => "head-set-status",
+            Verb::SessionCredentials { .. } => "session-credentials",
+            Verb::InvalidateUser { .. } => "invalidate-user",
+            Verb::NodeOpen => "node-open",
+            Verb::NodeCredentials { .. } => "node-credentials",
+            Verb::NodeLeave { .. } => "node-leave",
+            Verb::NodeStream => "node-stream",
+            Verb::Admin(_) => "admin",
+        }
+    }
+}
+
 /// What an administrator asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminVerb {

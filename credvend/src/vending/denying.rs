@@ -7,6 +7,7 @@ use credd_protocol::RoleArn;
 use time::{Duration, OffsetDateTime};
 
 use super::Parts;
+use crate::audit::Event;
 use crate::clock::Clock;
 use crate::deny::Denier;
 use crate::store::{Revocation, Store, StoreError};
@@ -26,6 +27,7 @@ pub(super) struct Denying {
     store: Arc<dyn Store>,
     denier: Arc<dyn Denier>,
     clock: Arc<dyn Clock>,
+    audit: Arc<crate::audit::Log>,
     /// Held while a policy is made: what is written last was read last.
     turn: tokio::sync::Mutex<()>,
     known: Mutex<Known>,
@@ -50,6 +52,7 @@ impl Denying {
             store: parts.store.clone(),
             denier: parts.denier.clone(),
             clock: parts.clock.clone(),
+            audit: parts.audit.clone(),
             turn: tokio::sync::Mutex::default(),
             known: Mutex::default(),
         }
@@ -62,7 +65,7 @@ impl Denying {
     /// Makes one role's policy deny what the store says now.
     pub(super) async fn bring_in_line(&self, role: &RoleArn) -> Result<(), String> {
         let _turn = self.turn.lock().await;
-        let result = async {
+        let result: Result<Vec<Revocation>, String> = async {
             let entries = self.store.list_revocations(self.clock.now()).await.map_err(|e| e.to_string())?;
             let entries: Vec<Revocation> = entries.into_iter().filter(|e| e.role_arn == *role).collect();
             self.denier.project(role, &entries).await.map_err(|e| e.to_string())?;
@@ -73,6 +76,7 @@ impl Denying {
         match result {
             Ok(entries) => {
                 known.failed.remove(role);
+                self.audit.note(Event::DenyInForce { role_arn: role, entries: entries.len() });
                 tracing::info!(%role, entries = entries.len(), "the role's Deny is in line with the store");
                 known.shown.insert(role.clone(), entries);
                 Ok(())
@@ -80,6 +84,7 @@ impl Denying {
             Err(why) => {
                 let pause = known.failed.get(role).map_or(FIRST_PAUSE, |f: &Failed| LONGEST_PAUSE.min(f.pause * 2));
                 known.failed.insert(role.clone(), Failed { next: self.clock.now() + pause, pause });
+                self.audit.note(Event::DenyFailed { role_arn: role, why: &why });
                 tracing::error!(%role, %why, again_in = %pause, "the role's Deny is not in line with the store");
                 Err(why)
             }

@@ -7,6 +7,7 @@ use credd_protocol::{ClusterName, JobId, JobToken, ProjectId, RoleName, Secret, 
 use super::issuing::Want;
 use super::nodes::names;
 use super::{Head, HeadOpened, Vending, require_active};
+use crate::audit::{Event, Refused, To};
 use crate::refusal::Refusal;
 use crate::store::{Ended, Opened, Origin, Session, SessionFilter};
 
@@ -30,6 +31,19 @@ impl Vending {
     /// Another cluster's name, an unknown project, the same submission with another user or project, or after its end, a
     /// broken store.
     pub async fn open_for_head(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
+        self.state_for_head(head, request).await.inspect_err(|refusal| {
+            self.parts.audit.note(Event::Refused(Refused {
+                cluster: Some(&head.cluster),
+                by: Some("its head"),
+                project: Some(&request.project_id),
+                head_session: Some(&request.session_id),
+                refusal: Some(refusal),
+                ..Refused::default()
+            }));
+        })
+    }
+
+    async fn state_for_head(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
         self.require_own(head, &request.cluster_name)?;
         let text = |b: u8| b.is_ascii_alphanumeric() || b"._-:+".contains(&b);
         check_text("sessionId", &request.session_id, 128, |b| text(b) && b != b':' && b != b'+')?;
@@ -64,9 +78,11 @@ impl Vending {
             Opened::New(session) => session,
             Opened::Existing(session) => {
                 self.renew_token(head, &session, request, token.hash()).await?;
+                self.parts.audit.record(Event::TokenReplaced { session: &session }).await?;
                 return Ok(HeadOpened { session: session.id, token: Secret::new(token.expose().to_owned()) });
             }
         };
+        self.parts.audit.record(Event::SessionOpened { session: &session, node: None }).await?;
         if let Some(before) = before.filter(|s| s.status == SessionStatus::Active) {
             self.end(before.id, SessionStatus::Completed, "the head opened this session id anew").await?;
         }
@@ -161,17 +177,27 @@ impl Vending {
         claimed: Option<&str>,
     ) -> Result<CredentialsResponse, Refusal> {
         let claimed = claimed.map(|c| c.chars().take(128).collect::<String>());
-        let result = self.vend_to_bearer(token, head_session, cluster, project).await;
+        let result = self.vend_to_bearer(token, head_session, cluster, project, claimed.as_deref()).await;
         match &result {
             Ok(response) => tracing::info!(
                 head_session = ?head_session, %cluster, %project, claimed = ?claimed, session_name = response.session_name,
                 "credentials served to a session token"
             ),
             // At debug: the server's bounded log has every refusal.
-            Err(refusal) => tracing::debug!(
-                head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(), why = %refusal,
-                "credentials refused to a session token"
-            ),
+            Err(refusal) => {
+                tracing::debug!(
+                    head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(),
+                    why = %refusal, "credentials refused to a session token"
+                );
+                self.parts.audit.note(Event::Refused(Refused {
+                    by: Some("the bearer of a session token"),
+                    cluster: Some(cluster),
+                    project: Some(project),
+                    head_session: Some(head_session),
+                    refusal: Some(refusal),
+                    ..Refused::default()
+                }));
+            }
         }
         result
     }
@@ -182,6 +208,7 @@ impl Vending {
         head_session: &str,
         cluster: &ClusterName,
         project: &ProjectId,
+        claimed: Option<&str>,
     ) -> Result<CredentialsResponse, Refusal> {
         let Some(session) = self.parts.store.find_head(std::slice::from_ref(cluster), head_session).await? else {
             return Err(self.no_head_session(cluster, head_session).await?);
@@ -207,7 +234,7 @@ impl Vending {
             has: names(roles),
         })?;
         let named = self.parts.names.of(&session, &config, None);
-        self.issue(Want { session, role, config, named, min_life_seconds: 0 }).await
+        self.issue(Want { session, role, config, named, min_life_seconds: 0 }, To::Bearer { claimed }).await
     }
 
     /// Why there is no such session for a token: a node-opened one has none.

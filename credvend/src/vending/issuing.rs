@@ -9,6 +9,7 @@ use credd_protocol::{RoleArn, RoleName, SessionId};
 use time::{Duration, OffsetDateTime};
 
 use super::{Parts, Vending, fresh, require_active};
+use crate::audit::{Event, To};
 use crate::clock::Clock;
 use crate::projects::Role;
 use crate::refusal::Refusal;
@@ -43,6 +44,7 @@ pub(super) struct Issuing {
     source: Arc<dyn Source>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
+    audit: Arc<crate::audit::Log>,
     kept: Mutex<Kept>,
     refused: Mutex<HashMap<RoleArn, (OffsetDateTime, String)>>,
 }
@@ -91,7 +93,8 @@ impl Failure {
 
 impl Vending {
     /// Credentials for an ACTIVE session whose asker was checked.
-    pub(super) async fn issue(&self, want: Want) -> Result<CredentialsResponse, Refusal> {
+    pub(super) async fn issue(&self, want: Want, to: To<'_>) -> Result<CredentialsResponse, Refusal> {
+        let role = want.role.clone();
         let (id, arn) = (want.session.id, want.config.arn.clone());
         let issuing = self.issuing.clone();
         // A task of its own: a caller that gives up wastes no AssumeRole, its next try finds the answer.
@@ -105,6 +108,8 @@ impl Vending {
             self.issuing.forget(id);
             return Err(refusal);
         }
+        let delivered = Event::CredentialsDelivered { session: &session, role: &role, to, document: &response };
+        self.parts.audit.record(delivered).await?;
         Ok(response)
     }
 }
@@ -115,6 +120,7 @@ impl Issuing {
             source: parts.source.clone(),
             store: parts.store.clone(),
             clock: parts.clock.clone(),
+            audit: parts.audit.clone(),
             kept: Mutex::default(),
             refused: Mutex::default(),
         }
@@ -208,23 +214,24 @@ impl Issuing {
                 config.arn
             )));
         }
-        self.store
-            .record_issuance(Issuance {
-                session: session.id,
-                user: session.user.clone(),
-                cluster: session.cluster.clone(),
-                project: session.project.clone(),
-                role: want.role.clone(),
-                role_arn: config.arn.clone(),
-                role_id: assumed.role_id,
-                session_name: session_name.clone(),
-                source_identity: source_identity.clone(),
-                key_id: credentials.access_key_id.clone(),
-                node: want.named.node.clone(),
-                issued: assumed.issued,
-                expires: credentials.expiration,
-            })
-            .await?;
+        let issuance = Issuance {
+            session: session.id,
+            user: session.user.clone(),
+            cluster: session.cluster.clone(),
+            project: session.project.clone(),
+            role: want.role.clone(),
+            role_arn: config.arn.clone(),
+            role_id: assumed.role_id,
+            session_name: session_name.clone(),
+            source_identity: source_identity.clone(),
+            key_id: credentials.access_key_id.clone(),
+            node: want.named.node.clone(),
+            issued: assumed.issued,
+            expires: credentials.expiration,
+        };
+        self.store.record_issuance(issuance.clone()).await?;
+        let issued = Event::CredentialsIssued { session, issuance: &issuance };
+        self.audit.record(issued).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         // A revocation that came meanwhile killed these: who gets them would be refused by AWS until its next refresh.
         self.wait_out_revocation(&config.arn, &session_name, source_identity.as_ref(), assumed.issued).await?;
         tracing::info!(

@@ -7,6 +7,7 @@ use credd_protocol::seed_api::SessionStatus;
 use super::issuing::Want;
 use super::sweeping::{Verdict, another_run, verdict};
 use super::{AddressCheck, ClusterName, Node, Vending, require_active};
+use crate::audit::{Event, Refused, To};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
 use crate::store::{OpenRun, Opened, Origin, Run, Session, SessionFilter, StoreError};
@@ -24,6 +25,12 @@ impl Vending {
                 cluster = %node.cluster, node = %node.name, peer = ?node.peer, code = refusal.code(), why = %refusal,
                 "session refused to a node"
             );
+            self.parts.audit.note(Event::Refused(Refused {
+                job: Some(request.job),
+                uid: Some(request.uid),
+                project: request.account.as_ref(),
+                ..refused(node, refusal)
+            }));
         })
     }
 
@@ -73,6 +80,7 @@ impl Vending {
             }
         };
         if new {
+            self.parts.audit.record(Event::SessionOpened { session: &session, node: Some(&node.name) }).await?;
             self.end_earlier_runs(&node.cluster, &run).await?;
         }
         let (_, roles) = self.project_of(&facts)?;
@@ -128,6 +136,11 @@ impl Vending {
                 %session, cluster = %node.cluster, node = %node.name, peer = ?node.peer, role = %request.role,
                 code = refusal.code(), why = %refusal, "credentials refused to a node"
             );
+            self.parts.audit.note(Event::Refused(Refused {
+                session: Some(session),
+                role: Some(&request.role),
+                ..refused(node, refusal)
+            }));
         })
     }
 
@@ -159,7 +172,7 @@ impl Vending {
         })?;
         let named = self.parts.names.of(&session, &config, Some(&node.name));
         let (role, min_life_seconds) = (request.role.clone(), request.min_life_seconds);
-        self.issue(Want { session, role, config, named, min_life_seconds }).await
+        self.issue(Want { session, role, config, named, min_life_seconds }, To::Node(&node.name)).await
     }
 
     /// Whether a node may hang on the stream of what nodes are told. MUNGE lets root of any node give itself any node's
@@ -207,6 +220,17 @@ impl Vending {
             }
         }
         Ok(())
+    }
+}
+
+/// A node's refusal, for the record.
+fn refused<'a>(node: &'a Node, refusal: &'a Refusal) -> Refused<'a> {
+    Refused {
+        cluster: Some(&node.cluster),
+        node: Some(&node.name),
+        peer: node.peer.map(|peer| peer.to_string()),
+        refusal: Some(refusal),
+        ..Refused::default()
     }
 }
 

@@ -165,6 +165,8 @@ impl World {
             denier: aws.clone(),
             projects: Arc::new(Projects::new(projects())),
             names: Default::default(),
+            audit: credvend::audit::Log::none(),
+            metrics: Arc::default(),
             events: Arc::new(Events::new("epoch".into())),
             clock: Arc::new(SystemClock),
         }));
@@ -187,7 +189,7 @@ impl World {
                 max_streams_per_node: 2,
             },
             admin: Admin {
-                reload: Arc::new(move || reloaded.lock().unwrap().clone()),
+                reload: Arc::new(move |_| reloaded.lock().unwrap().clone()),
                 about: About { started: OffsetDateTime::now_utc(), clusters: vec![], warnings: vec![] },
                 observed: Default::default(),
                 ready: Default::default(),

@@ -289,6 +289,8 @@ impl World {
             denier: iam.clone(),
             projects: Arc::new(Projects::new(map())),
             names,
+            audit: crate::audit::Log::none(),
+            metrics: Arc::default(),
             events,
             clock: clock.clone(),
         });
