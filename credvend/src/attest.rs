@@ -25,9 +25,10 @@ pub struct JobFacts {
     /// When this run was submitted, to the second. Slurm sets it anew when it requeues the job, and never else (seen with
     /// 22.05: update, suspend, hold, release, reconfigure and a restart of slurmctld leave it).
     pub submitted: OffsetDateTime,
-    /// The user's name.
-    pub user: UserName,
-    /// The user's uid at the cluster.
+    /// The user's name as the machine has it where credvend runs, or a sentence why it has none: the user was deleted, or
+    /// the user database is away. A job that runs needs no name any more.
+    pub user: Result<UserName, String>,
+    /// The user's uid at the cluster. To Slurm, this is who the user is.
     pub uid: Uid,
     /// The account, as Slurm has it (lower case).
     pub account: Option<ProjectId>,
@@ -51,7 +52,8 @@ impl JobFacts {
 pub enum JobState {
     /// Has its nodes: RUNNING, CONFIGURING, SUSPENDED, STOPPED, SIGNALING, STAGE_OUT, RESIZING.
     Running,
-    /// Its processes are being ended: COMPLETING. Nothing new is vended; the session may stay until it is over.
+    /// Its processes are being ended: COMPLETING. They may be given time (`KillWait`) to save what they have, so a session
+    /// that is open is served until the job's epilog on that node; none is opened any more.
     Completing,
     /// Waits for nodes: PENDING, REQUEUED, … Its earlier run, if it had one, is over.
     Pending,

@@ -7,10 +7,12 @@
 //! that came later, so no caller gets an answer that was asked for before its call. While as many questions run as may,
 //! the list grows, and the next takes it whole: no timer, no delay when idle, few questions when many ask.
 //!
-//! **Absence** is concluded from a complete and successful answer only: one with its header line, from a squeue that
-//! exited with 0, or the one sentence that slurmctld has for an id it does not know. Where `PrivateData=jobs` hides jobs
-//! from the uid that credvend runs as, that very sentence is a lie, and no absence is concluded at all. squeue merges an
-//! array task that was requeued and waits into the row of its array: absent too, and rightly, as its earlier run is over.
+//! **Absence** is concluded from the one sentence that slurmctld has for an id it does not know, when asked about that id
+//! alone. A job that is missing in an answer about several is asked about once more by itself: an answer that a wrapper of
+//! squeue cut short between two rows looks whole. Where `PrivateData=jobs` hides jobs from the uid that credvend runs as,
+//! that very sentence is a lie; so the setting is looked up after it was heard, and no absence is concluded where it is
+//! on. squeue merges an array task that was requeued and waits into the row of its array: absent too, and rightly, as its
+//! earlier run is over.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,8 +28,9 @@ use super::command::{CommandError, Commands, Said};
 use super::site::{self, Settings};
 use super::{Answer, AttestError, Attestor, JobFacts, squeue};
 
-/// squeue's words, and nothing else on its standard error, when it is asked for one id that slurmctld does not know
-/// (seen with 22.05.8; exit status 1). Of several ids it silently leaves out the unknown ones and exits with 0.
+/// squeue's last words on its standard error, and nothing on its standard output, when it is asked for one id that
+/// slurmctld does not know (seen with 22.05.8; exit status 1). Before them may stand warnings, about slurm.conf for one,
+/// that every command prints. Of several ids it silently leaves out the unknown ones and exits with 0.
 const UNKNOWN_ID: &str = "slurm_load_jobs error: Invalid job id specified";
 
 /// The most jobs in one question: their ids stay well below ARG_MAX.
@@ -44,7 +47,7 @@ const ANSWER_BYTES: usize = 4 * 1024 * 1024;
 const LISTING_BYTES: usize = 64 * 1024 * 1024;
 /// The most bytes of `scontrol show config` and of sinfo about one node.
 const SMALL_BYTES: usize = 1024 * 1024;
-/// How long `PrivateData` is remembered.
+/// How long `PrivateData` is remembered where nothing is concluded from it alone.
 const SETTINGS_LIVE: Duration = Duration::from_secs(60);
 
 /// How long each kind of question may take. slurmctld answers in milliseconds; commands retry for 9 to 10 s when it is
@@ -101,6 +104,10 @@ type Outcome = Result<Answer, AttestError>;
 /// questions about jobs waiting.
 const NODE_QUESTIONS: usize = 2;
 
+/// Second questions about missing jobs at the same time. There are few, unless a node lies: then they wait for each other,
+/// and nobody else does.
+const SECOND_QUESTIONS: usize = 2;
+
 /// Jobs that callers wait for, and whether a task is about to ask.
 #[derive(Default)]
 struct Waiting {
@@ -121,6 +128,7 @@ struct Inner {
     uid: u32,
     commands: Commands,
     questions: Arc<Semaphore>,
+    second_questions: Semaphore,
     node_questions: Semaphore,
     waiting: Mutex<Waiting>,
     settings: tokio::sync::Mutex<Option<(Instant, Settings)>>,
@@ -135,14 +143,15 @@ impl Slurm {
     fn read_by(uid: u32, config: SlurmConfig) -> Self {
         let concurrency = config.concurrency.max(1);
         // Two more places, so that neither a long listing nor a question about the site has to wait for the others.
-        let commands =
-            Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), concurrency + NODE_QUESTIONS + 2);
+        let places = concurrency + NODE_QUESTIONS + SECOND_QUESTIONS + 2;
+        let commands = Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), places);
         Slurm {
             inner: Arc::new(Inner {
                 config,
                 uid,
                 commands,
                 questions: Arc::new(Semaphore::new(concurrency)),
+                second_questions: Semaphore::new(SECOND_QUESTIONS),
                 node_questions: Semaphore::new(NODE_QUESTIONS),
                 waiting: Mutex::default(),
                 settings: tokio::sync::Mutex::default(),
@@ -180,7 +189,7 @@ impl Inner {
     /// Asks for what waits now, and for what came meanwhile in further rounds.
     async fn ask_for_waiting(self: Arc<Self>) {
         // Never closed.
-        let Ok(_turn) = Arc::clone(&self.questions).acquire_owned().await else { return };
+        let Ok(turn) = Arc::clone(&self.questions).acquire_owned().await else { return };
         let taken = {
             let mut waiting = self.waiting();
             let rest = match waiting.jobs.keys().nth(BATCH).copied() {
@@ -197,45 +206,77 @@ impl Inner {
         };
         let ids: Vec<JobId> = taken.keys().copied().collect();
         let mut outcomes = self.ask(&ids).await;
+        drop(turn);
+        let mut missing = Vec::new();
         for (job, callers) in taken {
-            let outcome =
-                outcomes.remove(&job).unwrap_or_else(|| Err(self.unreliable("a question went without answer")));
-            for caller in callers {
-                // A caller that has gone away wants no answer.
-                let _ = caller.send(outcome.clone());
+            match outcomes.remove(&job) {
+                Some(outcome) => tell(callers, &outcome),
+                None => missing.push((job, callers)),
             }
+        }
+        let mut away = None;
+        for (job, callers) in missing {
+            let outcome = match &away {
+                Some(error) => Err(AttestError::clone(error)),
+                None => self.ask_again(job).await,
+            };
+            tell(callers, &outcome);
+            away = outcome.err().filter(|error| matches!(error, AttestError::Unavailable { .. }));
         }
     }
 
-    /// One squeue about these jobs.
+    /// One squeue about these jobs. What is not in the answer is missing in the outcomes too, unless it was the only one.
     async fn ask(&self, jobs: &[JobId]) -> BTreeMap<JobId, Outcome> {
-        let said = match self.squeue_jobs(jobs).await {
-            Ok(said) => said,
-            Err(error) => return jobs.iter().map(|job| (*job, Err(error.clone()))).collect(),
-        };
-        let rows = match &said {
-            // slurmctld's own word that it does not know the id.
-            None => Ok(Vec::new()),
-            Some(stdout) => squeue::parse(stdout),
-        };
-        let rows = match rows {
-            Ok(rows) => rows,
-            Err(why) => return jobs.iter().map(|job| (*job, Err(self.unreliable(&why)))).collect(),
-        };
-        let mut outcomes = BTreeMap::new();
-        for job in jobs {
-            // The leader of a het job, and an array's first id, bring their siblings along: only the raw id counts.
-            let mut mine = rows.iter().filter(|row| row.job == *job);
-            let outcome = match (mine.next(), mine.next()) {
-                (Some(row), None) => {
-                    row.facts(MAX_NODES, &is_nobody).map(Answer::Known).map_err(|why| self.unreliable(why))
-                }
-                (None, _) => self.absent().await,
-                (Some(_), Some(_)) => Err(self.unreliable(format!("squeue has job {job} twice"))),
-            };
-            outcomes.insert(*job, outcome);
+        if let [job] = jobs {
+            return BTreeMap::from([(*job, self.ask_alone(*job).await)]);
         }
-        outcomes
+        let said = self.squeue_jobs(jobs).await;
+        let rows = match &said {
+            Ok(Some(stdout)) => squeue::parse(stdout).map_err(|why| self.unreliable(why)),
+            Ok(None) => Err(self.unreliable("squeue speaks of one job where it was asked for several")),
+            Err(error) => Err(error.clone()),
+        };
+        match rows {
+            Ok(rows) => jobs.iter().filter_map(|job| Some((*job, self.of_rows(&rows, *job)?))).collect(),
+            Err(error) => jobs.iter().map(|job| (*job, Err(error.clone()))).collect(),
+        }
+    }
+
+    /// A job's row, if there is one. The leader of a het job, and an array's first id, bring their siblings along: only
+    /// the raw id counts.
+    fn of_rows(&self, rows: &[squeue::Row<'_>], job: JobId) -> Option<Outcome> {
+        let mut mine = rows.iter().filter(|row| row.job == job);
+        Some(match (mine.next()?, mine.next()) {
+            (row, None) => row.facts(MAX_NODES, &is_nobody).map(Answer::Known).map_err(|why| self.unreliable(why)),
+            (_, Some(_)) => Err(self.unreliable(format!("squeue has job {job} twice"))),
+        })
+    }
+
+    async fn ask_again(&self, job: JobId) -> Outcome {
+        let turn = tokio::time::timeout(self.config.timeouts.question, self.second_questions.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(self.unavailable("too many second questions about missing jobs wait for it"));
+        };
+        self.ask_alone(job).await
+    }
+
+    /// One squeue about one job.
+    async fn ask_alone(&self, job: JobId) -> Outcome {
+        let said = self.squeue_jobs(&[job]).await?;
+        let answered = Instant::now();
+        let Some(stdout) = said else {
+            return self.sees_all_jobs(answered).await.map(|()| Answer::Absent);
+        };
+        let rows = squeue::parse(&stdout).map_err(|why| self.unreliable(why))?;
+        if let Some(outcome) = self.of_rows(&rows, job) {
+            return outcome;
+        }
+        self.sees_all_jobs(answered).await?;
+        // A task merged into its array.
+        if !rows.is_empty() && rows.iter().all(squeue::Row::waits) {
+            return Ok(Answer::Absent);
+        }
+        Err(self.unreliable(format!("squeue does not say that job {job} is unknown, and shows no row of it")))
     }
 
     /// squeue's output, or `None` if slurmctld says that it does not know the one id that it was asked for.
@@ -257,30 +298,29 @@ impl Inner {
         if said.success {
             return Ok(Some(said.stdout));
         }
-        if jobs.len() == 1 && said.stdout.is_empty() && said.stderr.trim_ascii() == UNKNOWN_ID.as_bytes() {
+        let last_words = said.stderr.trim_ascii().rsplit(|byte| *byte == b'\n').next();
+        if jobs.len() == 1 && said.stdout.is_empty() && last_words == Some(UNKNOWN_ID.as_bytes()) {
             return Ok(None);
         }
         Err(self.unavailable(said.complaint()))
     }
 
-    /// Absence, if this reader sees all jobs.
-    async fn absent(&self) -> Outcome {
-        self.sees_all_jobs().await.map(|()| Answer::Absent)
-    }
-
-    async fn sees_all_jobs(&self) -> Result<(), AttestError> {
+    /// Whether this reader sees all jobs, by settings that were asked for no earlier than `since`: an administrator who
+    /// turns `PrivateData` on must not close the sessions of all jobs that vanish from sight.
+    async fn sees_all_jobs(&self, since: Instant) -> Result<(), AttestError> {
         let uid = self.uid;
         if self.config.sees_private_jobs || uid == 0 {
             return Ok(());
         }
         let mut kept = self.settings.lock().await;
-        let fresh = kept.as_ref().filter(|(at, _)| at.elapsed() < SETTINGS_LIVE).map(|(_, s)| s.hides_jobs_from(uid));
+        let fresh = kept.as_ref().filter(|(at, _)| *at >= since).map(|(_, s)| s.hides_jobs_from(uid));
         let hides = match fresh {
             Some(hides) => hides,
             None => {
+                let asked = Instant::now();
                 let settings = self.settings().await?;
                 let hides = settings.hides_jobs_from(uid);
-                *kept = Some((Instant::now(), settings));
+                *kept = Some((asked, settings));
                 hides
             }
         };
@@ -303,6 +343,13 @@ impl Inner {
     async fn small(&self, name: &'static str, args: &[&str]) -> Result<Said, AttestError> {
         let run = self.commands.run(name, args, self.config.timeouts.question, SMALL_BYTES).await;
         run.map_err(|error: CommandError| self.unavailable(error))
+    }
+}
+
+/// A caller that has gone away wants no answer.
+fn tell(callers: Vec<oneshot::Sender<Outcome>>, outcome: &Outcome) {
+    for caller in callers {
+        let _ = caller.send(outcome.clone());
     }
 }
 
@@ -345,7 +392,9 @@ impl Attestor for Slurm {
             return Err(self.inner.unavailable(said.complaint()));
         }
         let rows = squeue::parse(&said.stdout).map_err(|why| self.inner.unreliable(why))?;
-        self.inner.sees_all_jobs().await?;
+        // Nothing is concluded from a listing alone: an older word will do.
+        let lately = Instant::now().checked_sub(SETTINGS_LIVE).unwrap_or_else(Instant::now);
+        self.inner.sees_all_jobs(lately).await?;
         let mut room = MAX_LISTED_NODES;
         let mut jobs = Vec::with_capacity(rows.len());
         for row in rows {

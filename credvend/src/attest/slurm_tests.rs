@@ -61,13 +61,13 @@ async fn one_row_with_the_raw_id_is_the_answer_and_its_siblings_are_not() {
     answer(dir.path(), &[running("4"), row(["5", "0", "2002", "RUNNING", "bob", "climate", "batch"], "n2")]);
     let slurm = slurm(dir.path(), 1);
     let Ok(Answer::Known(facts)) = slurm.job(id(5)).await else { panic!("job 5 is there") };
-    assert_eq!((facts.user.as_str(), facts.state), ("bob", JobState::Running));
+    assert_eq!((facts.user.unwrap().as_str(), facts.state), ("bob", JobState::Running));
     answer(dir.path(), &[running("4"), running("4")]);
     assert!(matches!(slurm.job(id(4)).await, Err(AttestError::Unreliable { why, .. }) if why.contains("twice")));
 }
 
 #[tokio::test]
-async fn only_slurms_own_sentence_or_a_whole_answer_means_absence() {
+async fn only_slurms_own_sentence_means_absence() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = SlurmConfig::new("lab".parse().unwrap());
     config.bin_dir = Some(dir.path().into());
@@ -78,9 +78,17 @@ async fn only_slurms_own_sentence_or_a_whole_answer_means_absence() {
     };
     let unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2";
     assert_eq!(ask(&format!("{unknown}; exit 1")).await.unwrap(), Answer::Absent);
-    answer(dir.path(), &[running("8")]);
+    // A slurm.conf with an outdated line makes every command complain, for years.
+    assert_eq!(ask(&format!("echo 'warning: old' >&2; {unknown}; exit 1")).await.unwrap(), Answer::Absent);
+    // A task that was requeued is shown as one of its array that wait.
+    let waiting = row(["6", "0", "2001", "PENDING", "alice", "genomics", "batch"], "");
+    answer(dir.path(), &[waiting.clone()]);
     assert_eq!(ask("cat answer").await.unwrap(), Answer::Absent);
+    answer(dir.path(), &[waiting, running("8")]);
     for no_answer in [
+        // Two answers cut between rows: the one of an array, and any.
+        "cat answer",
+        "head -n 1 answer",
         "exit 0",
         "exit 1",
         "kill -9 $$",
@@ -88,7 +96,8 @@ async fn only_slurms_own_sentence_or_a_whole_answer_means_absence() {
         "cat answer; kill -15 $$",
         "head -c 200 answer",
         &format!("{unknown}; exit 0"),
-        &format!("echo something else >&2; {unknown}; exit 1"),
+        &format!("{unknown}; echo something else >&2; exit 1"),
+        &format!("echo JOBID; {unknown}; exit 1"),
         "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
         "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1",
         "echo 'squeue: error: Invalid job format specification: RestartCnt' >&2; echo JOBID; exit 0",
@@ -127,7 +136,8 @@ async fn callers_share_the_next_question_and_never_one_that_has_begun() {
 async fn more_jobs_than_one_question_takes_are_asked_for_in_several() {
     let dir = tempfile::tempdir().unwrap();
     script(dir.path(), "squeue", "touch begun; while [ ! -e go ]; do sleep 0.01; done; cat answer");
-    answer(dir.path(), &[running("1")]);
+    let many = u32::try_from(BATCH).unwrap() + 200;
+    answer(dir.path(), &(1..2 + many).map(|n| running(&n.to_string())).collect::<Vec<_>>());
     let mut config = SlurmConfig::new("lab".parse().unwrap());
     config.bin_dir = Some(dir.path().into());
     config.concurrency = 1;
@@ -138,7 +148,6 @@ async fn more_jobs_than_one_question_takes_are_asked_for_in_several() {
     };
     let first = ask(1);
     appears(&dir.path().join("begun")).await;
-    let many = u32::try_from(BATCH).unwrap() + 200;
     let later: Vec<_> = (2..2 + many).map(ask).collect();
     while slurm.inner.waiting().callers < later.len() {
         tokio::task::yield_now().await;
@@ -147,7 +156,7 @@ async fn more_jobs_than_one_question_takes_are_asked_for_in_several() {
     assert!(first.await.unwrap().is_ok());
     for caller in later {
         let outcome = tokio::time::timeout(Duration::from_secs(30), caller).await;
-        assert_eq!(outcome.expect("nobody asked for it").unwrap().unwrap(), Answer::Absent);
+        assert!(matches!(outcome.expect("nobody asked for it").unwrap(), Ok(Answer::Known(_))));
     }
     let sizes: Vec<usize> = questions(dir.path()).iter().map(|q| q.split(',').count()).collect();
     assert_eq!(sizes, [1, BATCH, 200]);
@@ -173,40 +182,91 @@ async fn a_caller_that_goes_away_takes_nobodys_answer_along() {
 async fn a_strange_job_does_not_hide_the_others_from_a_listing() {
     let dir = tempfile::tempdir().unwrap();
     script(dir.path(), "squeue", "cat answer");
-    script(
-        dir.path(),
-        "scontrol",
-        "printf 'AccountingStorageType = x\\nAccountingStorageEnforce = none\\nPrivateData = none\\nSlurmUser = root(0)\\n'",
-    );
+    settings(dir.path(), "none");
     let strange = row(["2", "0", "6", "NEW_STATE", &"u".repeat(90), "a\nb", "batch"], "n[3-1]");
     let over = row(["4", "0", "6", "CANCELLED", "eve", "a", "batch"], "n1");
     answer(dir.path(), &[running("1"), strange, running("3"), over]);
     let slurm = slurm(dir.path(), 1);
     let jobs = slurm.all_jobs().await.unwrap();
     assert_eq!(jobs.iter().map(|j| j.job.get()).collect::<Vec<_>>(), [1, 2, 3]);
-    assert_eq!((jobs[1].user.as_str(), jobs[1].state, &jobs[1].account), ("uid=6", JobState::Completing, &None));
+    assert!(jobs[1].user.is_err());
+    assert_eq!((jobs[1].state, &jobs[1].account), (JobState::Completing, &None));
     assert!(slurm.job(id(2)).await.is_err());
+}
+
+/// A squeue that knows job 1, and says of any other one, if it is asked for that one alone, that it is unknown.
+const KNOWS_ONE: &str = "case \"$*\" in *--jobs=1|*--jobs=*,*) cat answer;; *--jobs=*) \
+                         echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1;; *) cat answer;; esac";
+
+fn settings(dir: &Path, private: &str) {
+    let text = format!(
+        "AccountingStorageType = x\nAccountingStorageEnforce = none\nPrivateData = {private}\nSlurmUser = root(0)\n"
+    );
+    script(dir, "scontrol", &format!("printf '{text}'"));
+}
+
+#[tokio::test]
+async fn a_job_that_is_missing_among_others_is_asked_about_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", &format!("touch begun; while [ ! -e go ]; do sleep 0.01; done; {KNOWS_ONE}"));
+    answer(dir.path(), &[running("1")]);
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    (config.bin_dir, config.concurrency) = (Some(dir.path().into()), 1);
+    let slurm = Slurm::read_by(0, config);
+    let ask = |n| {
+        let slurm = slurm.clone();
+        tokio::spawn(async move { slurm.job(id(n)).await })
+    };
+    let first = ask(1);
+    appears(&dir.path().join("begun")).await;
+    let later: Vec<_> = [1, 2, 3].map(ask).into();
+    while slurm.inner.waiting().callers < 3 {
+        tokio::task::yield_now().await;
+    }
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert!(first.await.unwrap().is_ok());
+    let mut absent = 0;
+    for caller in later {
+        absent += u32::from(caller.await.unwrap().unwrap() == Answer::Absent);
+    }
+    assert_eq!((absent, questions(dir.path())), (2, ["1", "1,2,3", "2", "3"].map(str::to_owned).into()));
 }
 
 #[tokio::test]
 async fn private_jobs_make_absence_unreliable_for_a_reader_without_power() {
     let dir = tempfile::tempdir().unwrap();
-    script(dir.path(), "squeue", "cat answer");
-    script(
-        dir.path(),
-        "scontrol",
-        "printf 'AccountingStorageType = x\\nAccountingStorageEnforce = none\\nPrivateData = jobs\\nSlurmUser = root(0)\\n'",
-    );
+    script(dir.path(), "squeue", KNOWS_ONE);
+    settings(dir.path(), "jobs");
     answer(dir.path(), &[]);
     let mut config = SlurmConfig::new("lab".parse().unwrap());
     config.bin_dir = Some(dir.path().into());
     let slurm = Slurm::read_by(1000, config.clone());
-    assert!(matches!(slurm.job(id(1)).await, Err(AttestError::Unreliable { why, .. }) if why.contains("PrivateData")));
+    for job in [1, 2] {
+        let said = slurm.job(id(job)).await;
+        assert!(matches!(said, Err(AttestError::Unreliable { why, .. }) if why.contains("PrivateData")));
+    }
     assert!(slurm.all_jobs().await.is_err());
     config.sees_private_jobs = true;
-    assert_eq!(Slurm::read_by(1000, config.clone()).job(id(1)).await.unwrap(), Answer::Absent);
+    assert_eq!(Slurm::read_by(1000, config.clone()).job(id(2)).await.unwrap(), Answer::Absent);
     config.sees_private_jobs = false;
-    assert_eq!(Slurm::read_by(0, config).job(id(1)).await.unwrap(), Answer::Absent);
+    assert_eq!(Slurm::read_by(0, config).job(id(2)).await.unwrap(), Answer::Absent);
+}
+
+#[tokio::test]
+async fn jobs_that_become_private_are_not_taken_for_gone_in_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    script(dir.path(), "squeue", KNOWS_ONE);
+    settings(dir.path(), "none");
+    answer(dir.path(), &[running("1")]);
+    let mut config = SlurmConfig::new("lab".parse().unwrap());
+    config.bin_dir = Some(dir.path().into());
+    let slurm = Slurm::read_by(1000, config);
+    assert_eq!(slurm.all_jobs().await.unwrap().len(), 1);
+    assert_eq!(slurm.job(id(2)).await.unwrap(), Answer::Absent);
+    settings(dir.path(), "jobs");
+    assert!(slurm.job(id(2)).await.is_err(), "by the settings of before");
+    settings(dir.path(), "none");
+    assert_eq!(slurm.job(id(2)).await.unwrap(), Answer::Absent);
 }
 
 #[tokio::test]

@@ -148,6 +148,11 @@ impl Row<'_> {
         text(self.columns[3]).and_then(state).ok_or_else(|| self.bad("state", self.columns[3]))
     }
 
+    /// Whether it is one that waits for nodes: the row of an array stands for all its tasks that do.
+    pub fn waits(&self) -> bool {
+        self.state() == Ok(JobState::Pending)
+    }
+
     /// The account; Slurm writes `(null)` or nothing where there is none.
     fn account(&self) -> Result<Option<ProjectId>, String> {
         match text(self.columns[5]) {
@@ -199,7 +204,7 @@ impl Row<'_> {
         }
     }
 
-    /// The facts, for vending: every one of them must be good.
+    /// The facts, for vending: every one of them must be good, but the user's name may be missing on this machine.
     ///
     /// # Errors
     /// A sentence that names the job and the fact.
@@ -209,7 +214,7 @@ impl Row<'_> {
             job: self.job,
             restart: self.restart()?,
             submitted: self.submitted()?,
-            user: self.user(uid, is_nobody)?,
+            user: self.user(uid, is_nobody),
             uid,
             account: self.account()?,
             partition: self.partition(state)?,
@@ -219,8 +224,8 @@ impl Row<'_> {
     }
 
     /// The facts, for a listing, where one strange job must not hide all the others, and may not be missing either: an
-    /// account that is no project id is left out, and so are more than `max_nodes` nodes; a name that does not fit is
-    /// replaced by `uid=N`, a partition's by `unreadable`, a submit time by one that no run has; an unknown state counts as
+    /// account that is no project id is left out, and so are more than `max_nodes` nodes and a name that does not fit; a
+    /// partition's is replaced by `unreadable`, a submit time by one that no run has; an unknown state counts as
     /// [`JobState::Completing`].
     ///
     /// # Errors
@@ -228,13 +233,12 @@ impl Row<'_> {
     pub fn listed(&self, max_nodes: usize) -> Result<JobFacts, String> {
         let uid: Uid = self.value("uid", 2)?;
         let state = self.state().unwrap_or(JobState::Completing);
-        let user = self.value("user name", 4).or_else(|_| format!("uid={uid}").parse().map_err(|_| "a uid".to_owned()));
         let partition = self.partition(state).or_else(|_| "unreadable".parse().map_err(|_| "a partition".to_owned()));
         Ok(JobFacts {
             job: self.job,
             restart: self.restart()?,
             submitted: self.submitted().unwrap_or(Run::UNRECORDED),
-            user: user?,
+            user: self.value("user name", 4),
             uid,
             account: self.account().unwrap_or_default(),
             partition: partition?,
@@ -317,7 +321,7 @@ mod tests {
         let facts = facts(row(["12", "3", "2001", "COMPLETING", "alice", "genomics", "batch"], "n[1-2],m1")).unwrap();
         assert_eq!((facts.job.get(), facts.restart, facts.uid), (12, 3, Uid(2001)));
         assert_eq!(facts.submitted, datetime!(2026-03-01 11:00 UTC));
-        assert_eq!((facts.user.as_str(), facts.partition.as_str()), ("alice", "batch"));
+        assert_eq!((facts.user.unwrap().as_str(), facts.partition.as_str()), ("alice", "batch"));
         assert_eq!(facts.account.unwrap().as_str(), "genomics");
         assert_eq!(facts.nodes.iter().map(NodeName::as_str).collect::<Vec<_>>(), ["n1", "n2", "m1"]);
         assert_eq!(facts.state, JobState::Completing);
@@ -339,7 +343,8 @@ mod tests {
         let long = "x".repeat(129);
         assert!(facts(row(["1", "0", "6", "RUNNING", "eve", &long, "batch"], "n1")).unwrap_err().contains("account"));
         assert!(facts(row(["1", "0", "6", "RUNNING", "eve", &long[..128], "batch"], "n1")).is_ok());
-        assert!(facts(row(["1", "0", "6", "RUNNING", &long[..65], "a", "batch"], "n1")).unwrap_err().contains("user"));
+        let name = facts(row(["1", "0", "6", "RUNNING", &long[..65], "a", "batch"], "n1")).unwrap().user;
+        assert!(name.unwrap_err().contains("user"));
         assert!(facts(row(["1", "0", "6", "RUNNING", "e", "a", &long[..65]], "n1")).unwrap_err().contains("partition"));
     }
 
@@ -358,7 +363,8 @@ mod tests {
 
     #[test]
     fn nobody_is_no_name_for_an_unknown_uid() {
-        let with = |uid: &str, user: &str| facts(row(["1", "0", uid, "RUNNING", user, "a", "batch"], "n1"));
+        let with =
+            |uid: &str, user: &str| facts(row(["1", "0", uid, "RUNNING", user, "a", "batch"], "n1")).unwrap().user;
         assert!(with("2001", "nobody").unwrap_err().contains("uid 2001 of job 1 has no name"));
         assert!(with("2001", "2001").is_err());
         assert!(with("65534", "nobody").is_ok());
@@ -433,7 +439,7 @@ mod tests {
             let rows = parse(&answer).unwrap();
             prop_assert_eq!(rows.len(), 2);
             if let Ok(facts) = rows[0].facts(9, &|_| false) {
-                prop_assert!(facts.user.as_str() == "eve" && facts.partition.as_str() == "batch" && facts.job.get() == 5);
+                prop_assert!(facts.user.unwrap().as_str() == "eve" && facts.partition.as_str() == "batch" && facts.job.get() == 5);
                 prop_assert_eq!(facts.account.map(String::from).unwrap_or_default(), if account.trim_end_matches(' ') == "(null)" { "" } else { account.trim_end_matches(' ') });
             }
         }

@@ -72,7 +72,7 @@ impl Attested {
     }
 }
 
-/// The job must run, and on this node.
+/// The job must run, or be in its last moments, and on this node.
 fn placed(node: &Node, job: JobId, answer: Answer) -> Result<JobFacts, Refusal> {
     let not_running = |why: &str| Refusal::JobNotRunning { job, cluster: node.cluster.clone(), why: why.into() };
     let facts = match answer {
@@ -86,8 +86,8 @@ fn placed(node: &Node, job: JobId, answer: Answer) -> Result<JobFacts, Refusal> 
         Answer::Absent => return Err(not_running("Slurm does not know it, or not any more")),
     };
     match facts.state {
-        JobState::Running => {}
-        JobState::Completing => return Err(not_running("Slurm is completing it; nothing new is vended")),
+        // Slurm strikes each node off the list when its epilog is done.
+        JobState::Running | JobState::Completing => {}
         JobState::Pending => return Err(not_running("Slurm has it waiting for nodes")),
         JobState::Over => return Err(not_running("Slurm says that it is over")),
     }
@@ -175,9 +175,10 @@ impl Vending {
             return Err(Refusal::JobNotRunning { job: facts.job, cluster: node.cluster.clone(), why });
         }
         let contradicted = |what: String| Err(Refusal::Contradicted { job: facts.job, node: node.name.clone(), what });
-        if facts.user != session.user || session.uid.is_some_and(|uid| uid != facts.uid) {
-            let (user, uid) = (&session.user, session.uid.map_or(0, |u| u.0));
-            return contradicted(format!("user {user} ({uid}; Slurm: {} ({}))", facts.user, facts.uid));
+        // By number: a user who is renamed, or whom the user database forgets, is the same to Slurm, and the session keeps
+        // the name that it was opened with.
+        if let Some(uid) = session.uid.filter(|uid| *uid != facts.uid) {
+            return contradicted(format!("uid {uid} (Slurm: {})", facts.uid));
         }
         self.same_project(session, facts)
     }

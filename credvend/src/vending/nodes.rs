@@ -7,6 +7,7 @@ use credd_protocol::seed_api::SessionStatus;
 use super::issuing::Want;
 use super::sweeping::{Verdict, another_run, verdict};
 use super::{AddressCheck, ClusterName, Node, Vending, require_active};
+use crate::attest::JobState;
 use crate::audit::{Event, Refused, To};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
@@ -59,10 +60,17 @@ impl Vending {
             Some(existing) => joined(existing)?,
             None => {
                 let (project, _) = self.project_of(&facts)?;
+                if facts.state != JobState::Running {
+                    return Err(Refusal::JobNotRunning {
+                        job: facts.job,
+                        cluster: node.cluster.clone(),
+                        why: "Slurm is completing it; no session is opened any more".into(),
+                    });
+                }
                 let session = Session {
                     id: SessionId::random(),
                     cluster: node.cluster.clone(),
-                    user: facts.user.clone(),
+                    user: facts.user.clone().map_err(Refusal::Unavailable)?,
                     uid: Some(facts.uid),
                     project,
                     partition: Some(facts.partition.clone()),
@@ -82,6 +90,9 @@ impl Vending {
         if new {
             self.parts.audit.record(Event::SessionOpened { session: &session, node: Some(&node.name) }).await?;
             self.end_earlier_runs(&node.cluster, &run).await?;
+        } else if !session.nodes.contains(&node.name) {
+            // The job has grown.
+            store.add_node(session.id, &node.name).await?;
         }
         let (_, roles) = self.project_of(&facts)?;
         self.attested.note(session.id, &node.name, asked);

@@ -64,7 +64,7 @@ fn job_seven() -> JobFacts {
         job: JobId::try_from(7).unwrap(),
         restart: 0,
         submitted: time::macros::datetime!(2026-03-01 11:00 UTC),
-        user: "alice".parse().unwrap(),
+        user: Ok("alice".parse().unwrap()),
         uid: Uid(1001),
         account: Some("genomics".parse().unwrap()),
         partition: "batch".parse().unwrap(),

@@ -258,6 +258,58 @@ async fn a_job_whose_account_was_changed_gets_neither_projects_credentials() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_ended_may_still_save_what_it_has() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    let session = w.open(7).await.session;
+    w.clock.advance(Duration::seconds(61));
+    // Between SIGTERM and SIGKILL; n1 asks again, n2 for the first time.
+    w.slurm.change(7, |f| f.state = JobState::Completing);
+    w.credentials("n1", session).await.unwrap();
+    assert_eq!(w.try_open("n2", 7).await.unwrap().session, session);
+    w.credentials("n2", session).await.unwrap();
+    // A node whose epilog is done is not one of the job's any more.
+    w.slurm.change(7, |f| f.nodes = vec!["n2".parse().unwrap()]);
+    w.clock.advance(Duration::seconds(61));
+    assert_eq!(refused(w.credentials("n1", session).await).0, "NotOnNode");
+    w.credentials("n2", session).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_who_is_renamed_or_has_no_name_any_more_is_the_same_to_a_running_job() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    let session = w.open(7).await.session;
+    let unknown = || Err("uid 1001 of job 7 has no name on the machine where credvend runs".to_owned());
+    for name in [Ok("alicia".parse().unwrap()), unknown()] {
+        w.slurm.change(7, |f| f.user = name);
+        w.clock.advance(Duration::seconds(61));
+        let vended = w.credentials("n1", session).await.unwrap();
+        assert_eq!(vended.session_name, "lab-alice-n1", "the name that it was opened with");
+        assert_eq!(w.try_open("n2", 7).await.unwrap().session, session);
+        assert_eq!(w.vending.sweep().await.unwrap(), 0);
+    }
+    // No session begins without a name; it is asked for again.
+    w.slurm.run(8, "alice", "genomics", &["n1"]);
+    w.slurm.change(8, |f| f.user = unknown());
+    let (code, retry, why) = refused(w.try_open("n1", 8).await);
+    assert!(code == "Unavailable" && retry && why.contains("no name"), "{why}");
+}
+
+#[tokio::test]
+async fn a_node_that_joins_a_running_job_is_remembered_among_its_nodes() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    assert_eq!(refused(w.try_open("n2", 7).await).0, "NotOnNode");
+    w.slurm.change(7, |f| f.nodes.push("n2".parse().unwrap()));
+    assert_eq!(w.try_open("n2", 7).await.unwrap().session, session);
+    w.credentials("n2", session).await.unwrap();
+    let nodes = w.session(session).await.nodes;
+    assert_eq!(nodes.iter().map(|n| n.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
+}
+
+#[tokio::test]
 async fn leaving_ends_a_session_only_if_slurm_agrees() {
     let w = World::new();
     w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);

@@ -65,7 +65,7 @@ impl Slurm {
             job,
             restart: 0,
             submitted: T0 - Duration::HOUR,
-            user: user.parse().unwrap(),
+            user: Ok(user.parse().unwrap()),
             uid: uid_of(user),
             account: Some(account.parse().unwrap()),
             partition: "batch".parse().unwrap(),
