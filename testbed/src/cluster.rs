@@ -93,6 +93,9 @@ impl Cluster {
             let aws = aws.map(|thread| thread.join().expect("no panic")).transpose()?;
             slurm.map(|()| aws)
         })?;
+        if self.plan.backup_controller {
+            self.on("backup").start(&daemons::slurmctld(self.on("backup")))?;
+        }
         if !self.plan.bare {
             ours::start_credvend(self)?;
             for node in self.nodes() {
@@ -329,6 +332,9 @@ fn start_hosts(layout: &Arc<Layout>, plan: &Plan, binds: &[(PathBuf, PathBuf)]) 
     let mut names = vec![("head".to_owned(), slurm_files::HEAD.to_owned())];
     if plan.aws {
         names.push(("aws".to_owned(), slurm_files::AWS.to_owned()));
+    }
+    if plan.backup_controller {
+        names.push(("backup".to_owned(), slurm_files::BACKUP.to_owned()));
     }
     names.extend((1..).map(slurm_files::node_address).zip(plan.node_names()).map(|(address, name)| (name, address)));
 

@@ -28,21 +28,26 @@ pub struct Plan {
     pub cluster_name: String,
     /// How many compute nodes: n1, n2, …
     pub nodes: usize,
+    /// A second slurmctld, on a host `backup`, that takes over when the head's is gone.
+    pub backup_controller: bool,
     /// `CPUs` of each node, whatever the machine really has.
     pub cpus_per_node: usize,
     /// The partitions; the first one is the default.
     pub partitions: Vec<Partition>,
     /// `PrologFlags`; empty leaves the line out.
     pub prolog_flags: String,
-    /// More lines for slurm.conf.
+    /// More lines for slurm.conf; `{run}` stands for the run directory.
     pub slurm_conf: String,
+    /// Executables that slurm.conf or credvend's configuration may name as `{run}/etc/NAME`: name and text, which may
+    /// hold `{run}` too.
+    pub scripts: Vec<(String, String)>,
     /// Options of the plugin before the partitions' ones, e.g. `default=on`.
     pub plugin_options: String,
     /// The whole `plugstack.conf` instead; `{plugin}` stands for the plugin's path.
     pub plugstack: Option<String>,
     /// More lines for `credd.toml`, after those that the testbed writes.
     pub credd_toml: String,
-    /// More lines for `credvend.toml`, after those that the testbed writes.
+    /// More lines for `credvend.toml`, after those that the testbed writes; `{run}` stands for the run directory.
     pub credvend_toml: String,
     /// The whole `projects.toml` instead of the one the testbed writes; `{account}` stands for the AWS account.
     pub projects_toml: Option<String>,
@@ -68,6 +73,7 @@ impl Default for Plan {
         Plan {
             cluster_name: "lab".to_owned(),
             nodes: 2,
+            backup_controller: false,
             cpus_per_node: 16,
             partitions: vec![
                 partition("batch", "", None),
@@ -79,6 +85,7 @@ impl Default for Plan {
             ],
             prolog_flags: "Alloc,Contain".to_owned(),
             slurm_conf: String::new(),
+            scripts: Vec::new(),
             plugin_options: "default=on".to_owned(),
             plugstack: None,
             credd_toml: String::new(),
@@ -113,6 +120,12 @@ impl Plan {
     pub fn slurm_conf(mut self, lines: &str) -> Self {
         self.slurm_conf.push_str(lines);
         self.slurm_conf.push('\n');
+        self
+    }
+
+    /// An executable that slurm.conf or credvend's configuration may name as `{run}/etc/NAME`.
+    pub fn script(mut self, name: &str, text: &str) -> Self {
+        self.scripts.push((name.to_owned(), text.to_owned()));
         self
     }
 

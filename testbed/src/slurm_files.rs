@@ -13,17 +13,25 @@ use crate::plan::Plan;
 pub const HEAD: &str = "10.77.0.1";
 /// The pretend AWS's address.
 pub const AWS: &str = "10.77.0.2";
+/// The backup controller's address.
+pub const BACKUP: &str = "10.77.0.3";
 
 /// The address of a compute node, counted from 1.
 pub fn node_address(nth: usize) -> String {
     format!("10.77.{}.{}", nth / 200, 10 + nth % 200)
 }
 
-/// Writes `slurm.conf`, `slurmdbd.conf`, `plugstack.conf`, `munge.key` and `hosts`.
+/// Writes `slurm.conf`, `slurmdbd.conf`, `plugstack.conf`, the plan's scripts, `munge.key` and `hosts`.
 pub fn write(layout: &Layout, plan: &Plan) -> Result<()> {
     let dir = layout.etc().join("slurm");
     fs::write(layout.slurm_conf(), slurm_conf(layout, plan))?;
     fs::write(dir.join("plugstack.conf"), plugstack(layout, plan))?;
+    for (name, text) in &plan.scripts {
+        let path = layout.etc().join(name);
+        fs::create_dir_all(path.parent().unwrap_or(&path))?;
+        fs::write(&path, text.replace("{run}", &layout.run.display().to_string()))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+    }
 
     let slurmdbd = dir.join("slurmdbd.conf");
     fs::write(
@@ -41,7 +49,7 @@ pub fn write(layout: &Layout, plan: &Plan) -> Result<()> {
     fs::set_permissions(&key, Permissions::from_mode(0o400))?;
     layout.give(&key, "munge")?;
 
-    let mut hosts = format!("127.0.0.1 localhost\n{HEAD} head\n{AWS} aws\n");
+    let mut hosts = format!("127.0.0.1 localhost\n{HEAD} head\n{AWS} aws\n{BACKUP} backup\n");
     for (nth, name) in (1..).zip(plan.node_names()) {
         hosts.push_str(&format!("{} {name}\n", node_address(nth)));
     }
@@ -54,6 +62,7 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
     let mut text = format!(
         "ClusterName={cluster}\n\
          SlurmctldHost=head({HEAD})\n\
+         {backup}\n\
          SlurmUser=slurm\n\
          AuthType=auth/munge\n\
          AuthInfo=cred_expire=15\n\
@@ -80,6 +89,7 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
          AccountingStorageHost=head\n\
          AccountingStorageEnforce=associations,limits\n",
         cluster = plan.cluster_name,
+        backup = if plan.backup_controller { format!("SlurmctldHost=backup({BACKUP})") } else { String::new() },
         flags = if plan.prolog_flags.is_empty() { String::new() } else { format!("PrologFlags={}", plan.prolog_flags) },
     );
     for (nth, name) in (1..).zip(plan.node_names()) {
@@ -93,7 +103,7 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
         let default = if nth == 0 { " Default=YES" } else { "" };
         text.push_str(&format!("PartitionName={} Nodes=ALL{default} {}\n", partition.name, partition.slurm));
     }
-    text.push_str(&plan.slurm_conf);
+    text.push_str(&plan.slurm_conf.replace("{run}", &run.to_string()));
     text
 }
 
