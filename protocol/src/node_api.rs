@@ -5,7 +5,8 @@
 //! | POST | [`OPEN`] | [`OpenRequest`] → [`OpenResponse`]: open the job's session, or join it |
 //! | POST | `/node/v1/sessions/{uuid}/credentials` | [`CredentialsRequest`] → [`CredentialsResponse`] |
 //! | POST | `/node/v1/sessions/{uuid}/leave` | [`LeaveRequest`] → `{}`: the job ended here; credvend asks Slurm |
-//! | GET | [`STREAM`] | one [`Event`] a line, for as long as both live |
+//! | GET | [`STREAM`], [`stream_path`] | one [`Event`] a line, for as long as both live |
+//! | POST | [`HEARD`] | [`HeardRequest`] → `{}`: what these events said to drop has been dropped |
 //!
 //! Errors are [`ApiError`]. `retry = false` is final for that job: the node stops asking and tells the user.
 
@@ -19,6 +20,8 @@ use crate::ids::{ClusterName, JobId, PartitionName, ProjectId, RoleName, Session
 pub const OPEN: &str = "/node/v1/sessions";
 /// The standing stream.
 pub const STREAM: &str = "/node/v1/stream";
+/// Where a node answers the events that ask for it.
+pub const HEARD: &str = "/node/v1/heard";
 
 /// The path for a session's credentials.
 pub fn credentials_path(session: SessionId) -> String {
@@ -29,6 +32,32 @@ pub fn credentials_path(session: SessionId) -> String {
 pub fn leave_path(session: SessionId) -> String {
     format!("{OPEN}/{session}/leave")
 }
+
+/// The stream's path for a node that has heard everything of `epoch` up to number `after`. It is told what followed, as if
+/// it had been there. An epoch that does not look like one of credvend's is not sent: the node then starts anew.
+pub fn stream_path(known: Option<(&str, u64)>) -> String {
+    match known {
+        Some((epoch, after)) if plain_epoch(epoch) => format!("{STREAM}?epoch={epoch}&after={after}"),
+        _ => STREAM.to_owned(),
+    }
+}
+
+/// Whether an epoch may stand in a path as it is.
+pub fn plain_epoch(epoch: &str) -> bool {
+    (1..=64).contains(&epoch.len()) && epoch.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// The longest line of the stream, its end included.
+pub const MAX_EVENT_BYTES: usize = 16 * 1024;
+
+/// The most sessions of one event, and the most bytes of its reason: whatever they are, the line fits
+/// [`MAX_EVENT_BYTES`].
+pub const MAX_EVENT_SESSIONS: usize = 256;
+/// See [`MAX_EVENT_SESSIONS`].
+pub const MAX_REASON_BYTES: usize = 1024;
+
+/// The most numbers in one [`HeardRequest`].
+pub const MAX_HEARD: usize = 256;
 
 /// The longest request body that credvend reads from anybody.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -80,6 +109,10 @@ pub struct CredentialsRequest {
     /// The credentials must live at least this many seconds more; older ones in credvend's hands do not do.
     #[serde(default)]
     pub min_life_seconds: u32,
+    /// The number of the newest event that the node has heard, 0 if none: the answer must not be older than that event,
+    /// whichever credvend gives it.
+    #[serde(default)]
+    pub heard: u64,
 }
 
 /// What is served to the job, and under which name AWS logs it.
@@ -117,15 +150,40 @@ pub enum Event {
         /// The number of the newest event.
         seq: u64,
     },
-    /// The session is over: drop its credentials, serve no more.
+    /// The sessions are over: drop their credentials, serve no more.
     Invalidated {
         /// This event's number.
         seq: u64,
-        /// Which session.
-        session: SessionId,
-        /// A sentence for the job's user.
+        /// Which sessions; at most [`MAX_EVENT_SESSIONS`].
+        sessions: Vec<SessionId>,
+        /// A sentence for the jobs' users; at most [`MAX_REASON_BYTES`].
         reason: String,
+        /// This node is to say when it has dropped them: [`HEARD`].
+        #[serde(default)]
+        answer: bool,
     },
+    /// The sessions live, but what was issued for them before is dead in AWS: drop it, and ask anew when it is needed.
+    Renew {
+        /// This event's number.
+        seq: u64,
+        /// Which sessions; at most [`MAX_EVENT_SESSIONS`].
+        sessions: Vec<SessionId>,
+        /// Why, for the node's log; at most [`MAX_REASON_BYTES`].
+        reason: String,
+        /// See [`Event::Invalidated`].
+        #[serde(default)]
+        answer: bool,
+    },
+}
+
+/// "I have dropped what these events named."
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HeardRequest {
+    /// The epoch that the numbers are of.
+    pub epoch: String,
+    /// Of the events; at most [`MAX_HEARD`].
+    pub seqs: Vec<u64>,
 }
 
 /// How often a stream without news shows life.
@@ -141,4 +199,29 @@ pub struct ApiError {
     pub message: String,
     /// Whether the same request may succeed later.
     pub retry: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_event_fits_its_line() {
+        for worst in ["\u{1}", "\"", "x", "é"] {
+            let reason = worst.repeat(MAX_REASON_BYTES / worst.len());
+            let sessions = vec![SessionId::random(); MAX_EVENT_SESSIONS];
+            let event = Event::Invalidated { seq: u64::MAX, sessions, reason, answer: false };
+            let line = serde_json::to_vec(&event).unwrap().len() + 1;
+            assert!(line <= MAX_EVENT_BYTES, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_an_epoch_that_looks_like_one_is_asked_for() {
+        assert_eq!(stream_path(None), STREAM);
+        assert_eq!(stream_path(Some(("0d-x_1", 7))), "/node/v1/stream?epoch=0d-x_1&after=7");
+        for epoch in ["", "a&b", "a/../b", "a b", "é", &"x".repeat(65)] {
+            assert_eq!(stream_path(Some((epoch, 7))), STREAM, "{epoch:?}");
+        }
+    }
 }

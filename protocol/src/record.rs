@@ -145,6 +145,10 @@ pub struct JobOptions {
     /// How long a step of an `on-error=fail` partition waits for the session, in milliseconds.
     #[serde(default = "default_wait_ms")]
     pub wait_ms: u32,
+    /// The job's credentials are not served from the node's cache when credvend has not been heard of for so many
+    /// seconds. Absent: until they expire, or as credd.toml says for the whole node. Of two bounds the stricter counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unheard_seconds: Option<u32>,
 }
 
 fn default_wait_ms() -> u32 {
@@ -160,6 +164,7 @@ impl Default for JobOptions {
             region: None,
             token_file: false,
             wait_ms: default_wait_ms(),
+            max_unheard_seconds: None,
         }
     }
 }

@@ -17,12 +17,15 @@ use credd_protocol::record::{JobOptions, OnError, RUN_DIR, RunDir};
 /// The longest `wait=`: a step's start is delayed by so much at most.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
 
+/// The bounds of `max-unheard=`: a quiet credvend shows life every 15 seconds, and no credentials live longer than 12 hours.
+const MAX_UNHEARD: std::ops::RangeInclusive<u32> = 30..=12 * 3600;
+
 /// The longest `run-dir=`: a socket's path has 107 bytes, and a name is added.
 const MAX_RUN_DIR_BYTES: usize = 90;
 
 /// The items of a list, for messages.
-const KNOWN: &str =
-    "on, off, prefetch, token-file, on-error=continue|fail, role=NAME, region=NAME and wait=TIME (5s, 500ms)";
+const KNOWN: &str = "on, off, prefetch, token-file, on-error=continue|fail, role=NAME, region=NAME, wait=TIME (5s, 500ms) \
+                     and max-unheard=TIME (60s, 10m)";
 
 /// What a partition gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +171,7 @@ fn read_list(list: &str) -> Result<Policy, String> {
                 options.region = Some(name.parse().map_err(|e: credd_protocol::Invalid| at(e.to_string()))?);
             }
             ("wait", Some(time)) => options.wait_ms = milliseconds(time).map_err(at)?,
+            ("max-unheard", Some(time)) => options.max_unheard_seconds = Some(seconds(time).map_err(at)?),
             ("prefetch" | "token-file", Some(_)) => return Err(at("it takes no value".into())),
             _ => return Err(at(format!("it is not known; known are {KNOWN}"))),
         }
@@ -188,6 +192,23 @@ fn milliseconds(text: &str) -> Result<u32, String> {
     }
     let time = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(bad)?;
     if time == 0 || u128::from(time) > MAX_WAIT.as_millis() { Err(bad()) } else { Ok(time) }
+}
+
+/// `60s`, `10m`, `1h`.
+fn seconds(text: &str) -> Result<u32, String> {
+    let bad = || format!("it must be a time from {}s to 12h, such as 60s, 10m or 1h", MAX_UNHEARD.start());
+    let unit = match text.bytes().last() {
+        Some(b's') => 1u32,
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        _ => return Err(bad()),
+    };
+    let digits = &text[..text.len() - 1];
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad());
+    }
+    let time = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(bad)?;
+    if MAX_UNHEARD.contains(&time) { Ok(time) } else { Err(bad()) }
 }
 
 /// Cut to what a log line bears.
@@ -235,6 +256,10 @@ mod tests {
         assert_eq!(on(parse("").policy("any")), JobOptions::default());
         assert_eq!(parse("partition:a=off").policy("a"), Policy::Off);
         assert_eq!(on(parse("partition:a=off default=on,wait=2s").policy("b")).wait_ms, 2000);
+        for (time, seconds) in [("60s", 60), ("10m", 600), ("12h", 43_200)] {
+            let strict = on(parse(&format!("partition:secret=on,max-unheard={time}")).policy("secret"));
+            assert_eq!(strict.max_unheard_seconds, Some(seconds));
+        }
     }
 
     #[test]
@@ -272,6 +297,13 @@ mod tests {
             "partition:a=on,wait=61s",
             "partition:a=on,wait=99999999999s",
             "partition:a=on,wait=+5s",
+            "partition:a=on,max-unheard=29s",
+            "partition:a=on,max-unheard=13h",
+            "partition:a=on,max-unheard=60",
+            "partition:a=on,max-unheard=500ms",
+            "partition:a=on,max-unheard=s",
+            "partition:a=on,max-unheard=99999999h",
+            "partition:a=on,max-unheard",
             "run-dir=run",
             "run-dir=/run/../etc",
             "run-dir=/run/a run-dir=/run/b",
@@ -297,7 +329,10 @@ mod tests {
             assert_eq!(parse(arguments).problems, [], "{line}");
         }
         for word in
-            ["prefetch", "role=", "region=", "token-file", "on-error=continue", "on-error=fail", "wait=", "run-dir="]
+            [
+            "prefetch", "role=", "region=", "token-file", "on-error=continue", "on-error=fail", "wait=", "max-unheard=",
+            "run-dir=",
+        ]
         {
             assert!(example.contains(&format!("#   {word}")) || example.contains(&format!("# {word}")), "{word}");
         }
