@@ -1,7 +1,7 @@
 //! The server process: HTTP for the jobs, the users' socket, the cache, and the way to credvend. It has no powers.
 //!
 //! One thread, one [`Server`] that all tasks share. [`cache`], [`freshness`], [`gate`] and [`jobs`] decide and do no I/O;
-//! [`session`] and [`vend`] carry out; [`http`], [`users`], [`keeper`] and [`credvend`] are the four faces.
+//! [`session`], [`vend`] and [`news`] carry out; [`http`], [`users`], [`keeper`] and [`credvend`] are the four faces.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -29,6 +29,7 @@ mod http;
 mod jobs;
 mod keeper;
 mod last_asked;
+mod news;
 mod session;
 mod settings;
 mod status;
@@ -68,6 +69,7 @@ struct Server {
     /// Connections of users without a job here.
     strangers: Cell<usize>,
     denials: RefCell<denials::DenialLog>,
+    news: news::News,
     /// The cache has changed: when to renew next may have, too.
     look: Notify,
     /// Ends told to credvend at a time.
@@ -150,7 +152,9 @@ async fn serve(
     let (out, queue) = mpsc::unbounded_channel();
     let http = tokio::net::TcpListener::from_std(listeners.http)?;
     let user = tokio::net::UnixListener::from_std(listeners.user)?;
-    let server = Server::new(keeper::Keeper::new(out), http.local_addr()?.port(), config, settings, world)?;
+    let keeper = keeper::Keeper::new(out);
+    let credvend = credvend::Credvend::new(Box::new(credvend::https::Https::new(&config.credvend, keeper.clone())?));
+    let server = Server::new(keeper, credvend, http.local_addr()?.port(), settings, world);
 
     let mut tasks = tokio::task::JoinSet::new();
     let writer = tokio::task::spawn_local(keeper::write_messages(to_keeper, queue));
@@ -160,6 +164,7 @@ async fn serve(
     let sweeping = server.clone();
     tasks.spawn_local(async move { sweeping.watch.sweep_all(sweeping.settings.limits.idle).await });
     tasks.spawn_local(credvend::stream::keep_open(server.clone()));
+    tasks.spawn_local(news::answer(server.clone()));
     server.keeper.tell(ToKeeper::Ready);
 
     let mut from_keeper = BufReader::new(from_keeper);
@@ -180,13 +185,13 @@ async fn serve(
 impl Server {
     fn new(
         keeper: Rc<keeper::Keeper>,
+        credvend: credvend::Credvend,
         port: u16,
-        config: &Config,
         settings: settings::Settings,
         world: World,
-    ) -> anyhow::Result<Rc<Self>> {
-        Ok(Rc::new(Server {
-            credvend: credvend::Credvend::new(&config.credvend, keeper.clone())?,
+    ) -> Rc<Self> {
+        Rc::new(Server {
+            credvend,
             cache: RefCell::new(cache::Cache::new(settings.cache, world.dice.clone())),
             connections: Semaphore::new(settings.limits.connections),
             settings,
@@ -199,10 +204,11 @@ impl Server {
             loads: RefCell::default(),
             strangers: Cell::default(),
             denials: RefCell::default(),
+            news: news::News::default(),
             look: Notify::new(),
             leaving: Semaphore::new(4),
             watch: watch::Watch::default(),
-        }))
+        })
     }
 
     /// What the keeper says.

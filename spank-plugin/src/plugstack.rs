@@ -328,12 +328,17 @@ mod tests {
             let line = arguments;
             assert_eq!(parse(arguments).problems, [], "{line}");
         }
-        for word in
-            [
-            "prefetch", "role=", "region=", "token-file", "on-error=continue", "on-error=fail", "wait=", "max-unheard=",
+        for word in [
+            "prefetch",
+            "role=",
+            "region=",
+            "token-file",
+            "on-error=continue",
+            "on-error=fail",
+            "wait=",
+            "max-unheard=",
             "run-dir=",
-        ]
-        {
+        ] {
             assert!(example.contains(&format!("#   {word}")) || example.contains(&format!("# {word}")), "{word}");
         }
     }

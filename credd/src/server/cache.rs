@@ -1,11 +1,12 @@
 //! The documents, and when to ask for new ones: a state machine without I/O. [`super::vend`] does what it says.
 //!
 //! One [`Flight`] at a time for each (session, role): whoever asks meanwhile waits for it. A document that nobody used
-//! since it was fetched is not renewed in the background.
+//! since it was fetched is not renewed in the background. What credvend takes back ([`Cache::forget`], [`Cache::renew`])
+//! it takes back from flights under way, too: what they bring is nobody's.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,25 +43,63 @@ pub struct Flight {
     /// The remaining life to ask for.
     pub wanted: Duration,
     generation: u64,
+    /// credvend looks at the session after this.
+    started: Now,
+    /// What it brings was taken back before it came.
+    void: Cell<bool>,
     landed: RefCell<Option<Result<Document, Trouble>>>,
     notify: Notify,
 }
 
 impl Flight {
-    fn new(wanted: Duration, generation: u64) -> Rc<Self> {
-        Rc::new(Flight { wanted, generation, landed: RefCell::default(), notify: Notify::new() })
+    fn new(wanted: Duration, generation: u64, started: Now) -> Rc<Self> {
+        let (void, landed, notify) = Default::default();
+        Rc::new(Flight { wanted, generation, started, void, landed, notify })
     }
 
-    /// What it brought, once it has landed.
-    pub async fn outcome(&self) -> Result<Document, Trouble> {
+    /// What it brought, once it has landed; `None` as soon as that is nobody's any more: look again how things are.
+    pub async fn outcome(&self) -> Option<Result<Document, Trouble>> {
         loop {
             // Made before the look: a landing in between still wakes it.
             let landed = self.notify.notified();
+            if self.void.get() {
+                return None;
+            }
             if let Some(outcome) = &*self.landed.borrow() {
-                return outcome.clone();
+                return Some(outcome.clone());
             }
             landed.await;
         }
+    }
+
+    fn make_void(&self) {
+        self.void.set(true);
+        // Whoever has not picked it up shall not.
+        self.landed.borrow_mut().take();
+        self.notify.notify_waiters();
+    }
+}
+
+/// When credvend was last heard on its stream, where it tells what it takes back, and how long that may be ago for a
+/// document to be served. `None`: for ever.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silence {
+    /// The last word.
+    pub heard: Option<Now>,
+    /// The bound.
+    pub max: Option<Duration>,
+}
+
+impl Silence {
+    /// Whether a document for which credvend last vouched at `vouched` is beyond the bound. By either clock: a wall clock
+    /// can be set back, and the other one stands still while the machine sleeps.
+    fn lasts_too_long(&self, vouched: Now, now: Now) -> bool {
+        let Some(max) = self.max else { return false };
+        let silent_since = |at: Now| {
+            let by_wall = Duration::try_from(now.wall - at.wall).unwrap_or_default();
+            by_wall.max(now.mono.saturating_duration_since(at.mono))
+        };
+        silent_since(vouched) > max && self.heard.is_none_or(|heard| silent_since(heard) > max)
     }
 }
 
@@ -94,6 +133,8 @@ pub enum Step {
 #[derive(Debug, Default)]
 struct Entry {
     document: Option<Document>,
+    /// When the flight that brought it set out: credvend has vouched for the session since.
+    vouched: Option<Now>,
     flight: Option<Rc<Flight>>,
     failures: u32,
     trouble: Option<Trouble>,
@@ -105,6 +146,8 @@ struct Entry {
     used: bool,
     /// credvend may have said something about it that was not heard.
     suspect: bool,
+    /// It was in use and was taken back: fetched anew from here on, also if nobody asks.
+    refetch: Option<Instant>,
     born: u64,
 }
 
@@ -114,6 +157,10 @@ const AFTER_OUTAGE: Backoff = Backoff::new(Duration::from_millis(500), Duration:
 const AFTER_NO: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(10));
 /// In the background nobody waits.
 const IN_BACKGROUND: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
+/// What was in use and was taken back is fetched anew within this: a whole cluster hears of it in one moment.
+const REFETCH_SPREAD: Duration = Duration::from_secs(10);
+/// So many of the oldest entries are looked at for one that can go.
+const EVICTION_LOOKS: usize = 64;
 
 /// How the cache is configured.
 #[derive(Debug, Clone, Copy)]
@@ -132,21 +179,30 @@ pub struct Cache {
     by_age: BTreeMap<u64, Key>,
     births: u64,
     generation: u64,
+    /// What has landed and may not have been picked up yet by all who waited.
+    landed: Vec<(SessionId, Weak<Flight>)>,
     dice: Rc<dyn Dice>,
 }
 
 impl Cache {
     /// An empty one.
     pub fn new(settings: CacheSettings, dice: Rc<dyn Dice>) -> Self {
-        Cache { settings, entries: HashMap::new(), by_age: BTreeMap::new(), births: 0, generation: 0, dice }
+        Cache {
+            settings,
+            entries: HashMap::new(),
+            by_age: BTreeMap::new(),
+            births: 0,
+            generation: 0,
+            landed: Vec::new(),
+            dice,
+        }
     }
 
-    /// Somebody wants the credentials of `key`. `unheard` says that credvend was not heard for longer than the
-    /// configuration lets a node serve without it.
-    pub fn ask(&mut self, key: &Key, now: Now, unheard: bool) -> Step {
+    /// Somebody wants the credentials of `key`. Nothing is served from here beyond the bound on `silence`.
+    pub fn ask(&mut self, key: &Key, now: Now, silence: Silence) -> Step {
         let generation = self.generation;
         let Some(entry) = self.entries.get_mut(key) else {
-            let flight = Flight::new(FIRST_WANTED, generation);
+            let flight = Flight::new(FIRST_WANTED, generation, now);
             let entry = Entry { flight: Some(flight.clone()), used: true, ..Entry::default() };
             self.insert(key.clone(), Box::new(entry));
             return Step::Wait { flight, start: true, fallback: None, briefly: false };
@@ -157,12 +213,13 @@ impl Cache {
         if let Some(document) = &entry.document {
             wanted = document.life.wanted();
             let verdict = document.life.verdict(now);
+            let unheard = entry.vouched.is_none_or(|vouched| silence.lasts_too_long(vouched, now));
             match verdict {
                 Verdict::Serve | Verdict::ServeAndRenew if !entry.suspect && !unheard => {
                     let body = document.body.clone();
                     let may_renew = entry.flight.is_none() && entry.not_ahead_before.is_none_or(|at| now.mono >= at);
                     if verdict == Verdict::ServeAndRenew && may_renew {
-                        let flight = Flight::new(wanted, generation);
+                        let flight = Flight::new(wanted, generation, now);
                         entry.flight = Some(flight.clone());
                         entry.used = false;
                         return Step::ServeAndFly(body, flight);
@@ -192,8 +249,9 @@ impl Cache {
                 }
             };
         }
-        let flight = Flight::new(wanted, generation);
+        let flight = Flight::new(wanted, generation, now);
         entry.flight = Some(flight.clone());
+        entry.refetch = None;
         Step::Wait { flight, start: true, fallback, briefly }
     }
 
@@ -207,7 +265,9 @@ impl Cache {
     /// A flight has landed: the cache learns from it, then those who wait.
     pub fn landed(&mut self, key: &Key, flight: &Rc<Flight>, outcome: Result<Document, Trouble>, now: Now) {
         let current = self.entries.get_mut(key).filter(|e| e.flight.as_ref().is_some_and(|f| Rc::ptr_eq(f, flight)));
-        // An entry that is gone was invalidated, ended or evicted meanwhile. Whoever waits re-checks the job.
+        if flight.void.get() {
+            return;
+        }
         if let Some(entry) = current {
             entry.flight = None;
             match &outcome {
@@ -221,6 +281,7 @@ impl Cache {
                     entry.not_before = (stale && !entry.suspect).then(|| now.mono + pause);
                     entry.not_ahead_before = entry.not_before;
                     entry.document = self.settings.store.then(|| document.clone());
+                    entry.vouched = Some(flight.started);
                 }
                 Err(trouble) => {
                     entry.failures = entry.failures.saturating_add(1);
@@ -238,12 +299,25 @@ impl Cache {
         }
         *flight.landed.borrow_mut() = Some(outcome);
         flight.notify.notify_waiters();
+        self.landed.retain(|(_, flight)| flight.strong_count() > 0);
+        self.landed.push((key.session, Rc::downgrade(flight)));
     }
 
     /// Starts the flights that are due ahead of anybody's need, and says when to look again at the latest.
     pub fn due(&mut self, now: Now, longest: Duration) -> (Vec<(Key, Rc<Flight>)>, Duration) {
         let (mut flights, mut next) = (Vec::new(), longest);
         for (key, entry) in &mut self.entries {
+            if let Some(at) = entry.refetch.filter(|_| entry.flight.is_none()) {
+                let at = entry.not_before.map_or(at, |held| held.max(at));
+                if now.mono >= at {
+                    let flight = Flight::new(FIRST_WANTED, self.generation, now);
+                    (entry.flight, entry.refetch, entry.used) = (Some(flight.clone()), None, false);
+                    flights.push((key.clone(), flight));
+                } else {
+                    next = next.min(at - now.mono);
+                }
+                continue;
+            }
             let Some(document) = &entry.document else { continue };
             let life = document.life;
             if life.verdict(now) == Verdict::Dead {
@@ -259,7 +333,7 @@ impl Cache {
                 None => life.left(now).saturating_sub(life.ahead()),
             };
             if wait.is_zero() {
-                let flight = Flight::new(life.wanted(), self.generation);
+                let flight = Flight::new(life.wanted(), self.generation, now);
                 entry.flight = Some(flight.clone());
                 entry.used = false;
                 flights.push((key.clone(), flight));
@@ -271,7 +345,7 @@ impl Cache {
         let old: Vec<Key> = self
             .entries
             .iter()
-            .filter(|(_, e)| e.document.is_none() && e.flight.is_none())
+            .filter(|(_, e)| e.document.is_none() && e.flight.is_none() && e.refetch.is_none())
             .filter(|(_, e)| e.not_before.is_none_or(|at| now.mono > at + Duration::from_secs(60)))
             .map(|(key, _)| key.clone())
             .collect();
@@ -281,12 +355,44 @@ impl Cache {
         (flights, next.max(Duration::from_millis(20)))
     }
 
-    /// The session is over here: its documents are dropped.
-    pub fn forget(&mut self, session: SessionId) {
-        let keys: Vec<Key> = self.entries.keys().filter(|k| k.session == session).cloned().collect();
+    /// The sessions are over here: their documents are dropped, and what is on its way is nobody's.
+    pub fn forget(&mut self, sessions: &HashSet<SessionId>) {
+        let keys: Vec<Key> = self.entries.keys().filter(|k| sessions.contains(&k.session)).cloned().collect();
         for key in keys {
-            self.remove(&key);
+            if let Some(flight) = self.remove(&key).and_then(|entry| entry.flight) {
+                flight.make_void();
+            }
         }
+        self.take_back_landed(sessions);
+    }
+
+    fn take_back_landed(&mut self, sessions: &HashSet<SessionId>) {
+        for (_, flight) in self.landed.iter().filter(|(session, _)| sessions.contains(session)) {
+            if let Some(flight) = flight.upgrade() {
+                flight.make_void();
+            }
+        }
+    }
+
+    /// What was issued for the sessions so far is dead in AWS: it is dropped, on its way or not. Whoever needs it next has
+    /// it fetched anew; what was in use is fetched anew in any case, a little later.
+    pub fn renew(&mut self, sessions: &HashSet<SessionId>, now: Now) {
+        for (_, entry) in self.entries.iter_mut().filter(|(key, _)| sessions.contains(&key.session)) {
+            let held = entry.document.take().is_some();
+            let flight = entry.flight.take();
+            entry.suspect = false;
+            if entry.trouble.is_none() {
+                // It was held back for the document's sake.
+                (entry.not_before, entry.not_ahead_before) = (None, None);
+            }
+            if entry.used && held || flight.is_some() {
+                entry.refetch = Some(now.mono + REFETCH_SPREAD.mul_f64(self.dice.roll()));
+            }
+            if let Some(flight) = flight {
+                flight.make_void();
+            }
+        }
+        self.take_back_landed(sessions);
     }
 
     /// Something that credvend said was missed: every document must be asked for again before it is served. Where
@@ -320,8 +426,11 @@ impl Cache {
 
     fn insert(&mut self, key: Key, mut entry: Box<Entry>) {
         while self.entries.len() >= self.settings.max_entries.max(1) {
-            let Some((_, oldest)) = self.by_age.pop_first() else { break };
-            self.entries.remove(&oldest);
+            // Not one that is being fetched: a flight that no entry knows could not be taken back. If all are, there is
+            // one too many for a while.
+            let idle = |key: &Key| self.entries.get(key).is_none_or(|entry| entry.flight.is_none());
+            let Some(oldest) = self.by_age.values().take(EVICTION_LOOKS).find(|key| idle(key)).cloned() else { break };
+            self.remove(&oldest);
         }
         self.births += 1;
         entry.born = self.births;
@@ -329,10 +438,10 @@ impl Cache {
         self.entries.insert(key, entry);
     }
 
-    fn remove(&mut self, key: &Key) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.by_age.remove(&entry.born);
-        }
+    fn remove(&mut self, key: &Key) -> Option<Box<Entry>> {
+        let entry = self.entries.remove(key)?;
+        self.by_age.remove(&entry.born);
+        Some(entry)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The runs of jobs on this node, and by which token each is known.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use credd_protocol::{JobId, SessionId, TokenHash, Uid};
@@ -200,9 +200,10 @@ impl Jobs {
         self.over.iter().rev().find(|(known, _)| known == token).map(|(_, job)| *job)
     }
 
-    /// The living runs of a session.
-    pub fn of_session(&self, session: SessionId) -> Vec<Rc<Run>> {
-        self.runs.values().filter(|r| !r.ended() && r.session() == Some(session)).cloned().collect()
+    /// The living runs of these sessions.
+    pub fn of_sessions(&self, sessions: &HashSet<SessionId>) -> Vec<Rc<Run>> {
+        let of_these = |run: &Rc<Run>| !run.ended() && run.session().is_some_and(|own| sessions.contains(&own));
+        self.runs.values().filter(|run| of_these(run)).cloned().collect()
     }
 
     /// All runs, those whose end is not delivered too.

@@ -1,10 +1,11 @@
 //! A run's session with credvend, from the record that the keeper found to the end that credvend acknowledged.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use credd_protocol::SessionId;
-use credd_protocol::node_api::{Event, OpenRequest, OpenResponse};
+use credd_protocol::node_api::{OpenRequest, OpenResponse};
 use credd_protocol::record::OnError;
 
 use super::Server;
@@ -64,10 +65,11 @@ pub fn want(server: &Rc<Server>, run: &Rc<Run>) {
 /// The job is over on this node.
 pub fn end(server: &Rc<Server>, run: &RunId) {
     let Some(run) = server.jobs.borrow_mut().end(run) else { return };
-    if let Some(session) = run.session()
-        && server.jobs.borrow().of_session(session).is_empty()
-    {
-        server.cache.borrow_mut().forget(session);
+    if let Some(session) = run.session() {
+        let session = HashSet::from([session]);
+        if server.jobs.borrow().of_sessions(&session).is_empty() {
+            server.cache.borrow_mut().forget(&session);
+        }
     }
     if run.opening.get() {
         // The answer on its way may be a session: whoever waits for it leaves it.
@@ -200,38 +202,35 @@ async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
 }
 
 impl Server {
-    /// A session is over by credvend's word: nothing of it is served from now on.
-    pub(super) fn refuse_session(&self, session: SessionId, reason: &str) {
-        self.cache.borrow_mut().forget(session);
-        let runs = self.jobs.borrow().of_session(session);
+    /// Sessions are over by credvend's word: nothing of them is served from now on.
+    pub(super) fn refuse_sessions(&self, sessions: &HashSet<SessionId>, reason: &str) {
+        self.cache.borrow_mut().forget(sessions);
+        let runs = self.jobs.borrow().of_sessions(sessions);
         for run in runs {
             refuse(self, &run, reason);
         }
     }
 
+    /// What the sessions were given so far is dead in AWS by credvend's word: none of it is served from now on.
+    pub(super) fn renew_sessions(&self, sessions: &HashSet<SessionId>, reason: &str) {
+        self.cache.borrow_mut().renew(sessions, self.clock.now());
+        for run in self.jobs.borrow().of_sessions(sessions) {
+            tracing::info!(job = %run.job.job, why = ?reason, "its credentials are fetched anew");
+        }
+        self.look.notify_one();
+    }
+
     /// credvend does not know a session that it had opened: its store was replaced. It is asked to look anew.
     pub(super) fn reopen_session(self: &Rc<Self>, session: SessionId, reason: &str) {
-        self.cache.borrow_mut().forget(session);
-        let runs = self.jobs.borrow().of_session(session);
+        let session = HashSet::from([session]);
+        self.cache.borrow_mut().forget(&session);
+        let runs = self.jobs.borrow().of_sessions(&session);
         for run in runs {
             if run.reopen() {
                 want(self, &run);
             } else {
                 refuse(self, &run, reason);
             }
-        }
-    }
-
-    /// A line of the standing stream.
-    pub(super) fn credvend_said(&self, missed: bool, event: Event) {
-        self.credvend.heard();
-        self.look_after_credvend();
-        if missed {
-            self.cache.borrow_mut().suspect_all();
-        }
-        if let Event::Invalidated { session, reason, .. } = event {
-            let reason: String = reason.chars().filter(|c| !c.is_control()).take(1000).collect();
-            self.refuse_session(session, &reason);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Carries out what the cache decides: fetches, waits within the SDK's patience, renews ahead.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse};
 use tokio::time::Instant;
 
 use super::answer::Denial;
-use super::cache::{Document, Flight, Key, Step};
+use super::cache::{Document, Flight, Key, Silence, Step};
 use super::credvend::document_body;
 use super::freshness::{Life, Verdict};
 use super::jobs::{Run, State};
@@ -56,8 +57,7 @@ fn next(server: &Rc<Server>, run: &Run) -> Result<Next, Denial> {
     let job = run.job.job;
     run.with_state(|state| match state {
         State::Open(key) => {
-            let unheard = server.credvend.unheard(server.settings.max_unheard);
-            let step = server.cache.borrow_mut().ask(key, server.clock.now(), unheard);
+            let step = server.cache.borrow_mut().ask(key, server.clock.now(), silence(server, run));
             let key = (!matches!(step, Step::Serve(_))).then(|| key.clone());
             Ok(Next::Step(step, key))
         }
@@ -65,6 +65,13 @@ fn next(server: &Rc<Server>, run: &Run) -> Result<Next, Denial> {
         State::Refused(reason) => Err(Denial::Refused { job, reason: reason.clone() }),
         State::Ended => Err(Denial::JobEnded(job)),
     })
+}
+
+/// The node's bound on credvend's silence, or the partition's if it is stricter.
+fn silence(server: &Server, run: &Run) -> Silence {
+    let own = run.job.options.max_unheard_seconds.map(|s| Duration::from_secs(s.into()));
+    let max = [own, server.settings.max_unheard].into_iter().flatten().min();
+    Silence { heard: server.news.heard(), max }
 }
 
 fn start(server: &Rc<Server>, next: &Next) {
@@ -88,7 +95,9 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
             Next::Step(Step::Wait { flight, fallback, briefly, .. }, _) => {
                 let until = if briefly { deadline.min(Instant::now() + BRIEFLY) } else { deadline };
                 let outcome = tokio::select! {
-                    outcome = flight.outcome() => Some(outcome),
+                    // In this order: what was taken back is not fallen back on.
+                    biased;
+                    outcome = flight.outcome() => outcome,
                     () = changed => None,
                     () = tokio::time::sleep_until(until) => {
                         let slow = "credvend has not answered yet.".to_owned();
@@ -144,7 +153,7 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
 /// Carries one flight out.
 pub async fn fly(server: Rc<Server>, key: Key, flight: Rc<Flight>) {
     let min_life_seconds = u32::try_from(flight.wanted.as_secs()).unwrap_or(u32::MAX);
-    let request = CredentialsRequest { role: key.role.clone(), min_life_seconds };
+    let request = CredentialsRequest { role: key.role.clone(), min_life_seconds, heard: server.news.newest() };
     let answer = server.credvend.credentials(key.session, &request).await;
     server.look_after_credvend();
     let outcome = answer.and_then(|answer| document(&server, answer));
@@ -153,7 +162,7 @@ pub async fn fly(server: Rc<Server>, key: Key, flight: Rc<Flight>) {
     server.cache.borrow_mut().landed(&key, &flight, outcome, now);
     match trouble {
         None => tracing::debug!(session = %key.session, role = %key.role, "credentials fetched"),
-        Some(Trouble::Never(reason)) => server.refuse_session(key.session, &reason),
+        Some(Trouble::Never(reason)) => server.refuse_sessions(&HashSet::from([key.session]), &reason),
         Some(Trouble::Gone(reason)) => server.reopen_session(key.session, &reason),
         Some(trouble) => {
             tracing::warn!(session = %key.session, role = %key.role, why = trouble.reason(), "no credentials");
@@ -190,7 +199,9 @@ pub async fn prefetch(server: Rc<Server>, run: Rc<Run>) {
                 if let (true, Some(key)) = (start, key) {
                     fly(server.clone(), key, flight.clone()).await;
                 }
-                flight.outcome().await.err()
+                // Taken back before it came: again.
+                let Some(outcome) = flight.outcome().await else { continue };
+                outcome.err()
             }
             Next::Step(Step::Hold { until, trouble }, _) => {
                 tokio::time::sleep_until(until.min(Instant::now() + LOOK_AGAIN)).await;

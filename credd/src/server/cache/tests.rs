@@ -2,6 +2,9 @@ use super::super::clock::fake::Loaded;
 use super::*;
 use proptest::prelude::*;
 
+/// No bound on silence.
+const HEARD: Silence = Silence { heard: None, max: None };
+
 fn cache(store: bool, max_entries: usize) -> Cache {
     Cache::new(CacheSettings { store, max_entries }, Rc::new(Loaded(0.5)))
 }
@@ -33,16 +36,16 @@ fn flight(step: Step) -> Rc<Flight> {
 }
 
 fn filled(cache: &mut Cache, key: &Key, now: Now, seconds: u64) {
-    let step = cache.ask(key, now, false);
+    let step = cache.ask(key, now, HEARD);
     cache.landed(key, &flight(step), Ok(document("one", now, seconds)), now);
 }
 
 #[test]
 fn only_the_first_asker_starts_a_flight() {
     let (mut cache, key, now) = (cache(true, 10), key(), start());
-    let first = flight(cache.ask(&key, now, false));
+    let first = flight(cache.ask(&key, now, HEARD));
     for _ in 0..5 {
-        let Step::Wait { flight, start: false, .. } = cache.ask(&key, now, false) else { panic!() };
+        let Step::Wait { flight, start: false, .. } = cache.ask(&key, now, HEARD) else { panic!() };
         assert!(Rc::ptr_eq(&first, &flight));
     }
 }
@@ -51,30 +54,30 @@ fn only_the_first_asker_starts_a_flight() {
 fn an_hours_document_is_served_renewed_and_waited_for_in_time() {
     let (mut cache, key, now) = (cache(true, 10), key(), start());
     filled(&mut cache, &key, now, 3600);
-    assert!(matches!(cache.ask(&key, after(now, 20.0 * 60.0), false), Step::Serve(_)));
+    assert!(matches!(cache.ask(&key, after(now, 20.0 * 60.0), HEARD), Step::Serve(_)));
     let then = after(now, 31.0 * 60.0);
-    let Step::ServeAndFly(_, renewal) = cache.ask(&key, then, false) else { panic!() };
+    let Step::ServeAndFly(_, renewal) = cache.ask(&key, then, HEARD) else { panic!() };
     assert_eq!(renewal.wanted, Duration::from_secs(2700));
-    assert!(matches!(cache.ask(&key, then, false), Step::Serve(_)), "one renewal at a time");
+    assert!(matches!(cache.ask(&key, then, HEARD), Step::Serve(_)), "one renewal at a time");
     let late = after(now, 41.0 * 60.0);
-    assert!(matches!(cache.ask(&key, late, false), Step::Wait { start: false, fallback: Some(_), .. }));
+    assert!(matches!(cache.ask(&key, late, HEARD), Step::Wait { start: false, fallback: Some(_), .. }));
     cache.landed(&key, &renewal, Ok(document("two", late, 3600)), late);
-    let Step::Serve(body) = cache.ask(&key, late, false) else { panic!() };
+    let Step::Serve(body) = cache.ask(&key, late, HEARD) else { panic!() };
     assert_eq!(body, "two");
 }
 
 #[test]
 fn after_a_failure_credvend_is_left_alone_for_a_while() {
     let (mut cache, key, now) = (cache(true, 10), key(), start());
-    let first = flight(cache.ask(&key, now, false));
+    let first = flight(cache.ask(&key, now, HEARD));
     cache.landed(&key, &first, Err(Trouble::No("no".into())), now);
-    let Step::Hold { until, trouble } = cache.ask(&key, after(now, 0.5), false) else { panic!() };
+    let Step::Hold { until, trouble } = cache.ask(&key, after(now, 0.5), HEARD) else { panic!() };
     assert_eq!((until - now.mono, trouble), (Duration::from_millis(1500), Trouble::No("no".into())));
-    let second = flight(cache.ask(&key, after(now, 1.6), false));
+    let second = flight(cache.ask(&key, after(now, 1.6), HEARD));
     cache.landed(&key, &second, Err(Trouble::Outage("down".into())), after(now, 1.6));
-    assert!(matches!(cache.ask(&key, after(now, 1.7), false), Step::Hold { .. }));
+    assert!(matches!(cache.ask(&key, after(now, 1.7), HEARD), Step::Hold { .. }));
     cache.heard_again();
-    flight(cache.ask(&key, after(now, 1.7), false));
+    flight(cache.ask(&key, after(now, 1.7), HEARD));
 }
 
 #[test]
@@ -87,11 +90,11 @@ fn an_outage_is_served_through_and_a_never_is_not() {
         let (mut cache, key, now) = (cache(true, 10), key(), start());
         filled(&mut cache, &key, now, 3600);
         let late = after(now, 3000.0);
-        let renewal = flight(cache.ask(&key, late, false));
+        let renewal = flight(cache.ask(&key, late, HEARD));
         cache.landed(&key, &renewal, Err(trouble.clone()), late);
-        let step = cache.ask(&key, late, false);
+        let step = cache.ask(&key, late, HEARD);
         assert_eq!(matches!(step, Step::Serve(_)), serves, "{trouble:?}: {step:?}");
-        let over = cache.ask(&key, after(now, 3600.0), false);
+        let over = cache.ask(&key, after(now, 3600.0), HEARD);
         assert!(!matches!(over, Step::Serve(_) | Step::ServeAndFly(..) | Step::Wait { fallback: Some(_), .. }));
     }
 }
@@ -99,11 +102,11 @@ fn an_outage_is_served_through_and_a_never_is_not() {
 #[test]
 fn credvend_that_has_no_fresher_one_is_not_asked_at_every_request() {
     let (mut cache, key, now) = (cache(true, 10), key(), start());
-    let first = flight(cache.ask(&key, now, false));
+    let first = flight(cache.ask(&key, now, HEARD));
     let old = Life::new(now.wall - Duration::from_secs(3000), now.wall + Duration::from_secs(600), now, 0.5);
     cache.landed(&key, &first, Ok(Document { body: Bytes::from_static(b"old"), life: old }), now);
-    assert!(matches!(cache.ask(&key, after(now, 1.0), false), Step::Serve(_)));
-    flight(cache.ask(&key, after(now, 61.0), false));
+    assert!(matches!(cache.ask(&key, after(now, 1.0), HEARD), Step::Serve(_)));
+    flight(cache.ask(&key, after(now, 61.0), HEARD));
 }
 
 #[test]
@@ -111,23 +114,39 @@ fn the_suspect_are_asked_about_first_and_serve_only_if_credvend_is_away() {
     let (mut cache, key, now) = (cache(true, 10), key(), start());
     filled(&mut cache, &key, now, 3600);
     cache.suspect_all();
-    let step = cache.ask(&key, after(now, 1.0), false);
+    let step = cache.ask(&key, after(now, 1.0), HEARD);
     assert!(matches!(step, Step::Wait { start: true, fallback: Some(_), .. }), "{step:?}");
     let asking = flight(step);
     assert_eq!(asking.wanted, Duration::from_secs(1200), "credvend need not ask AWS anew");
     // A gap while the answer is on its way makes the answer suspect, too.
     cache.suspect_all();
     cache.landed(&key, &asking, Ok(document("two", now, 3600)), now);
-    let again = flight(cache.ask(&key, after(now, 2.0), false));
+    let again = flight(cache.ask(&key, after(now, 2.0), HEARD));
     cache.landed(&key, &again, Ok(document("three", now, 3600)), now);
-    assert!(matches!(cache.ask(&key, after(now, 3.0), false), Step::Serve(_)));
+    assert!(matches!(cache.ask(&key, after(now, 3.0), HEARD), Step::Serve(_)));
 }
 
 #[test]
 fn with_a_bound_on_silence_nothing_is_served_unheard() {
     let (mut cache, key, now) = (cache(true, 10), key(), start());
     filled(&mut cache, &key, now, 3600);
-    assert!(matches!(cache.ask(&key, now, true), Step::Hold { .. } | Step::Wait { fallback: None, .. }));
+    let silence =
+        |heard: Option<f64>| Silence { heard: heard.map(|at| after(now, at)), max: Some(Duration::from_secs(60)) };
+    // Its own flight is a word of credvend's, too.
+    assert!(matches!(cache.ask(&key, after(now, 59.0), silence(None)), Step::Serve(_)));
+    assert!(matches!(cache.ask(&key, after(now, 159.0), silence(Some(100.0))), Step::Serve(_)));
+    // By either clock: this machine slept, that one's wall clock was set back.
+    let slept = Now { wall: after(now, 3000.0).wall, mono: now.mono };
+    let set_back = Now { wall: now.wall, mono: after(now, 161.0).mono };
+    for then in [after(now, 161.0), slept, set_back] {
+        let step = cache.ask(&key, then, silence(Some(100.0)));
+        assert!(matches!(step, Step::Wait { fallback: None, .. }), "{step:?}");
+    }
+    let asking = Flight::new(FIRST_WANTED, 0, now);
+    cache.entries.get_mut(&key).unwrap().flight = Some(asking.clone());
+    cache.landed(&key, &asking, Err(Trouble::Outage("down".into())), after(now, 161.0));
+    assert!(matches!(cache.ask(&key, after(now, 161.0), silence(Some(100.0))), Step::Hold { .. }));
+    assert!(matches!(cache.ask(&key, after(now, 161.0), HEARD), Step::Serve(_)), "without a bound it is served");
 }
 
 #[test]
@@ -181,24 +200,24 @@ fn the_oldest_goes_first_and_nothing_is_kept_where_nothing_shall_be() {
     let (mut off, key) = (cache(false, 3), key());
     filled(&mut off, &key, now, 3600);
     assert!(off.until(&key).is_none());
-    flight(off.ask(&key, now, false));
+    flight(off.ask(&key, now, HEARD));
 }
 
 #[test]
 fn a_forgotten_sessions_flight_lands_for_nobody() {
     let (mut cache, key, now) = (cache(true, 3), key(), start());
-    let first = flight(cache.ask(&key, now, false));
-    cache.forget(key.session);
+    let first = flight(cache.ask(&key, now, HEARD));
+    cache.forget(&HashSet::from([key.session]));
     cache.landed(&key, &first, Ok(document("one", now, 3600)), now);
     assert!(cache.until(&key).is_none() && cache.len() == 0 && cache.by_age.is_empty());
     // Nor for the one who asked anew in between.
-    let first = flight(cache.ask(&key, now, false));
-    cache.forget(key.session);
-    let second = flight(cache.ask(&key, now, false));
+    let first = flight(cache.ask(&key, now, HEARD));
+    cache.forget(&HashSet::from([key.session]));
+    let second = flight(cache.ask(&key, now, HEARD));
     cache.landed(&key, &first, Ok(document("one", now, 3600)), now);
     assert!(cache.until(&key).is_none());
     cache.landed(&key, &second, Ok(document("two", now, 3600)), now);
-    assert!(matches!(cache.ask(&key, now, false), Step::Serve(body) if body == "two"));
+    assert!(matches!(cache.ask(&key, now, HEARD), Step::Serve(body) if body == "two"));
 }
 
 /// What happens in a random life.
@@ -248,7 +267,7 @@ proptest! {
                 }
                 Happening::Fail => {}
                 Happening::Ask => {
-                    let served = match cache.ask(&key, now, false) {
+                    let served = match cache.ask(&key, now, HEARD) {
                         Step::Serve(_) => true,
                         Step::ServeAndFly(_, flight) => {
                             open.push(flight);

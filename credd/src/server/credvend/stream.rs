@@ -3,52 +3,22 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use credd_protocol::node_api::Event;
+use credd_protocol::node_api::{Event, MAX_EVENT_BYTES};
 
 use super::super::Server;
 use super::super::backoff::Backoff;
 use super::super::trouble::Trouble;
 
 const RECONNECT: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
-const MAX_EVENT_BYTES: usize = 16 * 1024;
-
-/// The point in credvend's history up to which this node has heard everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Position {
-    known: Option<(String, u64)>,
-}
-
-impl Position {
-    /// Whether `event` shows that something before it was missed.
-    pub fn missed(&mut self, event: &Event) -> bool {
-        match event {
-            Event::Hello { epoch, seq } => {
-                let missed = self.known.as_ref() != Some(&(epoch.clone(), *seq));
-                self.known = Some((epoch.clone(), *seq));
-                missed
-            }
-            Event::Ping { seq } => self.advance(*seq, 0),
-            Event::Invalidated { seq, .. } => self.advance(*seq, 1),
-        }
-    }
-
-    fn advance(&mut self, seq: u64, by: u64) -> bool {
-        let Some((_, known)) = &mut self.known else { return true };
-        let missed = seq > known.saturating_add(by);
-        *known = seq.max(*known);
-        missed
-    }
-}
 
 /// Keeps the stream open for as long as the server lives.
 pub async fn keep_open(server: Rc<Server>) {
-    let mut position = Position::default();
     let mut failures = 0u32;
     loop {
-        match server.credvend.open_stream().await {
+        match server.credvend.open_stream(server.news.position()).await {
             Ok(response) => {
                 let before = failures;
-                let trouble = follow(&server, response, &mut position, &mut failures).await;
+                let trouble = follow(&server, response, &mut failures).await;
                 if failures == 0 || before != failures {
                     tracing::info!(why = trouble.reason(), "the stream from credvend broke off");
                 }
@@ -67,28 +37,21 @@ pub async fn keep_open(server: Rc<Server>) {
 }
 
 /// Follows one stream to its end.
-async fn follow(
-    server: &Rc<Server>,
-    mut response: reqwest::Response,
-    position: &mut Position,
-    failures: &mut u32,
-) -> Trouble {
+async fn follow(server: &Rc<Server>, mut response: reqwest::Response, failures: &mut u32) -> Trouble {
     let mut lines = Lines::default();
     let silence = server.settings.silence;
     loop {
         let chunk = match tokio::time::timeout(silence, response.chunk()).await {
             Err(_) => return Trouble::Outage(format!("no sign of life for {} s", silence.as_secs())),
-            Ok(Err(error)) => return Trouble::Outage(server.credvend.unreachable(&error)),
+            Ok(Err(error)) => return server.credvend.wire.broken(&error),
             Ok(Ok(None)) => return Trouble::Outage("credvend closed the stream".to_owned()),
             Ok(Ok(Some(chunk))) => chunk,
         };
-        let taken = lines.take(&chunk, |event| match event {
-            Some(event) => {
+        let taken = lines.take(&chunk, |event| {
+            if event.is_some() {
                 *failures = 0;
-                server.credvend_said(position.missed(&event), event);
             }
-            // An event of a later version may matter: what is here must be looked at again.
-            None => server.credvend_said(true, Event::Ping { seq: 0 }),
+            server.credvend_said(event);
         });
         if let Err(trouble) = taken {
             return trouble;
@@ -135,22 +98,7 @@ mod tests {
     }
 
     fn invalidated(seq: u64) -> Event {
-        Event::Invalidated { seq, session: SessionId::random(), reason: "r".into() }
-    }
-
-    #[test]
-    fn gaps_are_noticed_and_nothing_else() {
-        let mut at = Position::default();
-        assert!(at.missed(&hello("a", 5)), "what came before the first hello is not known");
-        assert!(!at.missed(&Event::Ping { seq: 5 }));
-        assert!(!at.missed(&invalidated(6)));
-        assert!(!at.missed(&hello("a", 6)), "a reconnect that missed nothing");
-        assert!(at.missed(&hello("a", 7)));
-        assert!(at.missed(&hello("b", 7)));
-        assert!(at.missed(&Event::Ping { seq: 9 }));
-        assert!(!at.missed(&Event::Ping { seq: 9 }));
-        assert!(at.missed(&invalidated(11)));
-        assert!(!at.missed(&invalidated(11)), "heard twice");
+        Event::Invalidated { seq, sessions: vec![SessionId::random()], reason: "r".into(), answer: true }
     }
 
     /// Lines of credvend's, and others.
@@ -169,12 +117,9 @@ mod tests {
         #[test]
         fn events_do_not_depend_on_how_they_were_cut_and_no_line_hurts(said in said(), size in 1usize..5000) {
             let hear = |size: usize| {
-                let (mut lines, mut position, mut heard) = (Lines::default(), Position::default(), Vec::new());
+                let (mut lines, mut heard) = (Lines::default(), Vec::new());
                 let ended = said.chunks(size).try_for_each(|chunk| {
-                    let taken = lines.take(chunk, |event| {
-                        let missed = event.as_ref().map(|event| position.missed(event));
-                        heard.push((event, missed));
-                    });
+                    let taken = lines.take(chunk, |event| heard.push(event));
                     assert!(lines.unfinished.len() <= MAX_EVENT_BYTES);
                     taken
                 });

@@ -160,7 +160,7 @@ impl FakeCredvend {
             script.seq += 1;
             script.seq
         };
-        self.say(&Event::Invalidated { seq, session, reason: reason.into() });
+        self.say(&Event::Invalidated { seq, sessions: vec![session], reason: reason.into(), answer: true });
     }
 }
 
