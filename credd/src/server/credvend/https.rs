@@ -1,0 +1,183 @@
+//! HTTPS to credvend: each attempt signed anew, bounded in time and size, never redirected.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use credd_protocol::claim::SCHEME;
+use reqwest::Method;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::super::keeper::{Keeper, ToSign};
+use super::super::trouble::Trouble;
+use super::{Soon, Wire, refusal, tls};
+use crate::config;
+
+/// No answer is longer.
+pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// One credvend.
+pub struct Https {
+    base: String,
+    client: reqwest::Client,
+    patience: Duration,
+    seen: Option<tls::Seen>,
+    signs: bool,
+    keeper: Rc<Keeper>,
+}
+
+impl Https {
+    /// To the credvend of the configuration. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// A URL or certificate that cannot be used.
+    pub fn new(config: &config::Credvend, keeper: Rc<Keeper>) -> anyhow::Result<Self> {
+        let url = reqwest::Url::parse(&config.url)
+            .map_err(|e| anyhow::anyhow!("credvend's url {:?} is not a URL: {e}", config.url))?;
+        anyhow::ensure!(
+            matches!(url.path(), "" | "/") && url.query().is_none() && url.username().is_empty(),
+            "credvend's url {:?} must be https://HOST[:PORT] and nothing more",
+            config.url
+        );
+        let builder = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(config.connect_timeout)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_max_idle_per_host(4)
+            .pool_idle_timeout(Duration::from_secs(30));
+        let seen = tls::Seen::default();
+        let (builder, seen) = match url.scheme() {
+            "https" => {
+                let tls = tls::client_config(&config.trust, config.identity.as_ref(), seen.clone())?;
+                (builder.https_only(true).tls_backend_preconfigured(tls), Some(seen))
+            }
+            "http" => {
+                let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+                anyhow::ensure!(
+                    host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+                    "credvend's url {:?} is plain http, which is allowed to 127.0.0.1 and [::1] only: use https",
+                    config.url
+                );
+                // No certificate is the one of 64 zeros: TLS is not used, and would not work. reqwest wants a backend.
+                let nobody = tls::client_config(&config::Trust::Pin("0".repeat(64)), None, seen)?;
+                (builder.tls_backend_preconfigured(nobody), None)
+            }
+            other => anyhow::bail!("credvend's url begins with {other:?}; it must be https://HOST[:PORT]"),
+        };
+        Ok(Https {
+            base: config.url.trim_end_matches('/').to_owned(),
+            client: builder.build()?,
+            patience: config.request_timeout,
+            seen,
+            signs: config.identity.is_none(),
+            keeper,
+        })
+    }
+
+    async fn open_stream(&self, path: &str) -> Result<reqwest::Response, Trouble> {
+        let sending = tokio::time::timeout(self.patience, self.send(Method::GET, path, Vec::new()));
+        let response = sending.await.unwrap_or_else(|_| {
+            Err(Trouble::Outage(format!("credvend opened no stream within {} s", self.patience.as_secs())))
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = tokio::time::timeout(self.patience, self.read_body(response)).await;
+        Err(refusal(status, &body.ok().and_then(Result::ok).unwrap_or_default()))
+    }
+
+    /// Sends one attempt, with its own signature.
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<reqwest::Response, Trouble> {
+        let mut request = self.client.request(method.clone(), format!("{}{path}", self.base));
+        if self.signs {
+            let server = self.fingerprint().await?;
+            let hash: [u8; 32] = Sha256::digest(&body).into();
+            let to_sign = ToSign { method: method.as_str(), path, body: hex(&hash), server };
+            let credential = self.keeper.sign(to_sign).await.map_err(Trouble::Outage)?;
+            let text = Zeroizing::new(format!("{SCHEME} {}", credential.trim_end()));
+            let mut value = HeaderValue::from_str(&text)
+                .map_err(|_| Trouble::Outage("munged gave a credential that no header can carry".to_owned()))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        if method == Method::POST {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        request.send().await.map_err(|e| Trouble::Outage(self.unreachable(&e)))
+    }
+
+    /// The certificate that requests are signed for: the pin, or what the last handshake showed. A first handshake is
+    /// made where there was none.
+    async fn fingerprint(&self) -> Result<String, Trouble> {
+        let Some(seen) = &self.seen else { return Ok(String::new()) };
+        if seen.get().is_none() {
+            let hello = self.client.get(format!("{}/", self.base)).timeout(self.patience).send().await;
+            hello.map_err(|e| Trouble::Outage(self.unreachable(&e)))?;
+        }
+        Ok(seen.get().map(|f| hex(&f)).unwrap_or_default())
+    }
+
+    async fn read(&self, response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+        let status = response.status();
+        let body = self.read_body(response).await?;
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+
+    async fn read_body(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+        let mut body = Zeroizing::new(Vec::with_capacity(4096));
+        while let Some(chunk) = response.chunk().await.map_err(|e| Trouble::Outage(self.unreachable(&e)))? {
+            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+                return Err(Trouble::Outage(format!("credvend's answer has more than {MAX_ANSWER_BYTES} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// The chain of causes in one sentence; the URL is the configuration's, nothing of it is secret.
+    fn unreachable(&self, error: &reqwest::Error) -> String {
+        let mut text = format!("credvend at {} cannot be reached", self.base);
+        let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+        let mut last = String::new();
+        while let Some(error) = cause {
+            let said = error.to_string();
+            if !last.contains(&said) {
+                let _ = write!(text, ": {said}");
+            }
+            last = said;
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl Wire for Https {
+    fn post<'a>(&'a self, path: &'a str, body: Vec<u8>) -> Soon<'a, Zeroizing<Vec<u8>>> {
+        let exchange = async move { self.read(self.send(Method::POST, path, body).await?).await };
+        Box::pin(async move {
+            tokio::time::timeout(self.patience, exchange).await.unwrap_or_else(|_| {
+                Err(Trouble::Outage(format!("credvend did not answer within {} s", self.patience.as_secs())))
+            })
+        })
+    }
+
+    fn stream(&self, path: String) -> Soon<'_, reqwest::Response> {
+        Box::pin(async move { self.open_stream(&path).await })
+    }
+
+    fn broken(&self, error: &reqwest::Error) -> Trouble {
+        Trouble::Outage(self.unreachable(error))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
