@@ -1,86 +1,330 @@
-//! What the nodes are told at once: the source of the standing streams. Every cluster's events are its own: numbered by
-//! themselves, so that a node that sees each of them sees no gap, and told to no other cluster's nodes.
+//! What the nodes are told at once. The truth is the store: news is numbered there, for each cluster by itself and without
+//! gaps, durably, before any node hears of it. Here each replica brings it, in that order, to the streams that hang on it:
+//! its own news at once, the other replicas' when [`Events::keep_up`] looks, four times a second.
+//!
+//! [`answers`] collects what nodes say when they have followed.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use credd_protocol::node_api::Event;
-use credd_protocol::{ClusterName, SessionId};
-use tokio::sync::broadcast;
+use credd_protocol::node_api::{Event, MAX_REASON_BYTES};
+use credd_protocol::{ClusterName, NodeName};
+use hyper::body::Bytes;
+use tokio::sync::{OnceCell, broadcast, watch};
+
+use crate::clock::Clock;
+use crate::store::{NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, OrderId, Store, StoreError};
+
+pub mod answers;
 
 /// A node that is this many events behind starts anew with a fresh hello.
-const BACKLOG: usize = 4096;
+const BACKLOG: usize = 1024;
 
-/// Numbers events and hands them to every open stream of this process.
+/// How often the store is looked at for other replicas' news.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// News that the store would not take is kept for it up to this.
+const MAX_UNTOLD: usize = 10_000;
+
+/// One piece of news, as nodes hear it.
+#[derive(Debug)]
+pub struct Line {
+    /// Its number.
+    pub seq: u64,
+    /// Of which revocation.
+    pub order: Option<OrderId>,
+    /// Who is asked to answer.
+    asked: HashSet<NodeName>,
+    /// Written once for all streams.
+    plain: Bytes,
+    to_answer: Bytes,
+}
+
+impl Line {
+    fn of(numbered: NumberedNews) -> Self {
+        let NumberedNews { seq, news: News { kind, sessions, reason, order, nodes }, .. } = numbered;
+        let line = |answer| {
+            let (sessions, reason) = (sessions.clone(), reason.clone());
+            written(&match kind {
+                NewsKind::Invalidated => Event::Invalidated { seq, sessions, reason, answer },
+                NewsKind::Renew => Event::Renew { seq, sessions, reason, answer },
+            })
+        };
+        let asked: HashSet<NodeName> = if order.is_some() { nodes.into_iter().collect() } else { HashSet::new() };
+        let plain = line(false);
+        let to_answer = if asked.is_empty() { plain.clone() } else { line(true) };
+        Line { seq, order, asked, plain, to_answer }
+    }
+
+    /// As this node hears it, its end included.
+    pub fn for_node(&self, node: &NodeName) -> Bytes {
+        if self.asks(node) { self.to_answer.clone() } else { self.plain.clone() }
+    }
+
+    /// Whether this node is to answer.
+    pub fn asks(&self, node: &NodeName) -> bool {
+        self.asked.contains(node)
+    }
+}
+
+/// A line of a stream.
+pub fn written(event: &Event) -> Bytes {
+    let mut line = serde_json::to_vec(event).expect("plain values");
+    line.push(b'\n');
+    line.into()
+}
+
+/// What a node gets first, and what follows.
+pub struct Subscription {
+    /// Its hello.
+    pub hello: Event,
+    /// What it missed, where that could be told.
+    pub missed: Vec<Arc<Line>>,
+    /// What comes.
+    pub news: broadcast::Receiver<Arc<Line>>,
+}
+
+/// Told of each piece of news before any stream is.
+type Watcher = Box<dyn Fn(&ClusterName, &News) + Send + Sync>;
+
+/// The news of this replica and the others, for every open stream of this process.
 pub struct Events {
-    epoch: String,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    epoch: OnceCell<String>,
     /// As many as there are configured clusters at most: nobody else opens streams or sessions.
-    clusters: Mutex<HashMap<ClusterName, OfCluster>>,
+    clusters: Mutex<HashMap<ClusterName, Arc<OfCluster>>>,
+    watcher: OnceLock<Watcher>,
+    untold: Mutex<Vec<(ClusterName, News)>>,
+    answers: answers::Answers,
 }
 
 struct OfCluster {
-    seq: u64,
-    sender: broadcast::Sender<Event>,
+    /// One at a time catches up, so that what is told is in order.
+    turn: tokio::sync::Mutex<()>,
+    told: Mutex<Told>,
+}
+
+struct Told {
+    /// Up to which number; unknown before the store was first asked.
+    seq: Option<u64>,
+    sender: broadcast::Sender<Arc<Line>>,
+}
+
+impl OfCluster {
+    fn told<T>(&self, act: impl FnOnce(&mut Told) -> T) -> T {
+        act(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Events {
-    /// A new epoch: what happened before it, nobody can tell.
-    pub fn new(epoch: String) -> Self {
-        Events { epoch, clusters: Mutex::default() }
-    }
-
-    /// Under the lock, so that what is sent and what is numbered is in one order.
-    fn of<T>(&self, cluster: &ClusterName, act: impl FnOnce(&mut OfCluster) -> T) -> T {
-        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = clusters.get_mut(cluster) {
-            return act(own);
+    /// The news of this store.
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        Events {
+            answers: answers::Answers::new(store.clone()),
+            store,
+            clock,
+            epoch: OnceCell::new(),
+            clusters: Mutex::default(),
+            watcher: OnceLock::new(),
+            untold: Mutex::default(),
         }
-        act(clusters
-            .entry(cluster.clone())
-            .or_insert_with(|| OfCluster { seq: 0, sender: broadcast::Sender::new(BACKLOG) }))
     }
 
-    /// Tells every node of the cluster that a session is over.
-    pub fn invalidated(&self, cluster: &ClusterName, session: SessionId, reason: &str) {
-        self.of(cluster, |own| {
-            own.seq += 1;
-            // No receiver is no error: nobody hangs on this process.
-            let _ = own.sender.send(Event::Invalidated { seq: own.seq, session, reason: reason.to_owned() });
-        });
+    /// Sets who is told of each piece of news, this replica's and the others', before any stream is. The first one counts.
+    pub fn watch_with(&self, watcher: impl Fn(&ClusterName, &News) + Send + Sync + 'static) {
+        let _ = self.watcher.set(Box::new(watcher));
     }
 
-    /// The first line of a stream of a node of this cluster, and what follows it.
-    pub fn subscribe(&self, cluster: &ClusterName) -> (Event, broadcast::Receiver<Event>) {
-        self.of(cluster, |own| (Event::Hello { epoch: self.epoch.clone(), seq: own.seq }, own.sender.subscribe()))
+    /// Stores news, and tells it on this replica's streams. More sessions than one piece of news may have make several,
+    /// of which the last one's number is returned.
+    ///
+    /// # Errors
+    /// The store's. What was stored before it erred is told.
+    pub async fn publish(&self, cluster: &ClusterName, news: News) -> Result<u64, StoreError> {
+        let own = self.of(cluster).await?;
+        let reason = bounded(&news.reason);
+        let mut stored = Ok(0);
+        for sessions in news.sessions.chunks(NEWS_SESSIONS) {
+            let piece = News { sessions: sessions.to_vec(), reason: reason.clone(), ..news.clone() };
+            stored = self.store.publish(cluster, piece, self.clock.now()).await;
+            if stored.is_err() {
+                break;
+            }
+        }
+        // Others' news may have come in between, and goes first. If it cannot be read now, the next look brings all.
+        if let Err(error) = self.catch_up(cluster, &own).await {
+            tracing::warn!(%cluster, %error, "news was stored but could not be read at once");
+        }
+        stored
     }
 
-    /// The number of the cluster's newest event.
-    pub fn seq(&self, cluster: &ClusterName) -> u64 {
-        self.of(cluster, |own| own.seq)
+    /// As [`Events::publish`]; what the store does not take is kept and offered again with every look.
+    pub async fn publish_or_keep(&self, cluster: &ClusterName, news: News) {
+        if let Err(error) = self.publish(cluster, news.clone()).await {
+            tracing::error!(%cluster, %error, sessions = news.sessions.len(), "the nodes are not told yet");
+            let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+            if untold.len() < MAX_UNTOLD {
+                untold.push((cluster.clone(), news));
+            }
+        }
     }
+
+    /// The first lines of a stream of a node of this cluster, which says what it knows: an epoch, and up to which number
+    /// it has heard everything.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn subscribe(
+        &self,
+        cluster: &ClusterName,
+        known: Option<(&str, u64)>,
+    ) -> Result<Subscription, StoreError> {
+        let (own, epoch) = (self.of(cluster).await?, self.epoch().await?.to_owned());
+        let known = known.filter(|(its, _)| *its == epoch).map(|(_, after)| after);
+        if known.is_some_and(|after| own.told(|told| told.seq < Some(after))) {
+            // It heard that from another replica, which was faster.
+            self.catch_up(cluster, &own).await?;
+        }
+        // In one moment: what is numbered later comes to the receiver.
+        let (seq, news) = own.told(|told| (told.seq.unwrap_or(0), told.sender.subscribe()));
+        if let Some(after) = known.filter(|after| *after <= seq) {
+            let missed = if after < seq { self.store.news(cluster, after).await? } else { vec![] };
+            let missed: Vec<NumberedNews> = missed.into_iter().filter(|news| news.seq <= seq).collect();
+            let complete = missed.iter().map(|news| news.seq).eq(after + 1..=seq);
+            if complete {
+                let missed = missed.into_iter().map(|news| Arc::new(Line::of(news))).collect();
+                return Ok(Subscription { hello: Event::Hello { epoch, seq: after }, missed, news });
+            }
+        }
+        Ok(Subscription { hello: Event::Hello { epoch, seq }, missed: vec![], news })
+    }
+
+    /// What comes from now on, for whoever is no node.
+    pub fn listen(&self, cluster: &ClusterName) -> broadcast::Receiver<Arc<Line>> {
+        self.known(cluster).told(|told| told.sender.subscribe())
+    }
+
+    /// Makes sure that this replica has read the store's news up to this number: a node has heard it, maybe from another
+    /// replica.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn caught_up(&self, cluster: &ClusterName, seq: u64) -> Result<(), StoreError> {
+        let own = self.of(cluster).await?;
+        if own.told(|told| told.seq < Some(seq)) {
+            self.catch_up(cluster, &own).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings the other replicas' news of these clusters to this one's streams, and takes nodes' answers to the store,
+    /// until the service stops.
+    pub async fn keep_up(&self, clusters: Vec<ClusterName>, mut stopping: watch::Receiver<bool>) {
+        let mut trouble: Option<String> = None;
+        loop {
+            let now = tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => break,
+                looked = self.look(&clusters) => looked.err().map(|error| error.to_string()),
+            };
+            // Once, not four times a second.
+            match &now {
+                Some(error) if trouble != now => tracing::error!("news for the nodes cannot be read: {error}"),
+                None if trouble.is_some() => tracing::info!("news for the nodes can be read again"),
+                _ => {}
+            }
+            trouble = now;
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => break,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        let _ = self.answers.write().await;
+    }
+
+    /// One look at the store.
+    ///
+    /// # Errors
+    /// The store's last one; what could be done was done.
+    pub async fn look(&self, clusters: &[ClusterName]) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        let untold = std::mem::take(&mut *self.untold.lock().unwrap_or_else(PoisonError::into_inner));
+        for (cluster, news) in untold {
+            self.publish_or_keep(&cluster, news).await;
+        }
+        for cluster in clusters {
+            let caught_up = async { self.catch_up(cluster, &*self.of(cluster).await?).await };
+            result = caught_up.await.and(result);
+        }
+        self.answers.write().await.and(result)
+    }
+
+    async fn epoch(&self) -> Result<&str, StoreError> {
+        self.epoch.get_or_try_init(|| self.store.epoch()).await.map(String::as_str)
+    }
+
+    fn known(&self, cluster: &ClusterName) -> Arc<OfCluster> {
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let told = Told { seq: None, sender: broadcast::Sender::new(BACKLOG) };
+            Arc::new(OfCluster { turn: tokio::sync::Mutex::default(), told: Mutex::new(told) })
+        };
+        clusters.entry(cluster.clone()).or_insert_with(new).clone()
+    }
+
+    /// The cluster, its position known: what was published before this replica first looked is nobody's news here.
+    async fn of(&self, cluster: &ClusterName) -> Result<Arc<OfCluster>, StoreError> {
+        let own = self.known(cluster);
+        if own.told(|told| told.seq.is_none()) {
+            let _turn = own.turn.lock().await;
+            if own.told(|told| told.seq.is_none()) {
+                let newest = self.store.newest_news(cluster).await?;
+                own.told(|told| told.seq = Some(newest));
+            }
+        }
+        Ok(own)
+    }
+
+    /// Reads what is new in the store, and tells it in its order.
+    async fn catch_up(&self, cluster: &ClusterName, own: &OfCluster) -> Result<(), StoreError> {
+        let _turn = own.turn.lock().await;
+        loop {
+            let after = own.told(|told| told.seq.unwrap_or(0));
+            let page = self.store.news(cluster, after).await?;
+            let whole = page.len() < NEWS_PAGE;
+            for numbered in page {
+                // The store numbers without gaps; only what was pruned before it was read here is missing, and then the
+                // nodes notice by the next number.
+                if let Some(watcher) = self.watcher.get() {
+                    watcher(cluster, &numbered.news);
+                }
+                let line = Arc::new(Line::of(numbered));
+                self.answers.expect(cluster, &line);
+                own.told(|told| {
+                    told.seq = Some(line.seq);
+                    // No receiver is no error: nobody hangs on this process.
+                    let _ = told.sender.send(line);
+                });
+            }
+            if whole {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Without control characters, and no longer than a line has room for.
+fn bounded(reason: &str) -> String {
+    let mut text = String::new();
+    for c in reason.chars().filter(|c| !c.is_control()) {
+        if text.len() + c.len_utf8() > MAX_REASON_BYTES {
+            break;
+        }
+        text.push(c);
+    }
+    text
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cluster_hears_its_own_events_without_gaps() {
-        let events = Events::new("e".into());
-        let (lab, hpc) = ("lab".parse().unwrap(), "hpc".parse().unwrap());
-        let (_, mut at_lab) = events.subscribe(&lab);
-        let (_, mut at_hpc) = events.subscribe(&hpc);
-        let sessions = [(&hpc, 1), (&lab, 1), (&hpc, 2), (&lab, 2)].map(|(cluster, seq)| {
-            let session = SessionId::random();
-            events.invalidated(cluster, session, "r");
-            (cluster, Event::Invalidated { seq, session, reason: "r".into() })
-        });
-        for (cluster, heard) in [(&lab, &mut at_lab), (&hpc, &mut at_hpc)] {
-            for (_, event) in sessions.iter().filter(|(of, _)| of == &cluster) {
-                assert_eq!(heard.try_recv().as_ref(), Ok(event));
-            }
-            assert!(heard.try_recv().is_err(), "nothing of another cluster");
-            assert_eq!(events.seq(cluster), 2);
-        }
-    }
-}
+mod tests;

@@ -215,7 +215,8 @@ impl Server {
                 self.node_credentials(&node, session, body).await
             }
             (Verb::NodeLeave { session }, Principal::Node(node)) => self.node_leave(&node, session, body).await,
-            (Verb::NodeStream, Principal::Node(node)) => self.node_stream(node).await,
+            (Verb::NodeStream { known }, Principal::Node(node)) => self.node_stream(node, known).await,
+            (Verb::NodeHeard, Principal::Node(node)) => self.node_heard(&node, body).await,
             (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb).await,
             (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),
         }

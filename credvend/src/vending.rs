@@ -14,7 +14,7 @@
 //! | `denying` | the roles' Deny policies as a projection of the store |
 //! | `sweeping` | closes what Slurm no longer has |
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -39,7 +39,14 @@ use crate::audit::Event;
 use crate::deny::Denier;
 use crate::refusal::Refusal;
 use crate::source::Source;
-use crate::store::{Ended, Session, Store, StoreError};
+use crate::store::{Ended, News, NewsKind, Session, SessionFilter, Store, StoreError};
+
+/// No credentials live longer.
+const LONGEST_LIFE: time::Duration = time::Duration::hours(12);
+
+/// So many of the newest pieces of news are looked through for ends that were not told; what is not found among them is
+/// told again, which changes nothing.
+const NEWS_LOOKED_AT: u64 = 4096;
 
 /// A node that proved itself, by MUNGE as root or by a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,10 +149,18 @@ pub struct Vending {
 impl Vending {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
+        let issuing = Arc::new(issuing::Issuing::new(&parts));
+        let kept = issuing.clone();
+        // What is kept for a session is dead when a node hears so, whichever replica said it.
+        parts.events.watch_with(move |_, news| {
+            for session in &news.sessions {
+                kept.forget(*session);
+            }
+        });
         Vending {
             standing: parts.clusters.keys().map(|name| (name.clone(), standing::Standing::default())).collect(),
             attested: attesting::Attested::default(),
-            issuing: Arc::new(issuing::Issuing::new(&parts)),
+            issuing,
             denying: denying::Denying::new(&parts),
             sweeping: sweeping::Sweeping::default(),
             parts,
@@ -197,16 +212,76 @@ impl Vending {
         let ended = self.parts.store.end(id, status, self.now(), why).await?;
         if let Ended::Now(session) = &ended {
             self.ended(session, why);
+            if session.status == SessionStatus::Invalidated {
+                self.tell_ended(std::slice::from_ref(session), why).await;
+            }
         }
         Ok(ended)
+    }
+
+    /// Tells the nodes of sessions that ended by somebody's will. The store has the ends already: what it does not take
+    /// now is told later, and what a crash leaves untold by [`Vending::tell_untold`].
+    async fn tell_ended(&self, sessions: &[Session], why: &str) {
+        let mut of_clusters: HashMap<&ClusterName, Vec<SessionId>> = HashMap::new();
+        for session in sessions {
+            of_clusters.entry(&session.cluster).or_default().push(session.id);
+        }
+        for (cluster, sessions) in of_clusters {
+            let news =
+                News { kind: NewsKind::Invalidated, sessions, reason: why.to_owned(), order: None, nodes: vec![] };
+            self.parts.events.publish_or_keep(cluster, news).await;
+        }
+    }
+
+    /// Tells the nodes of sessions that were INVALIDATED lately and of which no news is stored: a credvend that ended one
+    /// was killed before it could say so. To be asked once, when a credvend starts.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn tell_untold(&self) -> Result<usize, StoreError> {
+        let since = self.now() - LONGEST_LIFE;
+        let mut told_now = 0;
+        for cluster in self.parts.clusters.keys() {
+            // First the ends, then the news: what another replica does meanwhile is at worst told twice.
+            let filter = SessionFilter {
+                status: Some(SessionStatus::Invalidated),
+                cluster: Some(cluster.clone()),
+                ..Default::default()
+            };
+            let (mut ended, mut from): (Vec<Session>, _) = (vec![], None);
+            loop {
+                let page = self.parts.store.list(&filter, from.as_ref()).await?;
+                ended.extend(page.items.into_iter().filter(|session| session.ended.is_some_and(|at| at >= since)));
+                match page.next {
+                    Some(next) => from = Some(next),
+                    None => break,
+                }
+            }
+            if ended.is_empty() {
+                continue;
+            }
+            let newest = self.parts.store.newest_news(cluster).await?;
+            let (mut after, mut told) = (newest.saturating_sub(NEWS_LOOKED_AT), HashSet::new());
+            while after < newest {
+                let page = self.parts.store.news(cluster, after).await?;
+                let Some(last) = page.last() else { break };
+                after = last.seq;
+                let over = page.into_iter().filter(|news| news.news.kind == NewsKind::Invalidated);
+                told.extend(over.flat_map(|news| news.news.sessions));
+            }
+            ended.retain(|session| !told.contains(&session.id));
+            for session in &ended {
+                let why = session.why.as_deref().unwrap_or("it was closed");
+                self.tell_ended(std::slice::from_ref(session), why).await;
+            }
+            told_now += ended.len();
+        }
+        Ok(told_now)
     }
 
     fn ended(&self, session: &Session, why: &str) {
         self.issuing.forget(session.id);
         self.attested.forget(session.id);
-        if session.status == SessionStatus::Invalidated {
-            self.parts.events.invalidated(&session.cluster, session.id, why);
-        }
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,

@@ -29,7 +29,7 @@ use crate::server::{Server, Settings};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::vending::{Parts, Vending};
-use background::{Watched, sweep};
+use background::{Watched, news, sweep};
 
 mod background;
 
@@ -102,7 +102,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         denier,
         projects: projects.clone(),
         names: config.names.clone(),
-        events: Arc::new(Events::new(uuid::Uuid::new_v4().to_string())),
+        events: Arc::new(Events::new(store.clone(), clock.clone())),
         clock: clock.clone(),
         audit,
         metrics,
@@ -208,6 +208,11 @@ async fn listen_until_stopped(
     }
     tasks.spawn(admin.serve(server.clone(), admin_limits.clone()));
     tasks.spawn(sweep(server.vending.clone(), stop.subscribe()));
+    tasks.spawn(news(
+        server.vending.clone(),
+        config.clusters.iter().map(|c| c.name.clone()).collect(),
+        stop.subscribe(),
+    ));
     tasks.spawn(watched.watch(server.clone()));
     if let Some(certificates) = &certificates {
         println!("certificate pin {}", pin::for_nodes(config, &certificates.live().fingerprint));

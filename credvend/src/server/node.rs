@@ -1,7 +1,7 @@
 //! The nodes' verbs. A node triggers attestation; it states no fact that is believed.
 
 use credd_protocol::SessionId;
-use credd_protocol::node_api::{CredentialsRequest, LeaveRequest, OpenRequest};
+use credd_protocol::node_api::{CredentialsRequest, HeardRequest, LeaveRequest, MAX_HEARD, OpenRequest};
 use serde::de::DeserializeOwned;
 
 use super::Server;
@@ -31,6 +31,17 @@ impl Server {
     pub(super) async fn node_leave(&self, node: &Node, session: SessionId, body: &[u8]) -> Result<Reply, Refusal> {
         let LeaveRequest {} = parse(body)?;
         self.vending.leave(node, session).await?;
+        Ok(answer::json(200, &serde_json::json!({})))
+    }
+
+    /// `POST /node/v1/heard`.
+    pub(super) async fn node_heard(&self, node: &Node, body: &[u8]) -> Result<Reply, Refusal> {
+        let heard: HeardRequest = parse(body)?;
+        if heard.seqs.len() > MAX_HEARD {
+            return Err(Refusal::BadRequest(format!("an answer is to at most {MAX_HEARD} events")));
+        }
+        self.vending.may_listen(node).await?;
+        self.vending.events().heard(&node.cluster, &node.name, &heard).await?;
         Ok(answer::json(200, &serde_json::json!({})))
     }
 }

@@ -154,7 +154,11 @@ pub fn not_allowed(connection: &Connection, verb: &Verb, principal: &Principal) 
         Verb::SessionCredentials { .. } => {
             ("it is for the bearer of the session's token", "send the session token in Authorization")
         }
-        Verb::NodeOpen | Verb::NodeCredentials { .. } | Verb::NodeLeave { .. } | Verb::NodeStream => {
+        Verb::NodeOpen
+        | Verb::NodeCredentials { .. }
+        | Verb::NodeLeave { .. }
+        | Verb::NodeStream { .. }
+        | Verb::NodeHeard => {
             ("it is a node's verb", "prove by MUNGE as root, or by a node certificate, which node you are")
         }
         Verb::Admin(_) => {

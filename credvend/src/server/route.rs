@@ -1,5 +1,6 @@
 //! Method and request target → what is asked for. Pure: no header, no body, no state.
 
+use credd_protocol::node_api::plain_epoch;
 use credd_protocol::{ClusterName, ProjectId, SessionId, UserName};
 use hyper::Method;
 
@@ -63,7 +64,12 @@ pub enum Verb {
         session: SessionId,
     },
     /// `GET /node/v1/stream`.
-    NodeStream,
+    NodeStream {
+        /// The epoch that the node knows, and up to which number it has heard everything.
+        known: Option<(String, u64)>,
+    },
+    /// `POST /node/v1/heard`.
+    NodeHeard,
     /// Under `/admin/v1/`.
     Admin(AdminVerb),
 }
@@ -135,7 +141,8 @@ pub fn route(method: &Method, target: &str) -> Result<Verb, Refusal> {
             ["sessions"] => allowed(Method::POST, Verb::NodeOpen),
             ["sessions", id, "credentials"] => allowed(Method::POST, Verb::NodeCredentials { session: parse(id)? }),
             ["sessions", id, "leave"] => allowed(Method::POST, Verb::NodeLeave { session: parse(id)? }),
-            ["stream"] => allowed(Method::GET, Verb::NodeStream),
+            ["stream"] => allowed(Method::GET, Verb::NodeStream { known: stream_query(query)? }),
+            ["heard"] => allowed(Method::POST, Verb::NodeHeard),
             _ => Err(not_found()),
         },
         ["admin", "v1", ref rest @ ..] => match rest {
@@ -220,6 +227,23 @@ pub fn encode_segment(name: &str) -> String {
 
 fn is_stage(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// `epoch=…&after=…`, or nothing.
+fn stream_query(query: &str) -> Result<Option<(String, u64)>, Refusal> {
+    let (mut epoch, mut after) = (None, None);
+    for (key, value) in pairs(query)? {
+        match key.as_str() {
+            "epoch" if plain_epoch(&value) => epoch = Some(value),
+            "after" => after = Some(value.parse().map_err(|_| bad("after= is the number of an event"))?),
+            _ => return Err(bad(format!("a stream cannot begin by {:?}", cut(&key, 40)))),
+        }
+    }
+    match (epoch, after) {
+        (Some(epoch), Some(after)) => Ok(Some((epoch, after))),
+        (None, None) => Ok(None),
+        _ => Err(bad("epoch= and after= belong together")),
+    }
 }
 
 fn list_query(query: &str) -> Result<(SessionFilter, Option<Cursor>), Refusal> {
@@ -331,6 +355,12 @@ mod tests {
             (Method::POST, "/p.q/sessions", 404),
             (Method::GET, "/sessions", 405),
             (Method::POST, "/node/v1/stream", 405),
+            (Method::GET, "/node/v1/heard", 405),
+            (Method::GET, "/node/v1/stream?epoch=a", 400),
+            (Method::GET, "/node/v1/stream?after=7", 400),
+            (Method::GET, "/node/v1/stream?epoch=a&after=-7", 400),
+            (Method::GET, "/node/v1/stream?epoch=a%20b&after=7", 400),
+            (Method::GET, "/node/v1/stream?epoch=a&after=7&x=y", 400),
             (Method::POST, "/prod/node/v1/sessions", 404),
             (Method::POST, "/node/v1/sessions/5/leave", 400),
             (Method::GET, "/sessions/1/cluster/a%2Fb/project/p", 400),
@@ -344,6 +374,13 @@ mod tests {
             assert_eq!(refusal.status(), status, "{method} {target}: {refusal}");
         }
         assert_eq!(route(&Method::GET, &format!("/{}", "a".repeat(5000))).unwrap_err().status(), 400);
+    }
+
+    #[test]
+    fn a_stream_begins_where_the_node_left_off() {
+        let stream = |known| route(&Method::GET, &credd_protocol::node_api::stream_path(known)).unwrap();
+        assert_eq!(stream(Some(("a-1", 7))), Verb::NodeStream { known: Some(("a-1".into(), 7)) });
+        assert_eq!(stream(None), Verb::NodeStream { known: None });
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The nodes' standing streams: events, pings in between, an end at shutdown.
+//! The nodes' standing streams: what a node missed, events, pings in between, an end at shutdown.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Server;
 use super::answer::{self, Reply};
-use crate::events::Events;
+use crate::events::{Subscription, written};
 use crate::refusal::Refusal;
 use crate::vending::Node;
 
@@ -78,16 +78,18 @@ impl Drop for Entry {
 }
 
 impl Server {
-    /// `GET /node/v1/stream`.
-    pub(super) async fn node_stream(&self, node: Node) -> Result<Reply, Refusal> {
+    /// `GET /node/v1/stream[?epoch=…&after=…]`.
+    pub(super) async fn node_stream(&self, node: Node, known: Option<(String, u64)>) -> Result<Reply, Refusal> {
         self.vending.may_listen(&node).await?;
+        let known = known.as_ref().map(|(epoch, after)| (epoch.as_str(), *after));
+        let subscription = self.vending.events().subscribe(&node.cluster, known).await?;
         let (entry, replaced) =
             self.streams.enter((node.cluster.clone(), node.name.clone()), self.settings.max_streams_per_node);
         let (sender, body) = mpsc::channel(WAITING_LINES);
-        let (events, stopping) = (self.vending.events().clone(), self.stopping.clone());
-        tracing::debug!(cluster = %node.cluster, node = %node.name, "stream opened");
+        let stopping = self.stopping.clone();
+        tracing::debug!(cluster = %node.cluster, node = %node.name, missed = subscription.missed.len(), "stream opened");
         tokio::spawn(async move {
-            let why = feed(&events, &node.cluster, &sender, replaced, stopping).await;
+            let why = feed(subscription, &node.name, &sender, replaced, stopping).await;
             tracing::debug!(cluster = %node.cluster, node = %node.name, why, "stream ended");
             drop(entry);
         });
@@ -97,38 +99,47 @@ impl Server {
 
 /// Writes events until something ends the stream; says what.
 async fn feed(
-    events: &Events,
-    cluster: &ClusterName,
+    subscription: Subscription,
+    node: &NodeName,
     to: &mpsc::Sender<Bytes>,
     mut replaced: oneshot::Receiver<()>,
     mut stopping: watch::Receiver<bool>,
 ) -> &'static str {
-    let (hello, mut news) = events.subscribe(cluster);
-    let mut next = Some(hello);
+    let Subscription { hello, missed, mut news } = subscription;
+    let (Event::Hello { seq: mut told, .. } | Event::Ping { seq: mut told }) = hello else { return "no hello" };
+    let mut next = Some(written(&hello));
+    let mut missed = missed.into_iter();
     let period = Duration::from_secs(PING_SECONDS);
     let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        if let Some(event) = next.take() {
-            let Ok(mut line) = serde_json::to_vec(&event) else { return "an event cannot be written" };
-            line.push(b'\n');
-            match tokio::time::timeout(WRITE_PATIENCE, to.send(line.into())).await {
+        if let Some(line) = next.take() {
+            match tokio::time::timeout(WRITE_PATIENCE, to.send(line)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return "the node went away",
                 Err(_) => return "the node does not read",
             }
+        }
+        if let Some(line) = missed.next() {
+            told = line.seq;
+            next = Some(line.for_node(node));
+            continue;
         }
         tokio::select! {
             _ = stopping.wait_for(|stop| *stop) => return "the service stops",
             _ = &mut replaced => return "the node opened others",
             () = to.closed() => return "the node went away",
             event = news.recv() => match event {
-                Ok(event) => next = Some(event),
+                Ok(line) => {
+                    told = line.seq;
+                    next = Some(line.for_node(node));
+                }
                 // It reconnects, and learns from the hello that it missed something.
                 Err(broadcast::error::RecvError::Lagged(_)) => return "the node is too far behind",
                 Err(broadcast::error::RecvError::Closed) => return "the service stops",
             },
-            _ = ping.tick() => next = Some(Event::Ping { seq: events.seq(cluster) }),
+            // Of what this stream was told: a higher number would look like a gap.
+            _ = ping.tick() => next = Some(written(&Event::Ping { seq: told })),
         }
     }
 }
@@ -148,6 +159,10 @@ impl Body for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
+    use crate::events::Events;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{News, NewsKind, OrderId};
 
     fn node() -> (ClusterName, NodeName) {
         ("lab".parse().unwrap(), "n1".parse().unwrap())
@@ -167,21 +182,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn hello_events_pings_and_the_end() {
-        let events = Arc::new(Events::new("e1".into()));
+    async fn hello_what_was_missed_events_pings_and_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+        let events = Events::new(store, Arc::new(SystemClock));
+        let (lab, n1) = node();
+        let news = |order| News {
+            kind: NewsKind::Invalidated,
+            sessions: vec![credd_protocol::SessionId::random()],
+            reason: "over".into(),
+            order,
+            nodes: vec![n1.clone()],
+        };
+        let Event::Hello { epoch, seq: 0 } = events.subscribe(&lab, None).await.unwrap().hello else { panic!() };
+        for _ in 0..2 {
+            events.publish(&lab, news(None)).await.unwrap();
+        }
         let (stop, stopping) = watch::channel(false);
         let (sender, mut lines) = mpsc::channel(4);
         let (_entry, replaced) = Streams::default().enter(node(), 1);
-        let fed = events.clone();
-        let lab: ClusterName = "lab".parse().unwrap();
-        let of = lab.clone();
-        let task = tokio::spawn(async move { feed(&fed, &of, &sender, replaced, stopping).await });
+        let subscription = events.subscribe(&lab, Some((&epoch, 1))).await.unwrap();
+        let name = n1.clone();
+        let task = tokio::spawn(async move { feed(subscription, &name, &sender, replaced, stopping).await });
         let mut line = async || serde_json::from_slice::<Event>(&lines.recv().await.unwrap()).unwrap();
-        assert_eq!(line().await, Event::Hello { epoch: "e1".into(), seq: 0 });
-        events.invalidated(&"hpc".parse().unwrap(), credd_protocol::SessionId::random(), "another cluster's");
-        events.invalidated(&lab, credd_protocol::SessionId::random(), "over");
-        assert!(matches!(line().await, Event::Invalidated { seq: 1, .. }));
-        assert_eq!(line().await, Event::Ping { seq: 1 });
+        assert_eq!(line().await, Event::Hello { epoch, seq: 1 });
+        assert!(matches!(line().await, Event::Invalidated { seq: 2, answer: false, .. }));
+        assert_eq!(line().await, Event::Ping { seq: 2 });
+        events.publish(&"hpc".parse().unwrap(), news(None)).await.unwrap();
+        events.publish(&lab, news(Some(OrderId::random()))).await.unwrap();
+        // The paused clock runs on while the store writes.
+        let mut next = line().await;
+        while next == (Event::Ping { seq: 2 }) {
+            next = line().await;
+        }
+        assert!(matches!(next, Event::Invalidated { seq: 3, answer: true, .. }), "{next:?}");
+        assert_eq!(line().await, Event::Ping { seq: 3 });
         stop.send(true).unwrap();
         assert_eq!(task.await.unwrap(), "the service stops");
     }

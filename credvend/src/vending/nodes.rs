@@ -172,6 +172,8 @@ impl Vending {
             });
         };
         require_active(&session)?;
+        // What it was told to renew elsewhere is not given to it again from here.
+        self.parts.events.caught_up(&node.cluster, request.heard).await?;
         self.require_attested(node, attestor, &session, &run).await?;
         let map = self.parts.projects.current();
         let roles =

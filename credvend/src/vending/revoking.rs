@@ -92,18 +92,20 @@ impl Vending {
                     let (store, id, at, why) = (self.parts.store.clone(), session.id, self.now(), why.to_owned());
                     ends.spawn(async move { store.end(id, SessionStatus::Invalidated, at, &why).await });
                 }
-                let mut failed = None;
+                let (mut failed, mut over) = (None, vec![]);
                 while let Some(result) = ends.join_next().await {
                     match result {
                         Ok(Ok(Ended::Now(session))) => {
                             self.ended(&session, why);
                             ended.push(session.id);
+                            over.push(session);
                         }
                         Ok(Ok(_)) => {}
                         Ok(Err(e)) => failed = Some(e),
                         Err(e) => failed = Some(StoreError::Broken(e.to_string())),
                     }
                 }
+                self.tell_ended(&over, why).await;
                 if let Some(e) = failed {
                     return Err(e);
                 }

@@ -22,6 +22,7 @@ fn verbs(session: &str) -> Vec<(&'static str, Method, String, &'static str)> {
         verb("node credentials", Method::POST, &format!("/node/v1/sessions/{uuid}/credentials")),
         verb("node leave", Method::POST, &format!("/node/v1/sessions/{uuid}/leave")),
         verb("node stream", Method::GET, "/node/v1/stream"),
+        verb("node heard", Method::POST, "/node/v1/heard"),
         verb("admin list", Method::GET, "/admin/v1/sessions"),
         verb("admin show", Method::GET, &format!("/admin/v1/sessions/{uuid}")),
         verb("admin close", Method::POST, &format!("/admin/v1/sessions/{uuid}/close")),
@@ -32,7 +33,7 @@ fn verbs(session: &str) -> Vec<(&'static str, Method, String, &'static str)> {
 }
 
 const HEAD: [&str; 5] = ["head open", "head status", "head status long", "user", "admin user"];
-const NODE: [&str; 4] = ["node open", "node credentials", "node leave", "node stream"];
+const NODE: [&str; 5] = ["node open", "node credentials", "node leave", "node stream", "node heard"];
 const ADMIN: [&str; 8] =
     ["user", "admin user", "admin list", "admin show", "admin close", "admin projects", "admin reload", "admin status"];
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use credd_protocol::claim::{Claim, MAX_SKEW_SECONDS};
-use credd_protocol::node_api::{CredentialsResponse, Event, OPEN, OpenResponse, STREAM, credentials_path, leave_path};
+use credd_protocol::node_api::{
+    CredentialsResponse, Event, HEARD, OPEN, OpenResponse, STREAM, credentials_path, leave_path,
+};
 use credvend::server::munge_claim::{Expected, MungeVerifier};
 use credvend::store::sqlite::SqliteStore;
 use http_body_util::BodyExt;
@@ -140,12 +142,23 @@ async fn a_stream_tells_of_the_end_of_sessions_until_the_service_stops() {
         (200, &"application/x-ndjson".parse().unwrap())
     );
     let mut body = response.into_body();
-    assert!(matches!(line(&mut body).await, Some(Event::Hello { epoch, seq: 0 }) if epoch == "epoch"));
+    let Some(Event::Hello { epoch, seq: 0 }) = line(&mut body).await else { panic!("no hello") };
     let path = format!("/admin/v1/sessions/{}/close", opened.session);
     assert_eq!(world.call_admin(request(Method::POST, &path, None, "")).await.status, 200);
     assert!(
-        matches!(line(&mut body).await, Some(Event::Invalidated { session, seq: 1, .. }) if session == opened.session)
+        matches!(line(&mut body).await, Some(Event::Invalidated { sessions, seq: 1, .. }) if sessions == [opened.session])
     );
+    // A node that was away is told what it missed; its answer is taken.
+    let path = credd_protocol::node_api::stream_path(Some((&epoch, 0)));
+    let mut back = world.open(Some(&node), request(Method::GET, &path, None, "")).await.unwrap().into_body();
+    assert_eq!(line(&mut back).await, Some(Event::Hello { epoch: epoch.clone(), seq: 0 }));
+    assert!(matches!(line(&mut back).await, Some(Event::Invalidated { seq: 1, .. })));
+    drop(back);
+    let heard = format!(r#"{{"epoch":"{epoch}","seqs":[1]}}"#);
+    assert_eq!(world.call(Some(&node), request(Method::POST, HEARD, None, &heard)).await.status, 200);
+    let many = format!(r#"{{"epoch":"{epoch}","seqs":[1{}]}}"#, ",1".repeat(256));
+    assert_eq!(world.call(Some(&node), request(Method::POST, HEARD, None, &many)).await.status, 400);
+    assert_eq!(world.call(None, request(Method::POST, HEARD, None, &heard)).await.status, 401);
     // A third stream of one node ends the first.
     let mut more = Vec::new();
     for _ in 0..2 {

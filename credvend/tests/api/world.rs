@@ -167,7 +167,7 @@ impl World {
             names: Default::default(),
             audit: credvend::audit::Log::none(),
             metrics: Arc::default(),
-            events: Arc::new(Events::new("epoch".into())),
+            events: Arc::new(Events::new(store.clone(), Arc::new(SystemClock))),
             clock: Arc::new(SystemClock),
         }));
         let (stop, stopping) = watch::channel(false);

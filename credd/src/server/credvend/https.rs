@@ -119,7 +119,7 @@ impl Https {
             let hello = self.client.get(format!("{}/", self.base)).timeout(self.patience).send().await;
             hello.map_err(|e| Trouble::Outage(self.unreachable(&e)))?;
         }
-        Ok(seen.get().map(|f| hex(&f)).unwrap_or_default())
+        Ok(seen.get().map(|f| hex(&f.0)).unwrap_or_default())
     }
 
     async fn read(&self, response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Trouble> {

@@ -46,6 +46,34 @@ pub async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
     }
 }
 
+/// Tells the nodes what a killed credvend did not, and then what the other replicas say, until the service stops.
+pub async fn news(vending: Arc<Vending>, clusters: Vec<ClusterName>, stopping: watch::Receiver<bool>) {
+    let untold = async {
+        loop {
+            match vending.tell_untold().await {
+                Ok(0) => return,
+                Ok(sessions) => {
+                    return tracing::warn!(
+                        sessions,
+                        "nodes were told of ends that an earlier credvend had left untold"
+                    );
+                }
+                Err(error) => tracing::error!("ends that were left untold cannot be looked up: {error}"),
+            }
+            tokio::time::sleep(SWEEP_PAUSE).await;
+        }
+    };
+    let keeping_up = vending.events().keep_up(clusters, stopping);
+    tokio::pin!(untold, keeping_up);
+    let mut looked = false;
+    loop {
+        tokio::select! {
+            () = &mut keeping_up => return,
+            () = &mut untold, if !looked => looked = true,
+        }
+    }
+}
+
 /// Whom the service depends on: asked now and then, so that an administrator learns of it before a job's user does.
 pub struct Watched {
     /// Slurm must enforce the accounts of these.

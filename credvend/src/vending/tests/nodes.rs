@@ -129,7 +129,8 @@ async fn other_clusters_nodes_get_nothing() {
     assert_eq!(refused(w.vending.open_for_node(&stranger, &w.record(7)).await).0, "UnknownCluster");
     let headed = Node { cluster: "hpc".parse().unwrap(), ..node("n1") };
     assert_eq!(refused(w.vending.open_for_node(&headed, &w.record(7)).await).0, "NotAllowed");
-    let request = credd_protocol::node_api::CredentialsRequest { role: Default::default(), min_life_seconds: 0 };
+    let request =
+        credd_protocol::node_api::CredentialsRequest { role: Default::default(), min_life_seconds: 0, heard: 0 };
     assert_eq!(refused(w.vending.credentials_for_node(&headed, session, &request).await).0, "NotAllowed");
 }
 
@@ -139,7 +140,8 @@ async fn a_node_of_a_cluster_with_the_very_same_job_does_not_get_anothers_sessio
     w.slurm.run(7, "alice", "genomics", &["n1"]);
     let session = w.open(7).await.session;
     let there = Node { cluster: "hpc".parse().unwrap(), ..node("n1") };
-    let request = credd_protocol::node_api::CredentialsRequest { role: Default::default(), min_life_seconds: 0 };
+    let request =
+        credd_protocol::node_api::CredentialsRequest { role: Default::default(), min_life_seconds: 0, heard: 0 };
     assert_eq!(refused(w.vending.credentials_for_node(&there, session, &request).await).0, "UnknownSession");
     w.slurm.gone(7);
     w.vending.leave(&there, session).await.unwrap();

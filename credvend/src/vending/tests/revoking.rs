@@ -6,6 +6,7 @@ use credd_protocol::seed_api::SessionStatus;
 use time::Duration;
 
 use super::world::*;
+use crate::clock::Clock as _;
 use crate::deny::DenyError;
 use crate::store::SessionFilter;
 
@@ -41,9 +42,14 @@ async fn exactly_that_user_loses_everything() {
     let (code, retry, why) = refused(w.credentials("n1", sessions[0]).await);
     assert!(code == "SessionEnded" && !retry && why.contains("revoked by root"), "{why}");
     w.credentials("n1", sessions[2]).await.expect("bobby is not bob");
-    let told: Vec<_> = std::iter::from_fn(|| w.events.try_recv().ok()).collect();
-    assert_eq!(told.len(), 2);
-    assert!(told.iter().all(|e| matches!(e, Event::Invalidated { session, .. } if expected.contains(session))));
+    let mut told: Vec<_> = std::iter::from_fn(|| w.told())
+        .flat_map(|event| match event {
+            Event::Invalidated { sessions, .. } => sessions,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    told.sort();
+    assert_eq!(told, expected, "each once");
 
     // The running job stays refused, for good; a new one is let in.
     let (code, retry, _) = refused(w.try_open("n1", 1).await);
@@ -169,13 +175,40 @@ async fn sessions_opened_meanwhile_are_ended_too() {
 }
 
 #[tokio::test]
+async fn an_end_that_a_killed_credvend_left_untold_is_told_by_the_next_one_and_only_once() {
+    let mut w = World::new();
+    let mut sessions = vec![];
+    for id in 1..=3 {
+        w.slurm.run(id, "bob", "genomics", &["n1"]);
+        sessions.push(w.open(id).await.session);
+    }
+    w.vending.close("uid 0", sessions[0]).await.unwrap();
+    w.told().expect("told at once");
+    // Killed between the store and the news; and one that was over by itself, which nobody is told of.
+    w.store.end(sessions[1], SessionStatus::Invalidated, w.clock.now(), "closed by uid 0").await.unwrap();
+    w.store.end(sessions[2], SessionStatus::Completed, w.clock.now(), "over").await.unwrap();
+    assert_eq!(w.vending.tell_untold().await.unwrap(), 1);
+    let told = w.told();
+    assert!(
+        matches!(&told, Some(Event::Invalidated { sessions: told, reason, .. })
+            if *told == sessions[1..2] && reason == "closed by uid 0"),
+        "{told:?}"
+    );
+    assert_eq!((w.vending.tell_untold().await.unwrap(), w.told()), (0, None));
+    // Nobody can hold credentials of it any more.
+    w.clock.advance(Duration::hours(13));
+    w.store.prune(w.clock.now()).await.unwrap();
+    assert_eq!(w.vending.tell_untold().await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn an_administrator_closes_one_session() {
     let mut w = World::new();
     w.slurm.run(1, "bob", "genomics", &["n1"]);
     let session = w.open(1).await.session;
     w.vending.close("uid 0", session).await.unwrap();
     w.vending.close("uid 0", session).await.unwrap();
-    assert!(w.events.try_recv().is_ok() && w.events.try_recv().is_err(), "told once");
+    assert!(w.told().is_some() && w.told().is_none(), "told once");
     assert_eq!(w.session(session).await.why.as_deref(), Some("closed by uid 0"));
     let unknown = w.vending.close("uid 0", credd_protocol::SessionId::random()).await;
     assert_eq!(refused(unknown).0, "UnknownSession");

@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, watch};
 use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
 use crate::clock::Clock;
 use crate::deny::{Denier, DenyError};
-use crate::events::Events;
+use crate::events::{Events, Line};
 use crate::projects::{ProjectMap, Projects, Role};
 use crate::refusal::Refusal;
 use crate::session_name::Names;
@@ -208,7 +208,7 @@ pub struct World {
     pub iam: Arc<Iam>,
     pub clock: Arc<TestClock>,
     pub store: Arc<dyn Store>,
-    pub events: broadcast::Receiver<Event>,
+    pub events: broadcast::Receiver<Arc<Line>>,
     _dir: TempDir,
 }
 
@@ -271,7 +271,7 @@ impl World {
         });
         let iam = Arc::new(Iam::default());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
-        let events = Arc::new(Events::new("epoch".into()));
+        let events = Arc::new(Events::new(store.clone(), clock.clone()));
         let cluster = || Cluster {
             attestor: Some(slurm.clone()),
             trust_unenforced_accounts: false,
@@ -281,7 +281,7 @@ impl World {
         let mut lab = cluster();
         let mut hpc = Cluster { attestor: None, ..cluster() };
         change(&mut lab, &mut hpc);
-        let (_, receiver) = events.subscribe(&"lab".parse().unwrap());
+        let receiver = events.listen(&"lab".parse().unwrap());
         let vending = Vending::new(Parts {
             store: store.clone(),
             clusters: [("lab", lab), ("hpc", hpc)].map(|(name, c)| (name.parse().unwrap(), c)).into(),
@@ -295,6 +295,12 @@ impl World {
             clock: clock.clone(),
         });
         World { vending: Arc::new(vending), slurm, sts, iam, clock, store, events: receiver, _dir: dir }
+    }
+
+    /// What a node of `lab` is told next, if anything.
+    pub fn told(&mut self) -> Option<Event> {
+        let line = self.events.try_recv().ok()?;
+        Some(serde_json::from_slice(&line.for_node(&"n1".parse().unwrap())).unwrap())
     }
 
     /// The session of a job as its node `n1` opens it.
@@ -326,7 +332,7 @@ impl World {
         role: &str,
         min_life_seconds: u32,
     ) -> Result<CredentialsResponse, Refusal> {
-        let request = CredentialsRequest { role: role.parse().unwrap(), min_life_seconds };
+        let request = CredentialsRequest { role: role.parse().unwrap(), min_life_seconds, heard: 0 };
         self.vending.credentials_for_node(&node(name), session, &request).await
     }
 

@@ -1,0 +1,177 @@
+use credd_protocol::SessionId;
+use credd_protocol::node_api::HeardRequest;
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::store::sqlite::SqliteStore;
+
+fn lab() -> ClusterName {
+    "lab".parse().unwrap()
+}
+
+fn node(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+fn news(sessions: usize, order: Option<OrderId>, nodes: &[&str]) -> News {
+    News {
+        kind: NewsKind::Invalidated,
+        sessions: (0..sessions).map(|_| SessionId::random()).collect(),
+        reason: "revoked\nby an administrator".into(),
+        order,
+        nodes: nodes.iter().map(|name| node(name)).collect(),
+    }
+}
+
+/// So many replicas over one store.
+fn replicas<const N: usize>() -> (tempfile::TempDir, [Events; N]) {
+    let dir = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+    (dir, std::array::from_fn(|_| Events::new(store.clone(), Arc::new(SystemClock))))
+}
+
+fn seqs(receiver: &mut broadcast::Receiver<Arc<Line>>) -> Vec<u64> {
+    std::iter::from_fn(|| receiver.try_recv().ok()).map(|line| line.seq).collect()
+}
+
+fn event(line: &Line, name: &str) -> Event {
+    serde_json::from_slice(&line.for_node(&node(name))).unwrap()
+}
+
+#[tokio::test]
+async fn every_replica_tells_all_news_in_order_without_gaps_or_repetition() {
+    let (_dir, [one, two]) = replicas();
+    let (clusters, hpc) = ([lab()], "hpc".parse().unwrap());
+    let mut at_one = one.subscribe(&lab(), None).await.unwrap();
+    let mut at_two = two.subscribe(&lab(), None).await.unwrap();
+    assert_eq!(at_one.hello, at_two.hello, "one store, one epoch");
+    for round in 0..20 {
+        let own = news(1, None, &[]);
+        match round % 4 {
+            0 => drop(one.publish(&lab(), own).await.unwrap()),
+            1 | 2 => drop(two.publish(&lab(), own).await.unwrap()),
+            _ => {
+                let lab = lab();
+                let of_both = tokio::join!(
+                    one.publish(&lab, own.clone()),
+                    two.publish(&lab, own.clone()),
+                    one.publish(&hpc, own)
+                );
+                assert!(of_both.0.is_ok() && of_both.1.is_ok() && of_both.2.is_ok());
+            }
+        }
+    }
+    one.look(&clusters).await.unwrap();
+    two.look(&clusters).await.unwrap();
+    one.look(&clusters).await.unwrap();
+    let all: Vec<u64> = (1..=25).collect();
+    assert_eq!(seqs(&mut at_one.news), all);
+    assert_eq!(seqs(&mut at_two.news), all);
+}
+
+#[tokio::test]
+async fn one_replicas_own_news_is_told_at_once_and_to_the_watcher_before_it() {
+    let (_dir, [one]) = replicas();
+    let mut stream = one.subscribe(&lab(), None).await.unwrap();
+    let watched = Arc::new(Mutex::new(Vec::new()));
+    let (seen, mut early) = (watched.clone(), one.listen(&lab()));
+    let early = Mutex::new(move || early.try_recv().is_err());
+    one.watch_with(move |_, news| {
+        assert!((early.lock().unwrap())(), "not on a stream yet");
+        seen.lock().unwrap().push(news.sessions.len());
+    });
+    let order = OrderId::random();
+    one.publish(&lab(), news(3, Some(order), &["n1"])).await.unwrap();
+    let line = stream.news.try_recv().unwrap();
+    let Event::Invalidated { seq: 1, sessions, reason, answer: true } = event(&line, "n1") else { panic!() };
+    assert_eq!((sessions.len(), reason.as_str()), (3, "revokedby an administrator"));
+    assert!(matches!(event(&line, "n2"), Event::Invalidated { seq: 1, answer: false, .. }));
+    assert_eq!(*watched.lock().unwrap(), [3]);
+}
+
+#[tokio::test]
+async fn more_sessions_than_a_line_has_room_for_make_several() {
+    let (_dir, [one]) = replicas();
+    let mut stream = one.subscribe(&lab(), None).await.unwrap();
+    let mut many = news(2 * NEWS_SESSIONS + 1, None, &[]);
+    many.reason = "é".repeat(5000);
+    assert_eq!(one.publish(&lab(), many.clone()).await.unwrap(), 3);
+    let mut told = vec![];
+    while let Ok(line) = stream.news.try_recv() {
+        assert!(line.for_node(&node("n1")).len() <= credd_protocol::node_api::MAX_EVENT_BYTES);
+        let Event::Invalidated { sessions, .. } = event(&line, "n1") else { panic!() };
+        told.extend(sessions);
+    }
+    assert_eq!(told, many.sessions);
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_told_what_it_missed_also_by_another_replica_or_after_a_restart() {
+    let (_dir, [one, two]) = replicas();
+    let Event::Hello { epoch, seq: 0 } = one.subscribe(&lab(), None).await.unwrap().hello else { panic!() };
+    two.look(&[lab()]).await.unwrap();
+    for _ in 0..5 {
+        one.publish(&lab(), news(1, None, &[])).await.unwrap();
+    }
+    let after_restart = Events::new(one.store.clone(), Arc::new(SystemClock));
+    for replica in [&one, &two, &after_restart] {
+        let mut back = replica.subscribe(&lab(), Some((&epoch, 3))).await.unwrap();
+        let mut told: Vec<u64> = back.missed.iter().map(|line| line.seq).collect();
+        // A replica that has not looked for a while brings the rest with its next look.
+        replica.look(&[lab()]).await.unwrap();
+        told.extend(seqs(&mut back.news));
+        assert_eq!((back.hello, told), (Event::Hello { epoch: epoch.clone(), seq: 3 }, vec![4, 5]));
+        let current = replica.subscribe(&lab(), Some((&epoch, 5))).await.unwrap();
+        assert_eq!((current.hello, current.missed.len()), (Event::Hello { epoch: epoch.clone(), seq: 5 }, 0));
+        // It cannot be told what happened in another history, or in none.
+        for known in [Some(("another", 3)), Some((epoch.as_str(), 9)), None] {
+            let anew = replica.subscribe(&lab(), known).await.unwrap();
+            assert_eq!((anew.hello, anew.missed.len()), (Event::Hello { epoch: epoch.clone(), seq: 5 }, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_much_or_pruned_is_not_told_in_part() {
+    let (_dir, [one]) = replicas();
+    let Event::Hello { epoch, .. } = one.subscribe(&lab(), None).await.unwrap().hello else { panic!() };
+    for _ in 0..NEWS_PAGE + 2 {
+        one.store.publish(&lab(), news(1, None, &[]), one.clock.now()).await.unwrap();
+    }
+    one.look(&[lab()]).await.unwrap();
+    let newest = NEWS_PAGE as u64 + 2;
+    let of = async |after| one.subscribe(&lab(), Some((epoch.as_str(), after))).await.unwrap();
+    assert_eq!(of(2).await.missed.len(), NEWS_PAGE);
+    let too_much = of(1).await;
+    assert_eq!((too_much.hello, too_much.missed.len()), (Event::Hello { epoch: epoch.clone(), seq: newest }, 0));
+    one.store.prune(one.clock.now() + time::Duration::days(1)).await.unwrap();
+    let pruned = of(newest - 1).await;
+    assert_eq!((pruned.hello, pruned.missed.len()), (Event::Hello { epoch: epoch.clone(), seq: newest }, 0));
+    one.publish(&lab(), news(1, None, &[])).await.unwrap();
+    assert_eq!(of(newest).await.missed[0].seq, newest + 1, "and the numbers go on");
+}
+
+#[tokio::test]
+async fn answers_are_counted_once_from_whom_they_were_asked_whichever_replica_they_tell() {
+    let (_dir, [one, two]) = replicas();
+    let Event::Hello { epoch, .. } = one.subscribe(&lab(), None).await.unwrap().hello else { panic!() };
+    let order = OrderId::random();
+    let seq = one.publish(&lab(), news(1, Some(order), &["n1", "n2", "n3"])).await.unwrap();
+    let quiet = one.publish(&lab(), news(1, None, &["n1"])).await.unwrap();
+    let answer = |epoch: &str, seqs: &[u64]| HeardRequest { epoch: epoch.into(), seqs: seqs.to_vec() };
+    let concerned: HashSet<_> = ["n1", "n2", "n3"].map(|name| (lab(), node(name))).into();
+    one.heard(&lab(), &node("n1"), &answer(&epoch, &[seq, quiet, 99, 0, u64::MAX])).await.unwrap();
+    // That replica has not looked yet.
+    two.heard(&lab(), &node("n2"), &answer(&epoch, &[seq])).await.unwrap();
+    two.heard(&lab(), &node("n2"), &answer(&epoch, &[seq])).await.unwrap();
+    two.heard(&lab(), &node("stranger"), &answer(&epoch, &[seq])).await.unwrap();
+    two.heard(&lab(), &node("n3"), &answer("another", &[seq])).await.unwrap();
+    two.heard(&"hpc".parse().unwrap(), &node("n3"), &answer(&epoch, &[seq])).await.unwrap();
+    two.look(&[lab()]).await.unwrap();
+    let heard = one.answers(order, &concerned, Duration::from_millis(1)).await;
+    assert_eq!(heard, ["n1", "n2"].map(|name| (lab(), node(name))).into());
+    one.heard(&lab(), &node("n3"), &answer(&epoch, &[seq])).await.unwrap();
+    assert_eq!(one.answers(order, &concerned, Duration::from_secs(3600)).await, concerned, "not waited for longer");
+    one.look(&[lab()]).await.unwrap();
+    assert_eq!(one.store.heard(order).await.unwrap().len(), 3);
+}
