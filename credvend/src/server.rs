@@ -226,7 +226,7 @@ impl Server {
 /// Who proved nothing, and who may not what they ask for. What got as far as [`Vending`] is put on record there, where
 /// more is known of it; what is no request at all is for the service's log.
 fn on_record_here(verb: &Verb, refusal: &Refusal) -> bool {
-    let at_the_door = matches!(verb, Verb::InvalidateUser { .. } | Verb::Admin(_) | Verb::NodeStream);
+    let at_the_door = matches!(verb, Verb::InvalidateUser { .. } | Verb::Admin(_) | Verb::NodeStream { .. });
     match refusal {
         Refusal::Unauthenticated(_) => !matches!(verb, Verb::SessionCredentials { .. }),
         Refusal::NotAllowed { .. } | Refusal::WrongAddress { .. } => at_the_door,

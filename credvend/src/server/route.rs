@@ -87,7 +87,8 @@ impl Verb {
             Verb::NodeOpen => "node-open",
             Verb::NodeCredentials { .. } => "node-credentials",
             Verb::NodeLeave { .. } => "node-leave",
-            Verb::NodeStream => "node-stream",
+            Verb::NodeStream { .. } => "node-stream",
+            Verb::NodeHeard => "node-heard",
             Verb::Admin(_) => "admin",
         }
     }
