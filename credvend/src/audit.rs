@@ -128,9 +128,19 @@ impl Log {
     /// # Errors
     /// The file cannot be opened for appending, or is not one that a log of this kind may be in.
     pub fn open(settings: &Settings, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
-        let (sender, receiver) = sync_channel(QUEUE);
         let state = Arc::<State>::default();
         let writer = writer::Writer::open(settings, clock.clone(), state.clone(), metrics.clone())?;
+        Self::over(writer, settings, clock, state, metrics)
+    }
+
+    fn over(
+        writer: writer::Writer,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        state: Arc<State>,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        let (sender, receiver) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&receiver))?;
         Ok(Log {
             clock,

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, DEFAULT_PATH};
 
+mod audit;
 mod call;
 mod check_config;
 mod hook;
@@ -55,6 +56,8 @@ enum Command {
     /// End all sessions of a user and revoke what was issued to them
     #[command(subcommand)]
     User(user::Command),
+    /// Tell from the audit log who got which role, when, on which node and under which key id
+    Audit(audit::Args),
     /// For PrologSlurmctld and EpilogSlurmctld of a head that pushes its jobs; always exits 0
     Hook(hook::Args),
 }
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Session(command) => session::run(&config()?, command),
         Command::Project(command) => project::run(&config()?, command),
         Command::User(command) => user::run(&config()?, command),
+        Command::Audit(args) => audit::run(&config()?, &args),
         Command::Hook(_) => Ok(()),
     }
 }

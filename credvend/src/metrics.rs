@@ -12,6 +12,7 @@ pub struct Metrics {
     audit_lines: Counter,
     audit_lost: Counter,
     audit_failures: Counter,
+    audit_syncs: Counter,
     audit_works: Gauge,
 }
 
@@ -22,6 +23,7 @@ impl Default for Metrics {
             audit_lines: Counter::default(),
             audit_lost: Counter::default(),
             audit_failures: Counter::default(),
+            audit_syncs: Counter::default(),
             audit_works: Gauge::default(),
             registry: Registry::default(),
         };
@@ -29,6 +31,7 @@ impl Default for Metrics {
         r.register("audit_lines", "Lines written to the audit log", metrics.audit_lines.clone());
         r.register("audit_lines_lost", "Lines that the audit log does not have", metrics.audit_lost.clone());
         r.register("audit_failures", "Failed writes and syncs of the audit log", metrics.audit_failures.clone());
+        r.register("audit_syncs", "Syncs of the audit log to its disk", metrics.audit_syncs.clone());
         r.register("audit_writable", "Whether the audit log can be written", metrics.audit_works.clone());
         metrics.audit_works.set(1);
         Metrics { registry, ..metrics }
@@ -52,6 +55,11 @@ impl Metrics {
     /// So many are not and never will be.
     pub fn audit_lost(&self, lines: u64) {
         self.audit_lost.inc_by(lines);
+    }
+
+    /// The audit log was synced, or that was tried.
+    pub fn audit_synced(&self) {
+        self.audit_syncs.inc();
     }
 
     /// A write or sync failed.

@@ -7,6 +7,30 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+/// What the writer writes to; tests have one that fills up.
+pub trait Medium: Send {
+    /// Appends what it can; how many bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// To the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    fn sync(&mut self) -> io::Result<()>;
+
+    /// Whether the path names another file by now, or none: it was rotated or removed.
+    fn is_elsewhere(&self) -> bool;
+
+    /// Opens the path anew. On an error the file opened before stays.
+    ///
+    /// # Errors
+    /// As [`LogFile::open`].
+    fn reopen(&mut self) -> io::Result<()>;
+}
+
 /// An open file, appended to.
 pub struct LogFile {
     file: File,
@@ -50,29 +74,27 @@ impl LogFile {
         }
         Ok(LogFile { file, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
     }
+}
 
-    /// Appends what it can; how many bytes.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Medium for LogFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
 
-    /// To the disk.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn sync(&self) -> io::Result<()> {
+    fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()
     }
 
-    /// Whether the path names another file by now, or none: it was rotated or removed.
-    pub fn is_elsewhere(&self) -> bool {
+    fn is_elsewhere(&self) -> bool {
         match std::fs::symlink_metadata(&self.path) {
             Ok(there) => (there.dev(), there.ino()) != self.identity,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        *self = LogFile::open(&self.path)?;
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use anyhow::Context;
 use tokio::sync::oneshot;
 
 use super::event::Event;
-use super::file::LogFile;
+use super::file::{LogFile, Medium};
 use super::{Fsync, Line, Message, Settings, State};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
@@ -36,7 +36,7 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     state: Arc<State>,
     metrics: Arc<Metrics>,
-    file: LogFile,
+    file: Box<dyn Medium>,
     /// Tells one process' lines from another's; they are numbered from 1.
     run: String,
     number: u64,
@@ -60,7 +60,18 @@ impl Writer {
         state: Arc<State>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let named = || format!("the audit log {} cannot be used ([audit] path)", settings.path.display());
+        let file = LogFile::open(&settings.path)
+            .with_context(|| format!("the audit log {} cannot be used ([audit] path)", settings.path.display()))?;
+        Self::over(Box::new(file), settings, clock, state, metrics)
+    }
+
+    pub(super) fn over(
+        file: Box<dyn Medium>,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        state: Arc<State>,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         let mut run = [0u8; 4];
         getrandom::fill(&mut run).context("no random bits")?;
         Ok(Writer {
@@ -69,7 +80,7 @@ impl Writer {
             clock,
             state,
             metrics,
-            file: LogFile::open(&settings.path).with_context(named)?,
+            file,
             run: run.iter().map(|byte| format!("{byte:02x}")).collect(),
             number: 0,
             waiting: VecDeque::new(),
@@ -182,6 +193,7 @@ impl Writer {
         }
         let result = self.file.sync().map_err(|error| format!("fsync: {error}"));
         self.unsynced = result.is_err();
+        self.metrics.audit_synced();
         if let Err(why) = &result {
             self.broken(why);
         }
@@ -216,9 +228,8 @@ impl Writer {
 
     fn reopen(&mut self) -> Result<(), String> {
         let _ = self.sync();
-        match LogFile::open(&self.path) {
-            Ok(file) => {
-                self.file = file;
+        match self.file.reopen() {
+            Ok(()) => {
                 // The line that was begun in the other file is whole in this one.
                 self.begun = 0;
                 Ok(())
