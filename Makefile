@@ -111,6 +111,8 @@ install-service: ## credvend, for the service host
 	@$(call UNITS,packaging/systemd/credvend*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credvend.conf
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credvend.8
+	@[ -e "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend" ] || \
+		install -D -m 644 packaging/logrotate/credvend "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend"
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml
 	@$(call CONFIG,credvend,packaging/credvend.toml packaging/projects.toml)
 

@@ -210,7 +210,8 @@ fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?.file_name();
         let rest = entry.to_str().and_then(|entry| entry.strip_prefix(name));
-        let rotated = |rest: &str| rest.strip_prefix(['.', '-']).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
+        let rotated =
+            |rest: &str| rest.strip_prefix(['.', '-']).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
         if rest.is_some_and(rotated) && found.len() < MAX_SIBLINGS {
             found.push(dir.join(entry));
         }
@@ -281,7 +282,7 @@ mod tests {
                 Entry::Damaged(number, why) => format!("{number}: {}", why.split('(').next().unwrap().trim()),
             })
             .collect();
-        assert_eq!(seen[..3], ["a", "2: no JSON object", "3: not text"]);
+        assert_eq!(seen[..3], ["a", "2: cut off", "3: not text"]);
         assert_eq!(seen[3..], ["4: no JSON object", "5: longer than 262144 bytes", "c", "7: cut off"]);
     }
 
@@ -302,9 +303,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
         let write = |name: &str, day: u8| {
-            std::fs::write(dir.path().join(name), format!("cut\n{{\"time\":\"2026-01-{day:02}T00:00:00Z\"}}\n")).unwrap()
+            std::fs::write(dir.path().join(name), format!("cut\n{{\"time\":\"2026-01-{day:02}T00:00:00Z\"}}\n"))
+                .unwrap()
         };
-        for (name, day) in [("audit.jsonl", 9), ("audit.jsonl.1", 7), ("audit.jsonl.10", 1), ("audit.jsonl-20260103", 3)] {
+        for (name, day) in
+            [("audit.jsonl", 9), ("audit.jsonl.1", 7), ("audit.jsonl.10", 1), ("audit.jsonl-20260103", 3)]
+        {
             write(name, day);
         }
         write("audit.jsonl.2.gz", 5);

@@ -307,7 +307,12 @@ fn sample() -> Sample {
         done: None,
         report: None,
     };
-    let block = Block { subject: Subject::Job("lab".parse().unwrap(), 7.try_into().unwrap()), by: "root".into(), why: None, at: T0 };
+    let block = Block {
+        subject: Subject::Job("lab".parse().unwrap(), 7.try_into().unwrap()),
+        by: "root".into(),
+        why: None,
+        at: T0,
+    };
     Sample { session, head, issuance, document, order, block }
 }
 

@@ -119,6 +119,8 @@ impl Writer {
             }
             self.write();
             if !going {
+                // What was lost, if the file has just begun to work again.
+                self.write();
                 let _ = self.sync();
                 return;
             }

@@ -76,14 +76,17 @@ pub fn run(config: &Config, args: &Args) -> anyhow::Result<()> {
     let done = show(&config.audit.path, args, &mut output).and_then(|()| Ok(output.flush()?));
     match done {
         // Whoever reads has seen enough.
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
         done => done,
     }
 }
 
 fn filter(args: &Args) -> anyhow::Result<Filter> {
     let now = OffsetDateTime::now_utc();
-    let time = |text: &Option<String>| text.as_deref().map(|text| moment(text, now)).transpose().map_err(anyhow::Error::msg);
+    let time =
+        |text: &Option<String>| text.as_deref().map(|text| moment(text, now)).transpose().map_err(anyhow::Error::msg);
     let fields = [
         ("user", args.user.as_ref().map(ToString::to_string)),
         ("project", args.project.as_ref().map(ToString::to_string)),
@@ -155,12 +158,7 @@ fn put(filter: &Filter, path: &Path, entry: Entry, output: &mut Output) -> io::R
 }
 
 /// As `tail -F`: a rotated file is read to its end, then the new one from its beginning.
-fn follow(
-    filter: &Filter,
-    path: &Path,
-    mut lines: Lines<BufReader<File>>,
-    output: &mut Output,
-) -> anyhow::Result<()> {
+fn follow(filter: &Filter, path: &Path, mut lines: Lines<BufReader<File>>, output: &mut Output) -> anyhow::Result<()> {
     let mut partial = vec![];
     let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
     let mut open = lines.input().get_ref().metadata().map(identity)?;
@@ -269,7 +267,8 @@ fn what(record: &Record) -> String {
     let text = |name: &str| record.text(name).unwrap_or_default();
     match record.text("event").as_deref() {
         Some("credentials-issued" | "credentials-delivered") => {
-            let claimed = record.text("claimed").map(|claimed| format!(", asked for as {claimed:?}")).unwrap_or_default();
+            let claimed =
+                record.text("claimed").map(|claimed| format!(", asked for as {claimed:?}")).unwrap_or_default();
             format!("{} as {} until {}{claimed}", text("role-arn"), text("session-name"), text("expires"))
         }
         Some("session-ended") => format!("{}: {}", text("status"), text("why")),

@@ -11,6 +11,8 @@ fn a_cluster_alone_is_enough() {
     assert_eq!(config.listen, ["0.0.0.0:8443".parse().unwrap()]);
     assert_eq!(config.store, Path::new("/var/lib/credvend/credvend.sqlite"));
     assert_eq!(config.localhost_port, 9999);
+    assert_eq!(config.audit.path, Path::new("/var/lib/credvend/audit.jsonl"));
+    assert_eq!((config.audit.fsync, config.audit.on_failure), (Fsync::Interval, OnFailure::Continue));
     assert_eq!(config.clusters[0].attest, Attest::Slurm);
     assert!(!config.aws.allow_instance_metadata && config.session_tokens && !config.loopback_only());
 }
@@ -57,6 +59,7 @@ fn the_examples_commented_options_exist_and_show_the_defaults() {
     assert_eq!((&config.limits, &config.log, config.localhost_port), (&short.limits, &short.log, short.localhost_port));
     assert_eq!(config.names, short.names);
     assert_eq!((config.plain_http, config.session_tokens), (short.plain_http, short.session_tokens));
+    assert_eq!(config.audit, short.audit);
     assert_eq!((&config.projects, &config.admin_socket), (&short.projects, &short.admin_socket));
     assert!(config.tls.client_ca.is_some() && config.aws.sts_endpoint.is_some() && config.admin_group.is_some());
     let (one, other) = (&config.clusters[0], &short.clusters[0]);

@@ -1,6 +1,7 @@
 //! Every decision, with a scripted Slurm, AWS and clock, over the real SQLite store.
 
 mod addresses;
+mod auditing;
 mod heads;
 mod logs;
 mod nodes;

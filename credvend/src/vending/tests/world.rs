@@ -14,6 +14,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::{broadcast, watch};
 
 use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
+use crate::audit;
 use crate::clock::Clock;
 use crate::deny::{Denier, DenyError};
 use crate::events::{Events, Line};
@@ -282,6 +283,12 @@ impl World {
         let mut hpc = Cluster { attestor: None, ..cluster() };
         change(&mut lab, &mut hpc);
         let receiver = events.listen(&"lab".parse().unwrap());
+        let settings = audit::Settings {
+            path: dir.path().join("audit.jsonl"),
+            fsync: audit::Fsync::Never,
+            on_failure: audit::OnFailure::Refuse,
+        };
+        let audit = Arc::new(audit::Log::open(&settings, clock.clone(), Arc::default()).unwrap());
         let vending = Vending::new(Parts {
             store: store.clone(),
             clusters: [("lab", lab), ("hpc", hpc)].map(|(name, c)| (name.parse().unwrap(), c)).into(),
@@ -289,7 +296,7 @@ impl World {
             denier: iam.clone(),
             projects: Arc::new(Projects::new(map())),
             names,
-            audit: crate::audit::Log::none(),
+            audit: audit.clone(),
             metrics: Arc::default(),
             events,
             clock: clock.clone(),
@@ -338,6 +345,12 @@ impl World {
 
     pub async fn session(&self, id: SessionId) -> Session {
         self.store.get(id).await.unwrap().unwrap()
+    }
+
+    /// The audit log so far, which takes no more after this.
+    pub fn audited(&self) -> String {
+        self.vending.audit().close();
+        std::fs::read_to_string(self._dir.path().join("audit.jsonl")).unwrap()
     }
 
     pub fn assumed(&self) -> usize {
