@@ -28,6 +28,10 @@ demo-shell: root deps build ## The same cluster, with a shell of one of its user
 test: deps build ## Every test, those on a real Slurm cluster included
 	$(MINISTACK) && $(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
 
+.PHONY: soak
+soak: root deps build ## Deals faults to a cluster under load and checks what must hold (SOAKFLAGS="--minutes 60 --seed 7 --json")
+	@$(BUILT) $(TARGET)/debug/testbed soak $(SOAKFLAGS)
+
 .PHONY: bench
 bench: ## Measures speed and size against the project's bounds (BENCHFLAGS="--json", or topics)
 	@testbed/install-deps wrk binutils

@@ -41,6 +41,7 @@
 //!   the network. The head node's secret is [`ours::HEAD_SECRET`], credvend is at [`Cluster::credvend_url`].
 //! - **Plans**: see [`Plan`]. TOML given there is laid over what the testbed writes, key by key.
 //! - **Our programs** come from `CREDD_BIN_DIR` and `CREDD_PLUGIN_SO`, else from where the test was built.
+//! - **Torture**: [`soak`] deals faults from a seed and checks what must hold.
 //! - **The end**: dropping the [`Cluster`] ends it; so does the death of the program that owns it, since a keeper
 //!   process waits for that. `CREDD_TESTBED_KEEP=1` keeps the run directory with its logs, `CREDD_TESTBED_VERBOSE=1`
 //!   tells how long the start took.
@@ -70,6 +71,7 @@ pub mod pretend_aws;
 pub mod shell;
 pub mod slurm_daemons;
 pub mod slurm_files;
+pub mod soak;
 pub mod software;
 pub mod users;
 

@@ -33,6 +33,11 @@ enum Words {
         #[arg(long)]
         aws: bool,
     },
+    /// A real cluster under load, to which faults are dealt from a seed; what must hold is checked all the while.
+    Soak(testbed::soak::command::Arguments),
+    /// What the soak's jobs run.
+    #[command(hide = true)]
+    SoakClient(testbed::soak::asking::Arguments),
     /// The process that ends a cluster when its owner ends (started by the library).
     #[command(hide = true)]
     Keep {
@@ -62,6 +67,8 @@ fn main() -> ExitCode {
             able().and_then(|()| testbed::shell::run(if bare { Plan::bare() } else { Plan::default() }))
         }
         Words::Up { bare, aws } => up(bare, aws),
+        Words::Soak(arguments) => able().and_then(|()| testbed::soak::command::run(&arguments)),
+        Words::SoakClient(arguments) => testbed::soak::asking::run(&arguments),
         Words::Keep { run_dir, hosts } => testbed::keeper::keep(&run_dir, &hosts),
         Words::Host { spec } => testbed::keeper::host(&spec),
         Words::Init { spec } => {

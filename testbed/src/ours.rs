@@ -39,7 +39,11 @@ pub(crate) fn start_credvend(cluster: &Cluster) -> Result<()> {
         secret = etc.join("head-secret"),
     );
     let mut files = vec![
-        ("credvend.toml", overlaid(&written, &plan.credvend_toml.replace("{run}", &layout.run.display().to_string())).context("Plan::credvend_toml")?),
+        (
+            "credvend.toml",
+            overlaid(&written, &plan.credvend_toml.replace("{run}", &layout.run.display().to_string()))
+                .context("Plan::credvend_toml")?,
+        ),
         ("head-secret", format!("{HEAD_SECRET}\n")),
     ];
     files.push(("projects.toml", projects_toml(cluster)));

@@ -1,0 +1,252 @@
+//! The soak: a real cluster under load, to which faults are dealt from a seed, and what must hold all the while.
+//!
+//! [`schedule`] says from the seed which fault when, [`faults`] deals it, [`load`] submits jobs whose [`asking`] clients
+//! write down what they are told, [`observer`] reads that and looks at Slurm, the store and the daemons, [`invariants`]
+//! judge the [`history`], [`quiet`] ends it, [`report`] tells it, and [`sabotage`] shows that it would be noticed.
+//! `docs/torture.md` is for who runs it.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{Scope, scope};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cluster::Cluster;
+use crate::plan::Plan;
+use crate::software;
+
+pub mod asking;
+pub mod clock;
+pub mod command;
+pub mod dice;
+pub mod faults;
+pub mod history;
+pub mod invariants;
+pub mod load;
+pub mod logs;
+pub mod observer;
+pub mod quiet;
+pub mod records;
+pub mod report;
+pub mod sabotage;
+pub mod schedule;
+
+use clock::{Ms, now};
+use faults::{Dealt, deal, heal};
+use history::{History, Revoked, Span};
+use invariants::{Found, Violation};
+use observer::Observer;
+use schedule::{Deed, Length, Planned};
+
+/// The pause between two looks.
+const LOOK: Duration = Duration::from_millis(2_000);
+/// The pause between two lines of progress.
+const TELL: Ms = 10_000;
+/// The load begins alone, so that there is something to disturb.
+const ALONE: Ms = 4_000;
+/// A revocation waits for AWS; the command has its own limit, and this one is above it.
+const REVOCATION: &str = "100";
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Where the randomness comes from.
+    pub seed: u64,
+    /// For how long faults are dealt; the start and the end come on top.
+    pub lasts: Duration,
+    /// How long the longest of them last.
+    pub length: Length,
+    /// How much load there is.
+    pub rate: load::Rate,
+}
+
+impl Options {
+    /// A run of a minute or so, as `make test` has it.
+    pub fn short(seed: u64) -> Self {
+        let rate = load::Rate { pause: Duration::from_millis(700), alive: 12 };
+        Options { seed, lasts: Duration::from_secs(45), length: Length::Short, rate }
+    }
+
+    /// A run of so many minutes.
+    pub fn long(seed: u64, minutes: f64) -> Self {
+        let rate = load::Rate { pause: Duration::from_millis(500), alive: 20 };
+        Options { seed, lasts: Duration::from_secs_f64(minutes * 60.0), length: Length::Long, rate }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was done and seen.
+    pub history: History,
+    /// What should not have been.
+    pub violations: Vec<Violation>,
+    /// Revocations whose runs asked on afterwards, and of these how many with the strict bound.
+    pub judged: (usize, usize),
+}
+
+/// The cluster of a soak: three nodes, and a Slurm that gives a node up soon enough to be seen.
+pub fn plan() -> Plan {
+    Plan { nodes: 3, ..Plan::default() }.slurm_conf("SlurmdTimeout=20\nMessageTimeout=8\nMinJobAge=120")
+}
+
+/// What the threads of a run share.
+pub struct Soak<'a> {
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// What was done and seen.
+    pub history: Mutex<History>,
+    /// What should not have been.
+    pub found: Mutex<Found>,
+    /// The client that jobs run.
+    pub client: PathBuf,
+}
+
+/// Its content, also if a thread died with it in its hands: the reason stands elsewhere.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Soak<'a> {
+    /// On a cluster that is up.
+    pub fn new(cluster: &'a Cluster) -> Result<Self> {
+        let client = cluster.run_dir().join("bin/testbed");
+        software::take(&software::program("testbed")?, &client)?;
+        let history = History { begun: now(), now: now(), ..History::default() };
+        Ok(Soak { cluster, history: Mutex::new(history), found: Mutex::default(), client })
+    }
+
+    /// Runs the whole: load, faults, and the quiet end. `tell` is given a line now and then.
+    ///
+    /// # Errors
+    /// The harness itself could not go on; what is wrong with the cluster is in the outcome.
+    pub fn run(&self, options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Outcome> {
+        let nodes: Vec<String> = self.cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+        let plan = schedule::schedule(options.seed, options.lasts, &nodes, options.length);
+        let client = self.client.display().to_string();
+        let survivors = quiet::survivors(self, options)?;
+        let mut observer = scope(|scope| -> Result<Observer<'_>> {
+            let (stop_load, load_stops) = channel();
+            let (stop_looking, looking_stops) = channel();
+            let loading = scope.spawn(move || {
+                load::submit(self.cluster, &self.history, options.seed, options.rate, &client, &load_stops);
+            });
+            let looking = scope.spawn(move || self.look_on(&looking_stops, options, tell));
+            let dealt = self.deal_all(scope, &plan, options, tell);
+            drop(stop_load);
+            loading.join().expect("the load's thread does not panic");
+            // The revocations that still run end by themselves; the scope waits for them.
+            drop(stop_looking);
+            let observer = looking.join().expect("the observer's thread does not panic");
+            dealt.map(|()| observer)
+        })?;
+        tell("no more faults, no more jobs: everything must come to rest now");
+        quiet::come_to_rest(self, &mut observer, &survivors, tell)?;
+        let history = std::mem::take(&mut *locked(&self.history));
+        let mut found = std::mem::take(&mut *locked(&self.found));
+        found.add(invariants::at_the_end(&history));
+        found.add(logs::check(self.cluster, &history.secrets));
+        let judged = invariants::serving::judged(&history);
+        Ok(Outcome { history, violations: found.all(), judged })
+    }
+
+    /// Looks and judges until told to stop.
+    fn look_on(&self, stop: &Receiver<()>, options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Observer<'a> {
+        let mut observer = Observer::new(self.cluster);
+        let warm = now() + Ms::try_from(options.lasts.as_millis() / 4).unwrap_or_default().min(60_000);
+        let mut is_warm = false;
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
+            observer.look(&self.history);
+            if !is_warm && now() >= warm {
+                is_warm = true;
+                observer.forget_early(&self.history);
+            }
+            self.judge(tell);
+        }
+        observer
+    }
+
+    /// Judges what is known so far.
+    pub fn judge(&self, tell: &(dyn Fn(&str) + Sync)) {
+        let violations = invariants::meanwhile(&locked(&self.history));
+        for violation in locked(&self.found).add(violations) {
+            tell(&format!("VIOLATION {}: {}", violation.invariant, violation.what));
+        }
+    }
+
+    /// Deals everything in its time, and undoes it.
+    fn deal_all<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        plan: &[Planned],
+        options: &Options,
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<()> {
+        let begun = now() + ALONE;
+        let end = begun + Ms::try_from(options.lasts.as_millis()).unwrap_or(Ms::MAX / 2);
+        // Nothing is ever sent: this waits for the time of the next deed.
+        let (_silence, next_deed): (Sender<()>, Receiver<()>) = channel();
+        let mut coming = plan.iter().map(|(at, deed)| (begun + at, deed)).peekable();
+        let mut in_force: Vec<(Ms, usize, Dealt)> = Vec::new();
+        let mut told = now();
+        loop {
+            let at = now();
+            for (_, number, dealt) in in_force.extract_if(.., |(until, ..)| *until <= at) {
+                heal(self.cluster, &dealt).with_context(|| format!("undo {dealt:?}"))?;
+                locked(&self.history).faults[number].until = Some(now());
+            }
+            while let Some((_, deed)) = coming.next_if(|(when, _)| *when <= at) {
+                match deed {
+                    Deed::Fault(fault, lasts) => {
+                        let number = self.begins(fault);
+                        tell(&format!("{fault} for {lasts} ms"));
+                        let dealt = deal(self.cluster, fault).with_context(|| fault.to_string())?;
+                        in_force.push((now() + lasts, number, dealt));
+                    }
+                    Deed::Revoke(user) => {
+                        tell(&format!("revoke {user}"));
+                        let user: &'static str = user;
+                        scope.spawn(move || self.revoke(user));
+                    }
+                }
+            }
+            if at >= told + TELL {
+                told = at;
+                tell(&report::progress(&locked(&self.history), locked(&self.found).all().len()));
+            }
+            if at >= end && in_force.is_empty() {
+                return Ok(());
+            }
+            let healing = in_force.iter().map(|(until, ..)| *until).min();
+            let dealing = coming.peek().map(|(when, _)| *when);
+            let next = healing.into_iter().chain(dealing).chain([told + TELL, end.max(at + 20)]).min();
+            let pause = next.unwrap_or(at).saturating_sub(now()).clamp(5, 1_000);
+            let _ = next_deed.recv_timeout(Duration::from_millis(pause));
+        }
+    }
+
+    /// Puts a fault on record before it is dealt, so that nothing it does is ever without an explanation.
+    fn begins(&self, fault: &faults::Fault) -> usize {
+        let mut history = locked(&self.history);
+        history.faults.push(Span { fault: fault.clone(), from: now(), until: None });
+        history.faults.len() - 1
+    }
+
+    /// Revokes a user's credentials with the administrators' command.
+    pub fn revoke(&self, user: &str) {
+        let number = {
+            let mut history = locked(&self.history);
+            history.revocations.push(Revoked { user: user.to_owned(), asked: now(), done: None });
+            history.revocations.len() - 1
+        };
+        let argv = ["timeout", REVOCATION, "credvend", "user", "invalidate", user, "--json"];
+        let done = self.cluster.head().run_as("root", &argv);
+        // Without IAM's part it fails, and says so; the sessions have ended all the same, unless it says that, too.
+        let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+        if report["sessions"].is_array() && !done.stderr.contains("may still be open") {
+            locked(&self.history).revocations[number].done = Some(now());
+        }
+    }
+}

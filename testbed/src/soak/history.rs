@@ -1,0 +1,301 @@
+//! What was done and what was seen, as the invariants read it. Plain data: the checks need no cluster.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Serialize;
+
+use super::clock::Ms;
+use super::faults::{Fault, How, Target};
+use super::records::{Asked, Begin, Line};
+
+/// A fault that was dealt.
+#[derive(Debug, Clone, Serialize)]
+pub struct Span {
+    /// What.
+    pub fault: Fault,
+    /// When it began.
+    pub from: Ms,
+    /// When it was undone; absent while it is in force.
+    pub until: Option<Ms>,
+}
+
+/// A revocation that was asked for.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Revoked {
+    /// Whose.
+    pub user: String,
+    /// When it was asked for.
+    pub asked: Ms,
+    /// When credvend said that it is done; absent if it did not say so.
+    pub done: Option<Ms>,
+}
+
+/// Who was served one key in one run.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Served {
+    /// When the first request that got it was sent.
+    pub first: Ms,
+    /// And the last.
+    pub last: Ms,
+    /// How often.
+    pub times: u64,
+    /// The role in the document.
+    pub role: String,
+}
+
+/// Requests without credentials that followed each other, no 200 among them.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Streak {
+    /// When the first was sent.
+    pub from: Ms,
+    /// When the last was answered.
+    pub until: Ms,
+    /// The last one's code.
+    pub code: String,
+}
+
+/// One run of a job on one node, as its client saw it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Run {
+    /// Who it is.
+    pub begin: Begin,
+    /// When its client ended by itself.
+    pub end: Option<Ms>,
+    /// What it was served, by key.
+    pub keys: BTreeMap<String, Served>,
+    /// 503s and connections without an answer.
+    pub streaks: Vec<Streak>,
+    /// 403s: when sent, and the code. The first hundred.
+    pub refusals: Vec<(Ms, String)>,
+    /// Whether the last answer was a 200, and when it was asked for.
+    pub last: Option<(Ms, bool)>,
+    /// Who AWS says that it is.
+    pub identities: Vec<String>,
+    streak_open: bool,
+}
+
+/// A session as the store has it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Session {
+    /// Its UUID.
+    pub id: String,
+    /// `ACTIVE`, `COMPLETED`, `INVALIDATED`.
+    pub status: String,
+    /// Whose.
+    pub user: String,
+    /// Its project.
+    pub project: String,
+    /// Of which job; absent for a head's.
+    pub job: Option<u32>,
+    /// Of which of its runs.
+    pub restart: u32,
+    /// When its run was submitted, seconds since 1970.
+    pub submitted: u64,
+    /// When it ended.
+    pub ended: Option<Ms>,
+    /// Why.
+    pub why: String,
+    /// When it was first seen.
+    pub seen: Ms,
+}
+
+/// Credentials that the store says were issued.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Issued {
+    /// For which session.
+    pub session: String,
+    /// For which node, if for one.
+    pub node: Option<String>,
+    /// Whose.
+    pub user: String,
+    /// Of which project.
+    pub project: String,
+}
+
+/// A job as slurmctld told it. One id may have had several lives; they are told apart by their submission.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Job {
+    /// Its state when last seen.
+    pub state: String,
+    /// When it was first seen.
+    pub seen: Ms,
+    /// When it was last seen running or completing.
+    pub alive: Ms,
+    /// When it was first seen to be over, or found absent from a whole answer.
+    pub over: Option<Ms>,
+    /// Where it was seen.
+    pub nodes: BTreeSet<String>,
+    /// What was wrong: held, requeued, failed, and when it was seen.
+    pub odd: Vec<(Ms, String)>,
+}
+
+/// A job's id and its submission, seconds since 1970.
+pub type JobKey = (u32, u64);
+
+/// What one daemon uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Use {
+    /// Its resident memory, KiB.
+    pub rss: u64,
+    /// Its open descriptors.
+    pub fds: u64,
+}
+
+/// A daemon's use over the run.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Uses {
+    /// When the load had begun.
+    pub early: Use,
+    /// The most ever.
+    pub most: Use,
+    /// When all was over.
+    pub last: Use,
+}
+
+/// How often there was what.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Counts {
+    /// Jobs that Slurm took.
+    pub submitted: u64,
+    /// Submissions that it did not.
+    pub not_submitted: u64,
+    /// Jobs cancelled by the harness.
+    pub cancelled: u64,
+    /// Jobs requeued by the harness.
+    pub requeued: u64,
+    /// Nodes that Slurm drained since it had lost a job and given its id again.
+    pub duplicate_ids: u64,
+    /// Requests by status; 0: no answer.
+    pub answers: BTreeMap<u16, u64>,
+}
+
+/// Everything.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct History {
+    /// When it began.
+    pub begun: Ms,
+    /// Until when it is known; the checks of a run that goes on judge no later.
+    pub now: Ms,
+    /// The faults.
+    pub faults: Vec<Span>,
+    /// The revocations.
+    pub revocations: Vec<Revoked>,
+    /// The runs, by their name.
+    pub runs: HashMap<String, Run>,
+    /// The sessions.
+    pub sessions: HashMap<String, Session>,
+    /// What was issued, by key.
+    pub issued: HashMap<String, Issued>,
+    /// Whether `issued` is complete.
+    pub all_issued: bool,
+    /// The jobs.
+    #[serde(skip)]
+    pub jobs: HashMap<JobKey, Job>,
+    /// Jobs whose odd states are the harness's own doing.
+    pub ours: BTreeSet<u32>,
+    /// Nodes that were seen drained, and Slurm's reason.
+    pub drained: BTreeMap<String, String>,
+    /// Daemons by host and name.
+    pub uses: BTreeMap<String, Uses>,
+    /// Pieces of tokens and keys.
+    #[serde(skip)]
+    pub secrets: BTreeSet<String>,
+    /// Wrong documents and statuses, as they came.
+    pub wrong_answers: Vec<String>,
+    /// The counts.
+    pub counts: Counts,
+}
+
+/// No run has more refusals than these on record; it got the point.
+const MAX_REFUSALS: usize = 100;
+
+impl History {
+    /// Takes a line of a client's.
+    pub fn take(&mut self, line: Line) {
+        match line {
+            Line::Begin(begin) => {
+                let run = self.runs.entry(begin.run.clone()).or_default();
+                run.begin = begin;
+                run.end = None;
+            }
+            Line::Asked(asked) => self.asked(asked),
+            Line::Secrets { texts } => self.secrets.extend(texts),
+            Line::Identity { run, arn } => self.runs.entry(run).or_default().identities.push(arn),
+            Line::End { run, at } => self.runs.entry(run).or_default().end = Some(at),
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        *self.counts.answers.entry(asked.status).or_default() += 1;
+        let run = self.runs.entry(asked.run.clone()).or_default();
+        run.last = Some((asked.sent, asked.status == 200));
+        let of = format!("job {} of {} on {}", run.begin.job, run.begin.user, run.begin.node);
+        match asked.status {
+            200 => {
+                run.streak_open = false;
+                if !asked.wrong.is_empty() {
+                    self.wrong_answers.push(format!("{of} was given a 200, but {}", asked.wrong));
+                    return;
+                }
+                let served = run.keys.entry(asked.key).or_default();
+                if served.times == 0 {
+                    served.first = asked.sent;
+                }
+                served.last = served.last.max(asked.sent);
+                served.times += 1;
+                served.role = asked.role;
+            }
+            403 if run.refusals.len() < MAX_REFUSALS => run.refusals.push((asked.sent, asked.code)),
+            403 => {}
+            0 | 503 if run.streak_open => {
+                if let Some(streak) = run.streaks.last_mut() {
+                    streak.until = asked.got;
+                    streak.code = asked.code;
+                }
+            }
+            0 | 503 => {
+                run.streak_open = true;
+                run.streaks.push(Streak { from: asked.sent, until: asked.got, code: asked.code });
+            }
+            other => self.wrong_answers.push(format!("{of} was answered {other} ({})", asked.code)),
+        }
+        if asked.status == 403 {
+            run.streak_open = false;
+        }
+    }
+
+    /// How many faults of each kind were dealt.
+    pub fn faults_by_kind(&self) -> BTreeMap<(&'static str, How), usize> {
+        let mut counts = BTreeMap::new();
+        for span in &self.faults {
+            *counts.entry((span.fault.target.kind(), span.fault.how)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Whether a fault of one of these targets is in force at a time or was shortly before, `slack` of the fault's own
+    /// length later; gives until when.
+    pub fn troubled(&self, at: Ms, concerns: impl Fn(&Target) -> bool, slack: impl Fn(Ms) -> Ms) -> Option<Ms> {
+        let mut latest = None;
+        for span in self.faults.iter().filter(|span| span.from <= at && concerns(&span.fault.target)) {
+            let until = span.until.unwrap_or(Ms::MAX / 4);
+            let over = until.saturating_add(slack(until.min(self.now.max(at)).saturating_sub(span.from)));
+            if over >= at {
+                latest = latest.max(Some(over));
+            }
+        }
+        latest
+    }
+
+    /// The first moment from `at` on at which none of these faults has an effect any more.
+    pub fn clear_from(&self, at: Ms, concerns: impl Fn(&Target) -> bool, slack: impl Fn(Ms) -> Ms) -> Ms {
+        let mut clear = at;
+        while let Some(over) = self.troubled(clear, &concerns, &slack) {
+            clear = over.saturating_add(1);
+            if clear > Ms::MAX / 8 {
+                break;
+            }
+        }
+        clear
+    }
+}
