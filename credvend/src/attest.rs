@@ -3,6 +3,8 @@
 //! Two sides: [`slurm`] asks the cluster's own slurmctld, never the caller; a head that pushes states the facts itself
 //! (the seed's way), and then `credvend` attests nothing.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
 use time::OffsetDateTime;
@@ -101,8 +103,8 @@ pub trait Attestor: Send + Sync + 'static {
     /// All jobs that are not [`JobState::Over`], from one complete answer: for the sweep that closes what is over.
     async fn all_jobs(&self) -> Result<Vec<JobFacts>, AttestError>;
 
-    /// The current address (`NodeAddr`) of a node, to compare with the peer's. `None`: Slurm knows no such node.
-    async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError>;
+    /// The current addresses (`NodeAddr`) of all nodes, to compare with the peers': one question, however many ask.
+    async fn node_addresses(&self) -> Result<HashMap<NodeName, String>, AttestError>;
 
     /// Whether accounts can be believed: `Ok(None)` if Slurm enforces associations, else why not.
     async fn accounts_enforced(&self) -> Result<Option<String>, AttestError>;

@@ -224,6 +224,12 @@ pub trait Store: Send + Sync + 'static {
     /// A session by its id.
     async fn get(&self, id: SessionId) -> Result<Option<Session>, StoreError>;
 
+    /// A session's status, and why it ended: all of it that changes. Asked for each of a large job's nodes, so it should
+    /// not read what the job's size makes long.
+    async fn status(&self, id: SessionId) -> Result<Option<(SessionStatus, Option<String>)>, StoreError> {
+        Ok(self.get(id).await?.map(|session| (session.status, session.why)))
+    }
+
     /// The session of one run of a Slurm job, whatever its status; else the ACTIVE one that [is](Run::is) this run.
     async fn find_run(&self, cluster: &ClusterName, run: &Run) -> Result<Option<Session>, StoreError>;
 

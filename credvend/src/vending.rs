@@ -8,6 +8,8 @@
 //! | `nodes` | a node's verbs: open, credentials, leave |
 //! | `heads` | a head's verbs and the session token's GET, as in the seed |
 //! | `attesting` | what Slurm must say before a node gets anything |
+//! | `crowds` | the sessions of large jobs, read once |
+//! | `facts` | what it last said about a job, for all of its nodes |
 //! | `standing` | what is asked of Slurm about a cluster or node, and remembered shortly |
 //! | `issuing` | one AssumeRole for however many ask, recorded before it is served |
 //! | `revoking` | a user's sessions and issued credentials |
@@ -24,7 +26,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 mod attesting;
+mod crowds;
 mod denying;
+mod facts;
 mod heads;
 mod issuing;
 mod nodes;
@@ -39,7 +43,7 @@ use crate::audit::Event;
 use crate::deny::Denier;
 use crate::refusal::Refusal;
 use crate::source::Source;
-use crate::store::{Ended, News, NewsKind, Session, SessionFilter, Store, StoreError};
+use crate::store::{Ended, News, NewsKind, Origin, Session, SessionFilter, Store, StoreError};
 
 /// No credentials live longer.
 const LONGEST_LIFE: time::Duration = time::Duration::hours(12);
@@ -140,7 +144,8 @@ pub enum AddressCheck {
 pub struct Vending {
     parts: Parts,
     standing: HashMap<ClusterName, standing::Standing>,
-    attested: attesting::Attested,
+    facts: facts::Facts,
+    crowds: crowds::Crowds,
     issuing: Arc<issuing::Issuing>,
     denying: denying::Denying,
     sweeping: sweeping::Sweeping,
@@ -159,7 +164,8 @@ impl Vending {
         });
         Vending {
             standing: parts.clusters.keys().map(|name| (name.clone(), standing::Standing::default())).collect(),
-            attested: attesting::Attested::default(),
+            crowds: crowds::Crowds::default(),
+            facts: facts::Facts::new(parts.clusters.keys(), parts.clock.clone()),
             issuing,
             denying: denying::Denying::new(&parts),
             sweeping: sweeping::Sweeping::default(),
@@ -281,7 +287,10 @@ impl Vending {
 
     fn ended(&self, session: &Session, why: &str) {
         self.issuing.forget(session.id);
-        self.attested.forget(session.id);
+        self.crowds.forget(session.id);
+        if let Origin::Slurm(run) = &session.origin {
+            self.facts.forget(&session.cluster, run.job);
+        }
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
@@ -290,6 +299,9 @@ impl Vending {
     }
 }
 
+/// Why a session ended, where nobody said.
+const NO_REASON: &str = "no reason was recorded";
+
 /// The refusal of what an ended session asks for.
 fn require_active(session: &Session) -> Result<(), Refusal> {
     match session.status {
@@ -297,7 +309,7 @@ fn require_active(session: &Session) -> Result<(), Refusal> {
         status => Err(Refusal::SessionEnded {
             session: session.id,
             status: status.as_str(),
-            why: session.why.clone().unwrap_or_else(|| "no reason was recorded".into()),
+            why: session.why.clone().unwrap_or_else(|| NO_REASON.into()),
         }),
     }
 }

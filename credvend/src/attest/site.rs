@@ -1,5 +1,7 @@
 //! What is asked of a cluster besides its jobs: its settings (`scontrol show config`), its nodes' addresses (sinfo(1)).
 
+use std::collections::HashMap;
+
 use credd_protocol::NodeName;
 
 /// The settings that bear on trust.
@@ -67,15 +69,16 @@ impl Settings {
     }
 }
 
-/// The argument of `sinfo --Format` for [`address`].
+/// The argument of `sinfo --Format` for [`addresses`].
 pub const ADDRESS_FORMAT: &str = "NodeList:65,NodeAddr:0";
 const NAME_WIDTH: usize = 65;
 
-/// The address of one node from sinfo's answer, which has one row for each of the node's partitions. `None`: no row.
+/// The addresses of all nodes from sinfo's answer, which has one row for each of a node's partitions. A name that fills
+/// its column may have been cut, and one that is none of ours cannot prove itself: those are left out.
 ///
 /// # Errors
-/// A sentence, if the answer is not whole, or names another node or two addresses.
-pub fn address(answer: &[u8], node: &NodeName) -> Result<Option<String>, String> {
+/// A sentence, if the answer is not whole, or gives a node two addresses or none.
+pub fn addresses(answer: &[u8]) -> Result<HashMap<NodeName, String>, String> {
     let text = std::str::from_utf8(answer).map_err(|_| "sinfo did not answer in text")?;
     let (header, rows) = text.split_once('\n').ok_or("sinfo's answer has no header line")?;
     if !header.starts_with("NODELIST") || !header.get(NAME_WIDTH..).is_some_and(|h| h.starts_with("NODE_ADDR")) {
@@ -84,16 +87,23 @@ pub fn address(answer: &[u8], node: &NodeName) -> Result<Option<String>, String>
     if !(rows.is_empty() || rows.ends_with('\n')) {
         return Err("sinfo's answer is cut short".into());
     }
-    let mut found: Option<&str> = None;
+    let mut found: HashMap<NodeName, String> = HashMap::new();
     for row in rows.lines() {
         let (name, address) = row.split_at_checked(NAME_WIDTH).ok_or("sinfo's answer has a short row")?;
         let address = address.trim_end();
-        if name.trim_end() != node.as_str() || address.is_empty() || found.is_some_and(|other| other != address) {
-            return Err(format!("sinfo was asked for node {node} and answered {row:?}"));
+        if address.is_empty() {
+            return Err(format!("sinfo gives no address in {row:?}"));
         }
-        found = Some(address);
+        let Some(Ok(name)) = name.ends_with(' ').then(|| name.trim_end().parse::<NodeName>()) else { continue };
+        match found.get(&name) {
+            None => {
+                found.insert(name, address.to_owned());
+            }
+            Some(other) if other == address => {}
+            Some(other) => return Err(format!("sinfo gives node {name} two addresses, {other:?} and {address:?}")),
+        }
     }
-    Ok(found.map(str::to_owned))
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -130,29 +140,32 @@ mod tests {
         assert!(Settings::parse(b"AccountingStorageType = accounting_storage/slurmdbd\n").is_err());
     }
 
+    fn all(pairs: &[(&str, &str)]) -> HashMap<NodeName, String> {
+        pairs.iter().map(|(name, address)| (name.parse().unwrap(), (*address).to_owned())).collect()
+    }
+
     #[test]
-    fn an_address_is_one_and_of_that_node() {
-        let node: NodeName = "n2".parse().unwrap();
+    fn a_node_has_one_address_in_all_its_partitions() {
         let header = format!("{:65}NODE_ADDR\n", "NODELIST");
         let with = |rows: &[(&str, &str)]| {
             let rows: String = rows.iter().map(|(n, a)| format!("{n:65}{a}\n")).collect();
-            address(format!("{header}{rows}").as_bytes(), &node)
+            addresses(format!("{header}{rows}").as_bytes())
         };
-        assert_eq!(with(&[]), Ok(None));
-        assert_eq!(with(&[("n2", "10.0.0.2"), ("n2", "10.0.0.2")]), Ok(Some("10.0.0.2".into())));
+        assert_eq!(with(&[]), Ok(all(&[])));
+        let two = [("n2", "10.0.0.2"), ("n1", "10.0.0.1"), ("n2", "10.0.0.2")];
+        assert_eq!(with(&two), Ok(all(&two)));
         assert!(with(&[("n2", "10.0.0.2"), ("n2", "10.0.0.3")]).is_err());
-        assert!(with(&[("n1", "10.0.0.2")]).is_err());
         assert!(with(&[("n2", "")]).is_err());
-        assert!(address(b"", &node).is_err());
+        assert_eq!(with(&[(&"n".repeat(65), "10.0.0.2"), ("n1", "10.0.0.1")]), Ok(all(&[("n1", "10.0.0.1")])));
+        assert!(addresses(b"").is_err());
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), rows in "[ -~é\n]{0,200}") {
-            let node = "n2".parse().unwrap();
-            let _ = (Settings::parse(&bytes), address(&bytes, &node));
+            let _ = (Settings::parse(&bytes), addresses(&bytes));
             let text = format!("{:65}NODE_ADDR\n{rows}", "NODELIST");
-            let _ = address(text.as_bytes(), &node);
+            let _ = addresses(text.as_bytes());
         }
 
         /// Less of an answer is an error or means the same; it never means something else.
@@ -192,16 +205,16 @@ mod tests {
             other in "[a-z][a-z0-9.-]{0,30}",
             cut in any::<proptest::sample::Index>(),
         ) {
-            let node: NodeName = name.parse().unwrap();
             let header = format!("{:65}NODE_ADDR\n", "NODELIST");
             let text = format!("{header}{}", format!("{name:65}{address_of}\n").repeat(rows));
-            prop_assert_eq!(address(text.as_bytes(), &node), Ok(Some(address_of.clone())));
-            if let Ok(Some(part)) = address(&text.as_bytes()[..cut.index(text.len())], &node) {
-                prop_assert_eq!(&part, &address_of);
+            let expected = all(&[(&name, &address_of)]);
+            prop_assert_eq!(addresses(text.as_bytes()), Ok(expected.clone()));
+            if let Ok(part) = addresses(&text.as_bytes()[..cut.index(text.len())]) {
+                prop_assert!(part.is_empty() || part == expected);
             }
             if other != name {
                 let another = format!("{text}{other:65}{address_of}\n");
-                prop_assert!(address(another.as_bytes(), &node).is_err());
+                prop_assert_eq!(addresses(another.as_bytes()), Ok(all(&[(&name, &address_of), (&other, &address_of)])));
             }
         }
     }

@@ -14,7 +14,7 @@
 //! on. squeue merges an array task that was requeued and waits into the row of its array: absent too, and rightly, as its
 //! earlier run is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,9 +43,9 @@ const MAX_NODES: usize = 100_000;
 const MAX_LISTED_NODES: usize = 500_000;
 /// The most bytes in an answer about single jobs, besides [`squeue::FIXED`] for each.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
-/// The most bytes in a listing of all jobs: some 100,000 of them.
+/// The most bytes in a listing of all jobs (some 100,000 of them), or of all nodes.
 const LISTING_BYTES: usize = 64 * 1024 * 1024;
-/// The most bytes of `scontrol show config` and of sinfo about one node.
+/// The most bytes of `scontrol show config`.
 const SMALL_BYTES: usize = 1024 * 1024;
 /// How long `PrivateData` is remembered where nothing is concluded from it alone.
 const SETTINGS_LIVE: Duration = Duration::from_secs(60);
@@ -100,10 +100,6 @@ impl SlurmConfig {
 
 type Outcome = Result<Answer, AttestError>;
 
-/// Questions about nodes at the same time. A node that lies can ask about as many names as it likes: it must not keep the
-/// questions about jobs waiting.
-const NODE_QUESTIONS: usize = 2;
-
 /// Second questions about missing jobs at the same time. There are few, unless a node lies: then they wait for each other,
 /// and nobody else does.
 const SECOND_QUESTIONS: usize = 2;
@@ -129,7 +125,8 @@ struct Inner {
     commands: Commands,
     questions: Arc<Semaphore>,
     second_questions: Semaphore,
-    node_questions: Semaphore,
+    /// One at a time: they must not keep the questions about jobs waiting.
+    about_nodes: Semaphore,
     waiting: Mutex<Waiting>,
     settings: tokio::sync::Mutex<Option<(Instant, Settings)>>,
 }
@@ -142,8 +139,8 @@ impl Slurm {
 
     fn read_by(uid: u32, config: SlurmConfig) -> Self {
         let concurrency = config.concurrency.max(1);
-        // Two more places, so that neither a long listing nor a question about the site has to wait for the others.
-        let places = concurrency + NODE_QUESTIONS + SECOND_QUESTIONS + 2;
+        // Three more places, so that neither a long listing nor a question about nodes or the site has to wait.
+        let places = concurrency + SECOND_QUESTIONS + 3;
         let commands = Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), places);
         Slurm {
             inner: Arc::new(Inner {
@@ -152,7 +149,7 @@ impl Slurm {
                 commands,
                 questions: Arc::new(Semaphore::new(concurrency)),
                 second_questions: Semaphore::new(SECOND_QUESTIONS),
-                node_questions: Semaphore::new(NODE_QUESTIONS),
+                about_nodes: Semaphore::new(1),
                 waiting: Mutex::default(),
                 settings: tokio::sync::Mutex::default(),
             }),
@@ -408,18 +405,20 @@ impl Attestor for Slurm {
         Ok(jobs)
     }
 
-    async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError> {
-        let turn = tokio::time::timeout(self.inner.config.timeouts.question, self.inner.node_questions.acquire()).await;
+    async fn node_addresses(&self) -> Result<HashMap<NodeName, String>, AttestError> {
+        let turn = tokio::time::timeout(self.inner.config.timeouts.question, self.inner.about_nodes.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(self.inner.unavailable("too many questions about nodes wait for it"));
+            return Err(self.inner.unavailable("another question about nodes waits for it"));
         };
         // sinfo, not scontrol: a node's line in scontrol holds free text (Reason, Comment, Extra).
-        let (nodes, format) = (format!("--nodes={node}"), format!("--Format={}", site::ADDRESS_FORMAT));
-        let said = self.inner.small("sinfo", &["--all", "--local", "--Node", &nodes, &format]).await?;
+        let format = format!("--Format={}", site::ADDRESS_FORMAT);
+        let args = ["--all", "--local", "--Node", &format];
+        let said = self.inner.commands.run("sinfo", &args, self.inner.config.timeouts.question, LISTING_BYTES).await;
+        let said = said.map_err(|error| self.inner.unavailable(error))?;
         if !said.success {
             return Err(self.inner.unavailable(said.complaint()));
         }
-        site::address(&said.stdout, node).map_err(|why| self.inner.unreliable(why))
+        site::addresses(&said.stdout).map_err(|why| self.inner.unreliable(why))
     }
 
     async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {

@@ -151,7 +151,9 @@ pub async fn all<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
 async fn a_session_comes_back_as_it_was_opened(store: &dyn Store) {
     for session in [of_job(7, 1), of_head("4711", "2026-03-01T00:00:00")] {
         assert_eq!(store.get(session.id).await.unwrap(), None);
+        assert_eq!(store.status(session.id).await.unwrap(), None);
         assert_eq!(store.open(session.clone()).await.unwrap(), Opened::New(session.clone()));
+        assert_eq!(store.status(session.id).await.unwrap(), Some((session.status, session.why.clone())));
         assert_eq!(store.get(session.id).await.unwrap(), Some(session));
     }
     let found = store.find_run(&"lab".parse().unwrap(), &run(7, 1)).await.unwrap();
@@ -251,6 +253,8 @@ async fn a_heads_token_is_replaced_while_its_session_is_open(store: &dyn Store) 
     store.end(session.id, SessionStatus::Completed, T0, "over").await.unwrap();
     let ended = store.get(session.id).await.unwrap();
     assert_eq!(store.replace_token(session.id, TokenHash::of("third")).await.unwrap(), None);
+    let status = ended.as_ref().map(|session| (session.status, session.why.clone()));
+    assert!(status.is_some() && store.status(session.id).await.unwrap() == status);
     assert_eq!(store.get(session.id).await.unwrap(), ended, "an ended session is not touched");
     let job = of_job(5, 0);
     store.open(job.clone()).await.unwrap();

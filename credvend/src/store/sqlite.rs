@@ -84,6 +84,10 @@ impl Store for SqliteStore {
         self.readers.read(move |db| sessions::get(db, id)).await
     }
 
+    async fn status(&self, id: SessionId) -> Result<Option<(SessionStatus, Option<String>)>, StoreError> {
+        self.readers.read(move |db| sessions::status(db, id)).await
+    }
+
     async fn find_run(&self, cluster: &ClusterName, run: &Run) -> Result<Option<Session>, StoreError> {
         let (cluster, run) = (cluster.clone(), *run);
         self.readers.read(move |db| sessions::find_run(db, &cluster, &run)).await

@@ -1,81 +1,35 @@
 //! What Slurm must say before a node gets anything, and for how long its word is taken.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use credd_protocol::node_api::OpenRequest;
-use credd_protocol::{JobId, NodeName, ProjectId, SessionId};
-use time::{Duration, OffsetDateTime};
+use credd_protocol::{JobId, ProjectId};
+use time::Duration;
 
+use super::facts::{Mark, Word};
 use super::{Node, Vending, fresh};
-use crate::attest::{Answer, Attestor, JobFacts, JobState};
+use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
 use crate::store::{Run, Session};
 
-/// A node that Slurm named as the job's is not asked about again for this long: so late does a node that left the job
-/// lose access.
-const ATTESTED_FOR: Duration = Duration::minutes(1);
+/// What Slurm said about a job serves all of its nodes for this long: so late does a node that left the job, and did not
+/// say so, lose access.
+pub(super) const ATTESTED_FOR: Duration = Duration::minutes(1);
+
+/// A session is opened, rather than joined, only for a job that Slurm spoke of so lately: one that it no longer has would
+/// otherwise get one. The nodes of a job that starts ask within seconds of each other.
+pub(super) const OPENS_FOR: Duration = Duration::seconds(5);
 
 /// While Slurm cannot be asked at all, a node named this long ago still counts: without slurmctld no node joins or
 /// leaves a job, and an upgrade of Slurm must not cost running jobs their credentials. Ended and invalidated sessions
 /// are refused all the same.
 const ATTESTED_IN_OUTAGE: Duration = Duration::minutes(15);
 
-/// The most (session, node) pairs that are remembered. Without its pair a node costs one more question, no more.
-const MAX_PAIRS: usize = 65_536;
-
-/// When Slurm last named a node as one of a session's.
-#[derive(Default)]
-pub(super) struct Attested(Mutex<Pairs>);
-
-#[derive(Default)]
-struct Pairs {
-    sessions: HashMap<SessionId, HashMap<NodeName, OffsetDateTime>>,
-    count: usize,
-}
-
-impl Attested {
-    fn at(&self, session: SessionId, node: &NodeName) -> Option<OffsetDateTime> {
-        let pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pairs.sessions.get(&session)?.get(node).copied()
-    }
-
-    pub(super) fn note(&self, session: SessionId, node: &NodeName, at: OffsetDateTime) {
-        let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if pairs.count >= MAX_PAIRS {
-            pairs.sessions.retain(|_, nodes| {
-                nodes.retain(|_, then| fresh(*then, at, ATTESTED_FOR));
-                !nodes.is_empty()
-            });
-            pairs.count = pairs.sessions.values().map(HashMap::len).sum();
-        }
-        if pairs.count < MAX_PAIRS && pairs.sessions.entry(session).or_default().insert(node.clone(), at).is_none() {
-            pairs.count += 1;
-        }
-    }
-
-    pub(super) fn forget(&self, session: SessionId) {
-        let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = pairs.sessions.remove(&session).map_or(0, |nodes| nodes.len());
-        pairs.count -= gone;
-    }
-
-    pub(super) fn forget_node(&self, session: SessionId, node: &NodeName) {
-        let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(nodes) = pairs.sessions.get_mut(&session) else { return };
-        let (gone, empty) = (nodes.remove(node).is_some(), nodes.is_empty());
-        if empty {
-            pairs.sessions.remove(&session);
-        }
-        pairs.count -= usize::from(gone);
-    }
-}
-
 /// The job must run, or be in its last moments, and on this node.
-fn placed(node: &Node, job: JobId, answer: Answer) -> Result<JobFacts, Refusal> {
+fn placed<'w>(node: &Node, job: JobId, word: &'w Word) -> Result<&'w JobFacts, Refusal> {
     let not_running = |why: &str| Refusal::JobNotRunning { job, cluster: node.cluster.clone(), why: why.into() };
-    let facts = match answer {
+    let facts = match &word.answer {
         Answer::Known(facts) if facts.job == job => facts,
         Answer::Known(facts) => {
             return Err(Refusal::Unavailable(format!(
@@ -91,10 +45,31 @@ fn placed(node: &Node, job: JobId, answer: Answer) -> Result<JobFacts, Refusal> 
         JobState::Pending => return Err(not_running("Slurm has it waiting for nodes")),
         JobState::Over => return Err(not_running("Slurm says that it is over")),
     }
-    if !facts.nodes.contains(&node.name) {
+    if !word.names(&node.name) {
         return Err(Refusal::NotOnNode { job, node: node.name.clone() });
     }
     Ok(facts)
+}
+
+/// Every fact of a node's record, compared with Slurm's.
+fn agrees(node: &Node, record: &OpenRequest, facts: &JobFacts) -> Result<(), Refusal> {
+    let contradicted = |what: String| Err(Refusal::Contradicted { job: record.job, node: node.name.clone(), what });
+    if record.restart != facts.restart {
+        return contradicted(format!("restart count {} (Slurm: {})", record.restart, facts.restart));
+    }
+    if record.uid != facts.uid {
+        return contradicted(format!("uid {} (Slurm: {})", record.uid, facts.uid));
+    }
+    if let Some(stated) = &record.account {
+        let told = facts.account.as_ref().map_or("", |a| a.as_str());
+        // Slurm lower-cases accounts, but older releases leave the case in a job's environment.
+        if !stated.as_str().eq_ignore_ascii_case(told) {
+            return contradicted(format!(
+                "account {stated} (Slurm: {told:?}; if it was changed after the job's start, requeue the job)"
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Vending {
@@ -107,31 +82,30 @@ impl Vending {
         Ok((project.clone(), roles.clone()))
     }
 
-    /// Asks Slurm about a job that a node has a record of, and compares every fact of that record.
+    /// What Slurm said about a job at most `within` ago, if that satisfies `check`; else what it says now.
+    async fn word(
+        &self,
+        node: &Node,
+        attestor: &Arc<dyn Attestor>,
+        job: JobId,
+        (mark, within): (Mark, Duration),
+        check: impl Fn(&JobFacts) -> Result<(), Refusal>,
+    ) -> Result<Result<Arc<Word>, Refusal>, AttestError> {
+        let checked = |word: &Word| placed(node, job, word).and_then(&check);
+        let good = |word: &Word| fresh(word.asked, self.now(), within) && checked(word).is_ok();
+        let word = self.facts.ask(attestor, (&node.cluster, job, &node.name), mark, good).await?;
+        Ok(checked(&word).map(|()| word))
+    }
+
+    /// Slurm's word about a job that a node has a record of, with every fact of that record compared.
     pub(super) async fn attest_record(
         &self,
         node: &Node,
         attestor: &Arc<dyn Attestor>,
         record: &OpenRequest,
-    ) -> Result<JobFacts, Refusal> {
-        let facts = placed(node, record.job, attestor.job(record.job).await?)?;
-        let contradicted = |what: String| Err(Refusal::Contradicted { job: record.job, node: node.name.clone(), what });
-        if record.restart != facts.restart {
-            return contradicted(format!("restart count {} (Slurm: {})", record.restart, facts.restart));
-        }
-        if record.uid != facts.uid {
-            return contradicted(format!("uid {} (Slurm: {})", record.uid, facts.uid));
-        }
-        if let Some(stated) = &record.account {
-            let told = facts.account.as_ref().map_or("", |a| a.as_str());
-            // Slurm lower-cases accounts, but older releases leave the case in a job's environment.
-            if !stated.as_str().eq_ignore_ascii_case(told) {
-                return contradicted(format!(
-                    "account {stated} (Slurm: {told:?}; if it was changed after the job's start, requeue the job)"
-                ));
-            }
-        }
-        Ok(facts)
+        when: (Mark, Duration),
+    ) -> Result<Arc<Word>, Refusal> {
+        self.word(node, attestor, record.job, when, |facts| agrees(node, record, facts)).await?
     }
 
     /// A node may have a session's credentials if Slurm named it as one of the job's a short while ago, or does so now.
@@ -142,25 +116,20 @@ impl Vending {
         session: &Session,
         run: &Run,
     ) -> Result<(), Refusal> {
-        let (asked, job) = (self.now(), run.job);
-        let known = self.attested.at(session.id, &node.name);
-        if known.is_some_and(|at| fresh(at, asked, ATTESTED_FOR)) {
-            return Ok(());
-        }
-        let answer = match attestor.job(job).await {
-            Ok(answer) => answer,
-            Err(e) if known.is_some_and(|at| fresh(at, asked, ATTESTED_IN_OUTAGE)) => {
-                tracing::warn!(%job, node = %node.name, session = %session.id, why = %e, "Slurm is away; its last word about this node counts");
-                return Ok(());
+        let (job, mark) = (run.job, self.facts.mark());
+        let same = |facts: &JobFacts| self.same_run(node, session, run, facts);
+        match self.word(node, attestor, job, (mark, ATTESTED_FOR), same).await {
+            Ok(checked) => checked.map(|_| ()),
+            Err(e) => {
+                let last = self.facts.kept(&node.cluster, job, &node.name);
+                let last = last.filter(|word| fresh(word.asked, self.now(), ATTESTED_IN_OUTAGE));
+                if last.is_some_and(|word| placed(node, job, &word).and_then(same).is_ok()) {
+                    tracing::warn!(%job, node = %node.name, session = %session.id, why = %e, "Slurm is away; its last word about this node counts");
+                    return Ok(());
+                }
+                Err(e.into())
             }
-            Err(e) => return Err(e.into()),
-        };
-        let checked = placed(node, job, answer).and_then(|facts| self.same_run(node, session, run, &facts));
-        match checked {
-            Ok(()) => self.attested.note(session.id, &node.name, asked),
-            Err(_) => self.attested.forget_node(session.id, &node.name),
         }
-        checked
     }
 
     /// The job that Slurm has now must be the run that the session was opened for.

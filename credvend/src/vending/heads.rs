@@ -1,5 +1,7 @@
 //! The seed's verbs: a head states a job, sets its status; the bearer of its session token gets its credentials.
 
+use std::sync::Arc;
+
 use credd_protocol::node_api::CredentialsResponse;
 use credd_protocol::seed_api::{OpenSession, SessionStatus};
 use credd_protocol::{ClusterName, JobId, JobToken, ProjectId, RoleName, Secret, SessionId, TokenHash};
@@ -234,7 +236,11 @@ impl Vending {
             has: names(roles),
         })?;
         let named = self.parts.names.of(&session, &config, None);
-        self.issue(Want { session, role, config, named, min_life_seconds: 0 }, To::Bearer { claimed }).await
+        self.issue(
+            Want { session: Arc::new(session), role, config, named, min_life_seconds: 0 },
+            To::Bearer { claimed },
+        )
+        .await
     }
 
     /// Why there is no such session for a token: a node-opened one has none.

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use credd_protocol::node_api::CredentialsResponse;
+use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{RoleArn, RoleName, SessionId};
 use time::{Duration, OffsetDateTime};
 
-use super::{Parts, Vending, fresh, require_active};
+use super::{NO_REASON, Parts, Vending, fresh};
 use crate::audit::{Event, To};
 use crate::clock::Clock;
 use crate::projects::Role;
@@ -32,7 +33,7 @@ const MAX_REFUSED: usize = 1024;
 
 /// Whose credentials are wanted.
 pub(super) struct Want {
-    pub(super) session: Session,
+    pub(super) session: Arc<Session>,
     pub(super) role: RoleName,
     pub(super) config: Role,
     /// Its name in AWS. Nodes that share one share what is issued under it.
@@ -95,7 +96,8 @@ impl Vending {
     /// Credentials for an ACTIVE session whose asker was checked.
     pub(super) async fn issue(&self, want: Want, to: To<'_>) -> Result<CredentialsResponse, Refusal> {
         let role = want.role.clone();
-        let (id, arn) = (want.session.id, want.config.arn.clone());
+        let (session, arn) = (want.session.clone(), want.config.arn.clone());
+        let id = session.id;
         let issuing = self.issuing.clone();
         // A task of its own: a caller that gives up wastes no AssumeRole, its next try finds the answer.
         let response = tokio::spawn(async move { issuing.get(want).await })
@@ -103,10 +105,11 @@ impl Vending {
             .map_err(|e| Refusal::Internal(format!("issuing for session {id} ended abnormally: {e}")))?
             .map_err(|failure| failure.refusal(&arn))?;
         // The issuance is recorded; if the session ended meanwhile, a revocation finds it there, and here nobody gets it.
-        let session = self.parts.store.get(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
-        if let Err(refusal) = require_active(&session) {
+        let (status, why) = self.status(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
+        if status != SessionStatus::Active {
             self.issuing.forget(id);
-            return Err(refusal);
+            let why = why.unwrap_or_else(|| NO_REASON.into());
+            return Err(Refusal::SessionEnded { session: id, status: status.as_str(), why });
         }
         let delivered = Event::CredentialsDelivered { session: &session, role: &role, to, document: &response };
         self.parts.audit.record(delivered).await?;

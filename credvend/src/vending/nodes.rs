@@ -1,17 +1,34 @@
 //! A node's verbs. A node states nothing that is believed: it makes credvend look.
 
+use std::sync::Arc;
+
 use credd_protocol::SessionId;
 use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, OpenRequest, OpenResponse};
 use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::{ProjectId, UserName};
+use time::Duration;
 
+use super::attesting::{ATTESTED_FOR, OPENS_FOR};
+use super::facts::Word;
 use super::issuing::Want;
 use super::sweeping::{Verdict, another_run, verdict};
-use super::{AddressCheck, ClusterName, Node, Vending, require_active};
-use crate::attest::JobState;
+use super::{AddressCheck, ClusterName, Node, Vending, fresh, require_active};
+use crate::attest::{Answer, JobFacts, JobState};
 use crate::audit::{Event, Refused, To};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
 use crate::store::{OpenRun, Opened, Origin, Run, Session, SessionFilter, StoreError};
+
+/// That Slurm is completing a job is not asked again for this long.
+const COMPLETES_FOR: Duration = Duration::seconds(2);
+
+/// The facts of a word that was found good.
+fn known(word: &Word) -> Result<&JobFacts, Refusal> {
+    match &word.answer {
+        Answer::Known(facts) => Ok(facts),
+        Answer::Absent => Err(Refusal::Internal("a job that Slurm does not know was taken for one that runs".into())),
+    }
+}
 
 impl Vending {
     /// A node opens or joins the session of a job that Slurm says runs on it.
@@ -37,65 +54,54 @@ impl Vending {
 
     async fn open_or_join(&self, node: &Node, request: &OpenRequest) -> Result<OpenResponse, Refusal> {
         let (cluster, attestor) = self.attested_cluster(node)?;
-        let asked = self.now();
+        let mark = self.facts.mark();
         // At once, for the job waits for the slowest only; told in this order, so that an impostor learns nothing of jobs.
-        let (address, accounts, facts) = tokio::join!(
+        let (address, accounts, word) = tokio::join!(
             self.check_address(node, cluster),
             self.require_accounts(node, cluster),
-            self.attest_record(node, attestor, request)
+            self.attest_record(node, attestor, request, (mark, ATTESTED_FOR))
         );
         address?;
         accounts?;
-        let facts = facts?;
-        let run = facts.run();
-
+        let mut word = word?;
+        // All nodes of a job that starts find no session at the same time: one opens it, the others find it then.
+        let opening = self.facts.opening(&node.cluster, request.job);
+        let mut turn = None;
+        if self.crowds.is_new(&node.cluster, known(&word)?) {
+            turn = Some(opening.lock().await);
+        }
         // Nearly every node of a large job joins: a read, where opening would be a write.
-        let store = &self.parts.store;
-        let joined = |session: Session| {
-            require_active(&session)?;
-            self.same_run(node, &session, &run, &facts)?;
-            Ok::<_, Refusal>((session, false))
-        };
-        let (session, new) = match store.find_run(&node.cluster, &run).await? {
-            Some(existing) => joined(existing)?,
+        let mut joined = self.join(node, known(&word)?).await;
+        if !matches!(joined, Ok(Some(_))) && !word.is_after(mark) {
+            // Only Slurm's word of now refuses a node, and only one of just now opens a session.
+            let opens = joined.is_ok() && self.may_open(node, known(&word)?).is_ok();
+            let within = if opens { OPENS_FOR } else { Duration::ZERO };
+            word = self.attest_record(node, attestor, request, (mark, within)).await?;
+            joined = self.join(node, known(&word)?).await;
+        }
+        let facts = known(&word)?;
+        let run = facts.run();
+        let (session, new) = match joined? {
+            Some(session) => (session, false),
+            None if turn.is_some() => self.open_new(node, facts).await?,
             None => {
-                let (project, _) = self.project_of(&facts)?;
-                if facts.state != JobState::Running {
-                    return Err(Refusal::JobNotRunning {
-                        job: facts.job,
-                        cluster: node.cluster.clone(),
-                        why: "Slurm is completing it; no session is opened any more".into(),
-                    });
-                }
-                let session = Session {
-                    id: SessionId::random(),
-                    cluster: node.cluster.clone(),
-                    user: facts.user.clone().map_err(Refusal::Unavailable)?,
-                    uid: Some(facts.uid),
-                    project,
-                    partition: Some(facts.partition.clone()),
-                    nodes: facts.nodes.clone(),
-                    origin: Origin::Slurm(run),
-                    opened: self.now(),
-                    ended: None,
-                    status: SessionStatus::Active,
-                    why: None,
-                };
-                match store.open(session).await? {
-                    Opened::New(session) => (session, true),
-                    Opened::Existing(session) => joined(session)?,
+                turn = Some(opening.lock().await);
+                match self.join(node, facts).await? {
+                    Some(session) => (session, false),
+                    None => self.open_new(node, facts).await?,
                 }
             }
         };
+        drop(turn);
         if new {
             self.parts.audit.record(Event::SessionOpened { session: &session, node: Some(&node.name) }).await?;
             self.end_earlier_runs(&node.cluster, &run).await?;
-        } else if !session.nodes.contains(&node.name) {
+        } else if !word.names_among(&node.name, &session.nodes) {
             // The job has grown.
-            store.add_node(session.id, &node.name).await?;
+            self.parts.store.add_node(session.id, &node.name).await?;
+            self.crowds.forget(session.id);
         }
-        let (_, roles) = self.project_of(&facts)?;
-        self.attested.note(session.id, &node.name, asked);
+        let (_, roles) = self.project_of(facts)?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, job = %facts.job, restart = facts.restart,
             user = %session.user, uid = %facts.uid, project = %session.project, partition = %facts.partition,
@@ -103,14 +109,62 @@ impl Vending {
         );
         Ok(OpenResponse {
             session: session.id,
-            cluster: session.cluster,
+            cluster: session.cluster.clone(),
             job: facts.job,
-            user: session.user,
+            user: session.user.clone(),
             uid: facts.uid,
-            project: session.project,
-            partition: session.partition,
+            project: session.project.clone(),
+            partition: session.partition.clone(),
             roles: roles.into_keys().collect(),
         })
+    }
+
+    /// The session of this run, if it has one.
+    async fn join(&self, node: &Node, facts: &JobFacts) -> Result<Option<Arc<Session>>, Refusal> {
+        let Some(session) = self.session_of_run(&node.cluster, &facts.run()).await? else { return Ok(None) };
+        require_active(&session)?;
+        self.same_run(node, &session, &facts.run(), facts)?;
+        Ok(Some(session))
+    }
+
+    /// Whose session may be opened for the job, in which project.
+    fn may_open(&self, node: &Node, facts: &JobFacts) -> Result<(UserName, ProjectId), Refusal> {
+        let (project, _) = self.project_of(facts)?;
+        if facts.state != JobState::Running {
+            return Err(Refusal::JobNotRunning {
+                job: facts.job,
+                cluster: node.cluster.clone(),
+                why: "Slurm is completing it; no session is opened any more".into(),
+            });
+        }
+        Ok((facts.user.clone().map_err(Refusal::Unavailable)?, project))
+    }
+
+    /// Opens the session of this run, or joins the one that another node has just opened.
+    async fn open_new(&self, node: &Node, facts: &JobFacts) -> Result<(Arc<Session>, bool), Refusal> {
+        let (user, project) = self.may_open(node, facts)?;
+        let session = Session {
+            id: SessionId::random(),
+            cluster: node.cluster.clone(),
+            user,
+            uid: Some(facts.uid),
+            project,
+            partition: Some(facts.partition.clone()),
+            nodes: facts.nodes.clone(),
+            origin: Origin::Slurm(facts.run()),
+            opened: self.now(),
+            ended: None,
+            status: SessionStatus::Active,
+            why: None,
+        };
+        match self.parts.store.open(session).await? {
+            Opened::New(session) => Ok((self.seen(session), true)),
+            Opened::Existing(session) => {
+                require_active(&session)?;
+                self.same_run(node, &session, &facts.run(), facts)?;
+                Ok((self.seen(session), false))
+            }
+        }
     }
 
     /// Slurm has a new run under this job id, so the earlier ones are over; the sweep would find it out a little later. As a
@@ -163,7 +217,7 @@ impl Vending {
     ) -> Result<CredentialsResponse, Refusal> {
         let (cluster, attestor) = self.attested_cluster(node)?;
         self.check_address(node, cluster).await?;
-        let session = self.parts.store.get(id).await?.filter(|s| s.cluster == node.cluster);
+        let session = self.session(id).await?.filter(|s| s.cluster == node.cluster);
         let session = session.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
         let Origin::Slurm(run) = session.origin else {
             return Err(Refusal::NotAllowed {
@@ -210,17 +264,31 @@ impl Vending {
     pub async fn leave(&self, node: &Node, id: SessionId) -> Result<(), Refusal> {
         let (cluster, attestor) = self.attested_cluster(node)?;
         self.check_address(node, cluster).await?;
-        let Some(session) = self.parts.store.get(id).await?.filter(|s| s.cluster == node.cluster) else {
+        let Some(session) = self.session(id).await?.filter(|s| s.cluster == node.cluster) else {
             tracing::info!(session = %id, cluster = %node.cluster, node = %node.name, "a node left a session that is not known here");
             return Ok(());
         };
         let Origin::Slurm(run) = session.origin else { return Ok(()) };
         let job = run.job;
-        self.attested.forget_node(id, &node.name);
+        self.facts.left(&node.cluster, job, &node.name);
         if session.status != SessionStatus::Active {
             return Ok(());
         }
-        match verdict(&OpenRun { id, run, uid: session.uid }, &attestor.job(job).await?) {
+        // The nodes of a large job leave together. That Slurm is completing it need not be said to each of them: the next
+        // sweep looks again.
+        let completing = |word: &Word| {
+            fresh(word.asked, self.now(), COMPLETES_FOR)
+                && matches!(&word.answer, Answer::Known(facts) if facts.state == JobState::Completing)
+        };
+        let kept = self.facts.word(&node.cluster, job).filter(|word| completing(word));
+        let word = match kept {
+            Some(word) => word,
+            None => {
+                let asking = (&node.cluster, job, &node.name);
+                self.facts.ask(attestor, asking, self.facts.mark(), completing).await?
+            }
+        };
+        match verdict(&OpenRun { id, run, uid: session.uid }, &word.answer) {
             Verdict::Over(why) => {
                 self.end(id, SessionStatus::Completed, &why).await?;
             }

@@ -8,15 +8,20 @@ use credd_protocol::NodeName;
 use time::{Duration, OffsetDateTime};
 
 use super::{AddressCheck, Cluster, Node, Vending, fresh};
-use crate::attest::Attestor;
+use crate::attest::{AttestError, Attestor};
 use crate::refusal::Refusal;
 
 /// A good answer about accounts holds this long; a bad one shorter, so that a mended slurm.conf is seen soon.
 const ENFORCED_FOR: Duration = Duration::minutes(1);
 const UNENFORCED_FOR: Duration = Duration::seconds(10);
 
-/// A node's address holds this long: `scontrol update NodeAddr` follows at most so late.
-const ADDRESS_FOR: Duration = Duration::seconds(30);
+/// What Slurm said about addresses holds this long, and what they resolve to that long: `scontrol update NodeAddr`
+/// follows at most so late as both together.
+const LISTED_FOR: Duration = Duration::seconds(20);
+const ADDRESS_FOR: Duration = Duration::seconds(10);
+
+/// A name that is not among Slurm's nodes has them asked for again after this: it may be new, or a lie. So does a failure.
+const UNKNOWN_FOR: Duration = Duration::seconds(2);
 
 /// Names resolve within this or not at all.
 const RESOLVE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -30,6 +35,8 @@ pub(super) struct Standing {
     /// When accounts were asked about, and why they cannot be believed, if so. Held while asking: one question for all.
     accounts: tokio::sync::Mutex<Option<(OffsetDateTime, Option<String>)>>,
     addresses: Mutex<HashMap<NodeName, (OffsetDateTime, Arc<Address>)>>,
+    /// What Slurm said about all nodes. Held while asking: one question for all.
+    listed: tokio::sync::Mutex<Option<(OffsetDateTime, Result<HashMap<NodeName, String>, AttestError>)>>,
 }
 
 /// A node's `NodeAddr`, and what it resolves to.
@@ -113,10 +120,11 @@ impl Vending {
         {
             return Ok(address);
         }
-        let address = Arc::new(match attestor.node_address(node).await? {
-            None => Address { shown: "no address: it knows no such node".into(), ips: vec![] },
-            Some(text) => resolve(&text).await?,
-        });
+        let Some(text) = standing.listed(attestor, node, now).await? else {
+            // Not remembered: who lies about its name has many.
+            return Ok(Arc::new(Address { shown: "no address: it knows no such node".into(), ips: vec![] }));
+        };
+        let address = Arc::new(resolve(&text).await?);
         let mut addresses = standing.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if addresses.len() >= MAX_ADDRESSES {
             addresses.retain(|_, (at, _)| fresh(*at, now, ADDRESS_FOR));
@@ -125,6 +133,31 @@ impl Vending {
             addresses.insert(node.clone(), (now, address.clone()));
         }
         Ok(address)
+    }
+}
+
+impl Standing {
+    /// A node's address as Slurm says it.
+    async fn listed(
+        &self,
+        attestor: &Arc<dyn Attestor>,
+        node: &NodeName,
+        now: OffsetDateTime,
+    ) -> Result<Option<String>, AttestError> {
+        let mut listed = self.listed.lock().await;
+        let holds = match &*listed {
+            Some((at, Ok(all))) => fresh(*at, now, if all.contains_key(node) { LISTED_FOR } else { UNKNOWN_FOR }),
+            Some((at, Err(_))) => fresh(*at, now, UNKNOWN_FOR),
+            None => false,
+        };
+        if !holds {
+            *listed = Some((now, attestor.node_addresses().await));
+        }
+        match &*listed {
+            Some((_, Ok(all))) => Ok(all.get(node).cloned()),
+            Some((_, Err(error))) => Err(error.clone()),
+            None => Ok(None),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::task::JoinSet;
 
 use super::{ClusterName, Vending};
-use crate::attest::{Answer, AttestError, Attestor, JobState};
+use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
 use crate::refusal::Refusal;
 use crate::store::{Ended, OpenRun, Origin, Run, SessionFilter};
 
@@ -152,12 +152,12 @@ impl Vending {
         if page.items.is_empty() {
             return Ok(0);
         }
-        let runs: HashMap<JobId, (Run, JobState, Uid)> = attestor
-            .all_jobs()
-            .await?
-            .into_iter()
-            .map(|facts| (facts.job, (facts.run(), facts.state, facts.uid)))
-            .collect();
+        let listing = self.facts.listing();
+        let facts: HashMap<JobId, JobFacts> =
+            attestor.all_jobs().await?.into_iter().map(|facts| (facts.job, facts)).collect();
+        let runs: HashMap<JobId, (Run, JobState, Uid)> =
+            facts.values().map(|facts| (facts.job, (facts.run(), facts.state, facts.uid))).collect();
+        self.facts.listed(name, listing, facts);
         // Listed before Slurm was asked, or a page of it after: the single question below settles every doubt.
         let mut doubtful = vec![];
         loop {

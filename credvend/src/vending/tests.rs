@@ -5,6 +5,7 @@ mod auditing;
 mod heads;
 mod logs;
 mod nodes;
+mod questions;
 mod revoking;
 mod sweeping;
 mod vending_twice;

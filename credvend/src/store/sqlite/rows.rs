@@ -49,6 +49,15 @@ pub(super) fn status_number(status: SessionStatus) -> i64 {
     }
 }
 
+pub(super) fn status(row: &Row<'_>, column: usize) -> rusqlite::Result<SessionStatus> {
+    match row.get(column)? {
+        0i64 => Ok(SessionStatus::Active),
+        1 => Ok(SessionStatus::Invalidated),
+        2 => Ok(SessionStatus::Completed),
+        _ => Err(bad(column, "no such status")),
+    }
+}
+
 fn bad(column: usize, what: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Null, what.to_owned().into())
 }
@@ -81,12 +90,7 @@ pub(super) fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
         origin,
         opened: from_micros(row.get(12)?),
         ended: row.get::<_, Option<i64>>(13)?.map(from_micros),
-        status: match row.get(14)? {
-            0i64 => SessionStatus::Active,
-            1 => SessionStatus::Invalidated,
-            2 => SessionStatus::Completed,
-            _ => return Err(bad(14, "no such status")),
-        },
+        status: status(row, 14)?,
         why: row.get(15)?,
     })
 }

@@ -72,6 +72,12 @@ pub(super) fn get(db: &Connection, id: SessionId) -> rusqlite::Result<Option<Ses
         .optional()
 }
 
+pub(super) fn status(db: &Connection, id: SessionId) -> rusqlite::Result<Option<(SessionStatus, Option<String>)>> {
+    db.prepare_cached("SELECT status, why FROM sessions WHERE id = ?1")?
+        .query_row([id.0.as_bytes()], |row| Ok((rows::status(row, 0)?, row.get(1)?)))
+        .optional()
+}
+
 pub(super) fn find_run(db: &Connection, cluster: &ClusterName, run: &Run) -> rusqlite::Result<Option<Session>> {
     db.prepare_cached(&format!(
         "SELECT {SESSION} FROM sessions INDEXED BY sessions_run

@@ -64,3 +64,26 @@ async fn without_slurms_word_require_refuses_and_warn_does_not() {
     let (code, retry, _) = refused(w.try_open("n1", 7).await);
     assert_eq!((code, retry), ("Unavailable", true));
 }
+
+#[tokio::test]
+async fn many_nodes_cost_one_question_about_addresses() {
+    let w = World::with(|c| c.node_address_check = AddressCheck::Require);
+    let nodes: Vec<String> = (1..=300).map(|n| format!("n{n}")).collect();
+    let list: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    w.slurm.run(7, "alice", "genomics", &list);
+    for node in &nodes {
+        w.slurm.addresses.lock().unwrap().insert(node.parse().unwrap(), "10.77.0.11".into());
+    }
+    for node in &nodes {
+        w.try_open(node, 7).await.unwrap();
+    }
+    // Names that Slurm does not know are no way to make it answer all day; a new node is known in a moment.
+    for n in 0..20 {
+        assert_eq!(refused(w.try_open(&format!("x{n}"), 7).await).0, "WrongAddress");
+    }
+    assert_eq!(w.slurm.asked_address.load(Ordering::SeqCst), 1);
+    w.slurm.addresses.lock().unwrap().insert("x1".parse().unwrap(), "10.77.0.11".into());
+    w.clock.advance(Duration::seconds(2));
+    assert_eq!(refused(w.try_open("x1", 7).await).0, "NotOnNode");
+    assert_eq!(w.slurm.asked_address.load(Ordering::SeqCst), 2);
+}

@@ -50,6 +50,8 @@ pub struct Slurm {
     pub unenforced: Mutex<Option<String>>,
     pub addresses: Mutex<HashMap<NodeName, String>>,
     pub asked_job: AtomicUsize,
+    /// A test that holds this for writing holds Slurm's answers about jobs.
+    pub gate: Arc<tokio::sync::RwLock<()>>,
     pub asked_all: AtomicUsize,
     pub asked_accounts: AtomicUsize,
     pub asked_address: AtomicUsize,
@@ -99,6 +101,7 @@ impl Slurm {
 impl Attestor for Slurm {
     async fn job(&self, job: JobId) -> Result<Answer, AttestError> {
         self.asked_job.fetch_add(1, Ordering::SeqCst);
+        let _open = self.gate.read().await;
         self.up()?;
         Ok(self.jobs.lock().unwrap().get(&job).cloned().map_or(Answer::Absent, Answer::Known))
     }
@@ -111,10 +114,10 @@ impl Attestor for Slurm {
         Ok(jobs.values().filter(|f| f.state != JobState::Over && !unlisted.contains(&f.job)).cloned().collect())
     }
 
-    async fn node_address(&self, node: &NodeName) -> Result<Option<String>, AttestError> {
+    async fn node_addresses(&self) -> Result<HashMap<NodeName, String>, AttestError> {
         self.asked_address.fetch_add(1, Ordering::SeqCst);
         self.up()?;
-        Ok(self.addresses.lock().unwrap().get(node).cloned())
+        Ok(self.addresses.lock().unwrap().clone())
     }
 
     async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
@@ -351,6 +354,16 @@ impl World {
     pub fn audited(&self) -> String {
         self.vending.audit().close();
         std::fs::read_to_string(self._dir.path().join("audit.jsonl")).unwrap()
+    }
+
+    /// As a node opens whose record is of a job that Slurm has forgotten.
+    pub async fn try_record(&self, name: &str, id: u32) -> Result<OpenResponse, Refusal> {
+        let record = OpenRequest { job: JobId::try_from(id).unwrap(), restart: 0, uid: uid_of("alice"), account: None };
+        self.vending.open_for_node(&node(name), &record).await
+    }
+
+    pub fn now(&self) -> OffsetDateTime {
+        self.clock.now()
     }
 
     pub fn assumed(&self) -> usize {
