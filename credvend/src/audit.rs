@@ -172,11 +172,16 @@ impl Log {
     /// # Errors
     /// It is not on record, and the policy is to refuse then.
     pub async fn record(&self, event: Event<'_>) -> Result<(), Unwritten> {
+        self.count(&event);
+        self.put(event).await
+    }
+
+    async fn put(&self, event: Event<'_>) -> Result<(), Unwritten> {
         let Some(sender) = &self.sender else { return Ok(()) };
         let refuse = self.on_failure == OnFailure::Refuse;
         if !refuse && !self.state.works.load(Ordering::Acquire) {
             // Known to be broken: nobody waits for it.
-            self.note(event);
+            self.hand_in(&event);
             return Ok(());
         }
         let (done, written) = oneshot::channel();
@@ -198,17 +203,30 @@ impl Log {
     /// Puts on record what has happened already, or what no broken log may prevent: ends, revocations, refusals. Does not
     /// wait.
     pub fn note(&self, event: Event<'_>) {
-        let Some(sender) = &self.sender else { return };
+        self.count(&event);
         if matches!(event, Event::Refused(_)) {
             // Whoever may ask may be refused, as often as they like: a flood must not fill the disk.
             let (write, dropped) = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
             if dropped > 0 {
-                self.note(Event::RefusalsOmitted { count: dropped });
+                self.hand_in(&Event::RefusalsOmitted { count: dropped });
             }
             if !write {
                 return;
             }
         }
+        self.hand_in(&event);
+    }
+
+    fn count(&self, event: &Event<'_>) {
+        let code = match event {
+            Event::Refused(refused) => refused.refusal.map(Refusal::code),
+            _ => None,
+        };
+        self.metrics.event(event.kind(), code);
+    }
+
+    fn hand_in(&self, event: &Event<'_>) {
+        let Some(sender) = &self.sender else { return };
         let line = Line { json: event.to_json(self.clock.now()), done: None };
         if sender.try_send(Message::Line(line)).is_err() {
             self.lost();

@@ -63,6 +63,8 @@ pub struct Config {
     pub log: Log,
     /// `[audit]`.
     pub audit: audit::Settings,
+    /// `[metrics] listen`: where Prometheus asks; unset, nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `[tls]`: with neither certificate nor key, one is made at first start and pinned by the nodes.
@@ -266,6 +268,7 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         clusters: read_clusters(root),
         limits: read_limits(root.section("limits", empty)),
         log: read_log(root.section("log", empty)),
+        metrics: read_metrics(root.section("metrics", empty)),
         audit: read_audit(root.section("audit", empty), &state_dir),
         listen,
         plain_http,
@@ -403,6 +406,17 @@ fn read_log(section: Section<'_, '_>) -> Log {
     let log = Log { json: section.word("format", &[("text", false), ("json", true)]).unwrap_or(false), filter };
     section.finish();
     log
+}
+
+/// Whoever reaches the page may read it, and an interface more is one to think about: beyond this host only when said twice.
+fn read_metrics(section: Section<'_, '_>) -> Option<SocketAddr> {
+    let listen: Option<SocketAddr> = section.parsed("listen");
+    let beyond = section.boolean("beyond-loopback").unwrap_or(false);
+    if listen.is_some_and(|address| !address.ip().to_canonical().is_loopback()) && !beyond {
+        section.problem_at("listen", "anybody who reaches it may read it; set beyond-loopback = true if that is meant");
+    }
+    section.finish();
+    listen
 }
 
 fn read_audit(section: Section<'_, '_>, state_dir: &Path) -> audit::Settings {

@@ -96,11 +96,15 @@ impl Default for Metrics {
         let started: Gauge = Gauge::default();
         started.set(OffsetDateTime::now_utc().unix_timestamp());
         r.register("start_time_seconds", "When it started", started);
+        // A field, its value, its name and its help, once each.
         macro_rules! metrics {
-            ($($field:ident = $value:expr, $name:literal, $help:literal;)*) => {
-                $(let $field = $value; r.register($name, $help, $field.clone());)*
+            ($($field:ident = $value:expr, $name:literal, $help:literal;)*) => {{
+                $(
+                    let $field = $value;
+                    r.register($name, $help, $field.clone());
+                )*
                 Metrics { $($field,)* registry }
-            };
+            }};
         }
         let metrics = metrics! {
             requests = Family::default(), "requests", "Requests answered, by verb and result (ok, or the refusal's code)";

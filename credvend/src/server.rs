@@ -7,13 +7,14 @@
 //! | [`route`] | method and path → [`route::Verb`] |
 //! | [`principal`] | headers and certificate → [`principal::Principal`] |
 //! | [`seed`], [`node`], [`admin`] | the verbs; [`stream`] is the nodes' standing one |
+//! | [`metrics_page`] | what Prometheus reads, on a socket of its own |
 //! | [`answer`] | results and refusals → HTTP |
 //!
 //! The whole matrix of who may do what is one `match`, in [`Server::dispatch`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use credd_protocol::node_api::MAX_BODY_BYTES;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -34,6 +35,7 @@ pub mod admin;
 pub mod answer;
 pub mod head_secrets;
 pub mod listen;
+pub mod metrics_page;
 pub mod munge_claim;
 pub mod node;
 pub mod principal;
@@ -122,6 +124,7 @@ impl Server {
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let begun = Instant::now();
         let target = request.uri().path_and_query().map_or("/", |t| t.as_str()).to_owned();
         let method = request.method().clone();
         let (verb, result) = match route::route(&method, &target) {
@@ -131,6 +134,9 @@ impl Server {
             }
             Err(refusal) => (None, Err((None, refusal))),
         };
+        let (name, code) =
+            (verb.as_ref().map_or("none", Verb::name), result.as_ref().err().map_or("ok", |(_, r)| r.code()));
+        self.vending.metrics().request(name, code, begun.elapsed());
         match result {
             Ok(reply) => reply.into_response(),
             Err((who, refusal)) => {

@@ -198,6 +198,16 @@ impl Vending {
         &self.parts.metrics
     }
 
+    /// How many revocations are not done, and how many roles' Denies are not in force, for the metrics.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn count_revocations(&self) -> Result<(), StoreError> {
+        let open = self.parts.store.open_orders().await?.len();
+        self.parts.metrics.revocations(open, self.denying.behind());
+        Ok(())
+    }
+
     fn now(&self) -> OffsetDateTime {
         self.parts.clock.now()
     }

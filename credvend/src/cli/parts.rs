@@ -12,6 +12,8 @@ use crate::attest::slurm::{Slurm, SlurmConfig};
 use crate::config::{self, Attest, Config};
 use crate::deny::Denier;
 use crate::deny::iam::IamDenier;
+use crate::metrics::Metrics;
+use crate::metrics::measured::MeasuredSlurm;
 use crate::projects::{Problem, ProjectMap};
 use crate::session_name::Part;
 use crate::source::Source;
@@ -34,9 +36,13 @@ pub fn attestor(cluster: &config::Cluster) -> Option<Arc<dyn Attestor>> {
 }
 
 /// All clusters, for the service.
-pub fn clusters(config: &Config) -> HashMap<ClusterName, Cluster> {
+pub fn clusters(config: &Config, metrics: &Arc<Metrics>) -> HashMap<ClusterName, Cluster> {
+    let measured = |cluster: &config::Cluster| -> Option<Arc<dyn Attestor>> {
+        let inner = attestor(cluster)?;
+        Some(Arc::new(MeasuredSlurm { cluster: cluster.name.clone(), metrics: metrics.clone(), inner }))
+    };
     let cluster = |cluster: &config::Cluster| Cluster {
-        attestor: attestor(cluster),
+        attestor: measured(cluster),
         trust_unenforced_accounts: cluster.trust_unenforced_accounts,
         node_address_check: cluster.node_address_check,
         head_session_max: time::Duration::days(cluster.head_session_max_days.into()),

@@ -16,16 +16,20 @@ use super::{parts, pin};
 use crate::audit::{Event, Log};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Attest, Config, ConfigError};
+use crate::deny::Denier;
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::metrics::measured::Measured;
 use crate::projects::Projects;
 use crate::server::admin::{About, Admin};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
+use crate::server::metrics_page;
 use crate::server::munge_claim::MungeVerifier;
 use crate::server::principal::Authenticator;
 use crate::server::tls::{Certificates, Files};
 use crate::server::{Server, Settings};
+use crate::source::Source;
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::vending::{Parts, Vending};
@@ -81,12 +85,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = Arc::<Metrics>::default();
     let audit = Arc::new(Log::open(&config.audit, clock.clone(), metrics.clone())?);
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
+    let store: Arc<dyn Store> =
+        Measured::<dyn Store>::new(Arc::new(SqliteStore::open(&config.store)?), metrics.clone());
     let projects = Arc::new(Projects::new(parts::projects(&config).map_err(config_error)?));
     let secrets = HeadSecrets::open(parts::secret_files(&config)).map_err(config_error)?;
     let (stop, stopping) = watch::channel(false);
     let (source, denier) = parts::aws(&config).await?;
-    let clusters = parts::clusters(&config);
+    let source: Arc<dyn Source> = Measured::<dyn Source>::new(source, metrics.clone());
+    let denier: Arc<dyn Denier> = Measured::<dyn Denier>::new(denier, metrics.clone());
+    let clusters = parts::clusters(&config, &metrics);
     let watched = Watched {
         clusters: clusters
             .iter()
@@ -205,6 +212,11 @@ async fn listen_until_stopped(
         let actual = listener.local_addr()?;
         tracing::info!(address = %actual, tls = certificates.is_some(), "listening");
         tasks.spawn(serve_tcp(server.clone(), listener, certificates.clone(), limits.clone()));
+    }
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("metrics.listen = {address}"))?;
+        tracing::info!(address = %listener.local_addr()?, "metrics");
+        tasks.spawn(metrics_page::serve(server.clone(), listener, certificates.clone()));
     }
     tasks.spawn(admin.serve(server.clone(), admin_limits.clone()));
     tasks.spawn(sweep(server.vending.clone(), stop.subscribe()));

@@ -1,5 +1,6 @@
 //! The seams with a clock and a counter around them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use crate::attest::{Answer, AttestError, Attestor, JobFacts};
 use crate::deny::{Denier, DenyError};
 use crate::source::{AssumeRequest, Assumed, Source, SourceError};
 use crate::store::{
-    Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page, Revocation, Run,
-    Session, SessionFilter, Store, StoreError, Subject,
+    Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page, Revocation,
+    Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
 /// What it wraps, and where it is counted.
@@ -178,6 +179,6 @@ macro_rules! slurm {
 slurm! {
     job(job: JobId) -> Answer;
     all_jobs() -> Vec<JobFacts>;
-    node_address(node: &NodeName) -> Option<String>;
+    node_addresses() -> HashMap<NodeName, String>;
     accounts_enforced() -> Option<String>;
 }

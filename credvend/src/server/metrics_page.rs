@@ -51,11 +51,7 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, certificates: Opt
     }
 }
 
-async fn connection(
-    server: Arc<Server>,
-    stream: TcpStream,
-    certificates: Option<Arc<Certificates>>,
-) -> io::Result<()> {
+async fn connection(server: Arc<Server>, stream: TcpStream, certificates: Option<Arc<Certificates>>) -> io::Result<()> {
     let service = service_fn(move |request| {
         let page = page(&server, certificates.as_deref(), &request);
         async move { Ok::<_, Infallible>(page) }

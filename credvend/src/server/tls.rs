@@ -11,6 +11,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::principal::hex;
 use crate::config::{Tls, secret_file};
@@ -102,9 +104,12 @@ impl Files {
             }
         };
         let fingerprint = fingerprint(&chain).into();
+        let expires = chain.first().and_then(end);
+        let authorities = self.client_ca.as_deref().map(self::chain).transpose()?;
+        let client_ca_expires = authorities.iter().flatten().filter_map(end).min();
         let mut config = builder.with_single_cert(chain, key).map_err(|e| setup(e.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Live { config: Arc::new(config), fingerprint })
+        Ok(Live { config: Arc::new(config), fingerprint, expires, client_ca_expires })
     }
 }
 
@@ -115,6 +120,10 @@ pub struct Live {
     pub config: Arc<ServerConfig>,
     /// Of the certificate in it.
     pub fingerprint: Arc<str>,
+    /// When that ends.
+    pub expires: Option<OffsetDateTime>,
+    /// When the first of the client authorities ends.
+    pub client_ca_expires: Option<OffsetDateTime>,
 }
 
 /// The certificate in force; a reload replaces it for new connections.
@@ -151,6 +160,11 @@ impl Certificates {
 
 fn fingerprint(chain: &[CertificateDer<'_>]) -> String {
     chain.first().map(|leaf| hex(&Sha256::digest(leaf))).unwrap_or_default()
+}
+
+fn end(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
+    let (_, read) = X509Certificate::from_der(certificate).ok()?;
+    OffsetDateTime::from_unix_timestamp(read.validity().not_after.timestamp()).ok()
 }
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -91,6 +91,11 @@ impl Denying {
         }
     }
 
+    /// How many roles' policies are not what the store says, as far as this process knows.
+    pub(super) fn behind(&self) -> usize {
+        self.known().failed.len()
+    }
+
     /// Brings in line what is not: entries that expired, failures whose pause is over, what another process left.
     pub(super) async fn reconcile(&self) -> Result<(), StoreError> {
         let now = self.clock.now();

@@ -150,8 +150,10 @@ impl Vending {
     async fn sweep_cluster(&self, name: &ClusterName, attestor: &Arc<dyn Attestor>) -> Result<usize, Refusal> {
         let mut page = self.parts.store.list_runs(name, None).await?;
         if page.items.is_empty() {
+            self.parts.metrics.sessions_open(name, 0);
             return Ok(0);
         }
+        let mut open = 0;
         let listing = self.facts.listing();
         let facts: HashMap<JobId, JobFacts> =
             attestor.all_jobs().await?.into_iter().map(|facts| (facts.job, facts)).collect();
@@ -161,6 +163,7 @@ impl Vending {
         // Listed before Slurm was asked, or a page of it after: the single question below settles every doubt.
         let mut doubtful = vec![];
         loop {
+            open += page.items.len();
             for session in page.items {
                 let lives = runs.get(&session.run.job).is_some_and(|(now, state, uid)| {
                     session.run.is(now)
@@ -176,7 +179,9 @@ impl Vending {
                 None => break,
             }
         }
-        self.settle(attestor, doubtful).await
+        let closed = self.settle(attestor, doubtful).await?;
+        self.parts.metrics.sessions_open(name, open.saturating_sub(closed));
+        Ok(closed)
     }
 
     /// Ends the sessions that a head opened so long ago that it must have forgotten them.

@@ -1,9 +1,10 @@
 //! What runs beside the requests.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use credd_protocol::ClusterName;
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::attest::Attestor;
@@ -29,11 +30,16 @@ pub async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
             () = tokio::time::sleep(pause) => {}
         }
         // Cut short, it has closed some sessions; the next one closes the others.
+        let begun = Instant::now();
         let swept = tokio::select! {
             _ = stopping.wait_for(|stop| *stop) => return,
             swept = tokio::time::timeout(SWEEP_PATIENCE, vending.sweep()) => swept,
         };
         let swept = swept.unwrap_or_else(|_| Err(Refusal::Unavailable("the sweep took too long".into())));
+        let result = swept.as_ref().map(|_| OffsetDateTime::now_utc()).map_err(|_| ());
+        vending.metrics().swept(result, begun.elapsed());
+        // Its own failure shows in the store's metrics.
+        let _ = vending.count_revocations().await;
         let complaint = swept.as_ref().err().map(ToString::to_string);
         match (&swept, &complaint) {
             (Ok(closed), _) if *closed > 0 => tracing::info!(closed, "sessions of jobs that are over were closed"),
