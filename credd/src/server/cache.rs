@@ -45,7 +45,7 @@ pub struct Flight {
     generation: u64,
     /// credvend looks at the session after this.
     started: Now,
-    /// What it brings was taken back before it came.
+    /// What it brings is not to be used as it is: it was taken back, or something was missed meanwhile.
     void: Cell<bool>,
     landed: RefCell<Option<Result<Document, Trouble>>>,
     notify: Notify,
@@ -57,7 +57,7 @@ impl Flight {
         Rc::new(Flight { wanted, generation, started, void, landed, notify })
     }
 
-    /// What it brought, once it has landed; `None` as soon as that is nobody's any more: look again how things are.
+    /// What it brought, once it has landed; `None` as soon as that is not to be used: look again how things are.
     pub async fn outcome(&self) -> Option<Result<Document, Trouble>> {
         loop {
             // Made before the look: a landing in between still wakes it.
@@ -70,6 +70,11 @@ impl Flight {
             }
             landed.await;
         }
+    }
+
+    /// Whether nobody wants it any more.
+    pub fn is_void(&self) -> bool {
+        self.void.get()
     }
 
     fn make_void(&self) {
@@ -116,8 +121,8 @@ pub enum Step {
         flight: Rc<Flight>,
         /// Whether the caller must start it.
         start: bool,
-        /// A document that still lives.
-        fallback: Option<Bytes>,
+        /// A document that still lives now; after the wait it must be looked at again.
+        fallback: Option<Document>,
         /// credvend failed lately, and there is a fallback: do not wait long.
         briefly: bool,
     },
@@ -230,9 +235,9 @@ impl Cache {
                 // Only to be verified: what is here would do, so credvend need not ask AWS anew.
                 Verdict::Serve | Verdict::ServeAndRenew => {
                     wanted = document.life.floor();
-                    fallback = (!unheard).then(|| document.body.clone());
+                    fallback = (!unheard).then(|| document.clone());
                 }
-                Verdict::RenewFirst => fallback = (!unheard).then(|| document.body.clone()),
+                Verdict::RenewFirst => fallback = (!unheard).then(|| document.clone()),
             }
         }
         let briefly = entry.failures > 0 && fallback.is_some();
@@ -241,7 +246,7 @@ impl Cache {
         }
         if let Some(until) = entry.not_before.filter(|at| now.mono < *at) {
             return match (fallback, &entry.trouble) {
-                (Some(body), _) => Step::Serve(body),
+                (Some(document), _) => Step::Serve(document.body),
                 (None, Some(trouble)) => Step::Hold { until, trouble: trouble.clone() },
                 (None, None) => {
                     let why = "credvend's last credentials for this job are already over; are the clocks right?";
@@ -296,6 +301,11 @@ impl Cache {
                     entry.trouble = Some(trouble.clone());
                 }
             }
+        }
+        if outcome.is_ok() && flight.generation != self.generation {
+            // It set out before something was missed: it is verified before anybody gets it.
+            flight.make_void();
+            return;
         }
         *flight.landed.borrow_mut() = Some(outcome);
         flight.notify.notify_waiters();
@@ -399,6 +409,9 @@ impl Cache {
     /// credvend cannot be had it is still served.
     pub fn suspect_all(&mut self) {
         self.generation += 1;
+        for flight in self.landed.drain(..).filter_map(|(_, flight)| flight.upgrade()) {
+            flight.make_void();
+        }
         for entry in self.entries.values_mut() {
             entry.suspect = entry.document.is_some();
             entry.not_before = None;
@@ -416,6 +429,36 @@ impl Cache {
     /// When the document of `key` expires, if there is one.
     pub fn until(&self, key: &Key) -> Option<time::OffsetDateTime> {
         Some(self.entries.get(key)?.document.as_ref()?.life.expires())
+    }
+
+    /// Everything that the entries hold, times relative to now, for telling states apart.
+    #[cfg(test)]
+    pub fn sketch<D: std::fmt::Debug>(
+        &self,
+        now: Now,
+        own: impl Fn(&Key) -> bool,
+        known: impl Fn(&Bytes) -> D,
+    ) -> String {
+        let from_now = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(now.mono));
+        let mut entries: Vec<String> = self
+            .entries
+            .iter()
+            .map(|(key, e)| {
+                let document = e.document.as_ref().map(|d| (known(&d.body), d.life.left(now)));
+                let held = (from_now(e.not_before), from_now(e.not_ahead_before), from_now(e.refetch));
+                let flight = e.flight.as_ref().map(|flight| (flight.wanted, flight.generation == self.generation));
+                format!(
+                    "{} {document:?} {flight:?} {} {:?} {held:?} {} {}",
+                    own(key),
+                    e.failures,
+                    e.trouble,
+                    e.used,
+                    e.suspect
+                )
+            })
+            .collect();
+        entries.sort();
+        entries.join(";")
     }
 
     /// How many entries there are.

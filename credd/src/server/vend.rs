@@ -101,17 +101,25 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
                     () = changed => None,
                     () = tokio::time::sleep_until(until) => {
                         let slow = "credvend has not answered yet.".to_owned();
-                        return fallback.ok_or(Denial::NotNow { job, reason: slow });
+                        return fallback.and_then(|it| living(server, it)).ok_or(Denial::NotNow { job, reason: slow });
                     }
                 };
                 // Between asking and answering the job may have ended or been refused.
                 let still_open = run.with_state(|state| matches!(state, State::Open(_)));
                 match outcome {
-                    Some(Ok(document)) if still_open => return Ok(document.body),
-                    Some(Err(Trouble::No(_) | Trouble::Outage(_))) if still_open && fallback.is_some() => {
-                        return Ok(fallback.expect("just looked"));
+                    Some(Ok(document)) if still_open => {
+                        if let Some(body) = living(server, document) {
+                            return Ok(body);
+                        }
                     }
-                    Some(Err(Trouble::No(reason))) if still_open => return Err(Denial::RefusedForNow { job, reason }),
+                    Some(Err(trouble @ (Trouble::No(_) | Trouble::Outage(_)))) if still_open => {
+                        if let Some(body) = fallback.and_then(|document| living(server, document)) {
+                            return Ok(body);
+                        }
+                        if let Trouble::No(reason) = trouble {
+                            return Err(Denial::RefusedForNow { job, reason });
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -150,10 +158,19 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
     }
 }
 
+/// The document's body, unless it died while it was waited with: this process may have been stopped, or the machine.
+fn living(server: &Server, document: Document) -> Option<Bytes> {
+    (document.life.verdict(server.clock.now()) != Verdict::Dead).then_some(document.body)
+}
+
 /// Carries one flight out.
 pub async fn fly(server: Rc<Server>, key: Key, flight: Rc<Flight>) {
     let min_life_seconds = u32::try_from(flight.wanted.as_secs()).unwrap_or(u32::MAX);
     let request = CredentialsRequest { role: key.role.clone(), min_life_seconds, heard: server.news.newest() };
+    if flight.is_void() {
+        // Taken back before it set out.
+        return;
+    }
     let answer = server.credvend.credentials(key.session, &request).await;
     server.look_after_credvend();
     let outcome = answer.and_then(|answer| document(&server, answer));
