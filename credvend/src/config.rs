@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use credd_protocol::{ClusterName, Region};
+use pinned_tls::Fingerprint;
 use toml_edit::{Document, Table};
 
 use crate::audit::{self, Fsync, OnFailure};
@@ -55,6 +56,8 @@ pub struct Config {
     pub tls: Tls,
     /// `[aws]`.
     pub aws: Aws,
+    /// `[upstream]`: a central vending API that is asked instead of STS.
+    pub upstream: Option<Upstream>,
     /// `[[cluster]]`, at least one.
     pub clusters: Vec<Cluster>,
     /// `[limits]`.
@@ -92,6 +95,21 @@ pub struct Aws {
     /// `allow-instance-metadata`: take credvend's own identity from a metadata service. Whoever else on this host
     /// reaches that service has the same authority, so this is off.
     pub allow_instance_metadata: bool,
+}
+
+/// `[upstream]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// `url`: `https://HOST[:PORT]`, with the stage of an API Gateway as its path.
+    pub url: String,
+    /// `pin`: its certificate's. With neither this nor `ca-file`, one of the system's authorities must have signed it.
+    pub pin: Option<Fingerprint>,
+    /// `ca-file`: PEM.
+    pub ca_file: Option<PathBuf>,
+    /// `head-secret-file`: the last line is sent.
+    pub head_secret_file: PathBuf,
+    /// `cluster`: its name there; unset, the cluster's own.
+    pub cluster: Option<ClusterName>,
 }
 
 /// Who states the facts about a cluster's jobs.
@@ -204,8 +222,10 @@ impl Config {
 
     fn file_problems(&self) -> Vec<String> {
         let secrets = self.tls.key.iter().chain(self.clusters.iter().flat_map(|c| &c.head_secret_files));
+        let secrets = secrets.chain(self.upstream.iter().map(|upstream| &upstream.head_secret_file));
         let mut problems: Vec<String> = secrets.filter_map(|path| secret_file::problem(path)).collect();
         let readable = self.tls.certificate.iter().chain(&self.tls.client_ca).chain([&self.projects]);
+        let readable = readable.chain(self.upstream.iter().filter_map(|upstream| upstream.ca_file.as_ref()));
         problems.extend(readable.filter_map(|path| {
             std::fs::File::open(path).err().map(|error| format!("{} cannot be read: {error}", path.display()))
         }));
@@ -265,6 +285,7 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         names: read_names(root),
         store: store_path,
         aws: read_aws(root.section("aws", empty)),
+        upstream: read_upstream(root, empty),
         clusters: read_clusters(root),
         limits: read_limits(root.section("limits", empty)),
         log: read_log(root.section("log", empty)),
@@ -343,6 +364,51 @@ fn read_aws(section: Section<'_, '_>) -> Aws {
     };
     section.finish();
     aws
+}
+
+fn read_upstream<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Option<Upstream> {
+    let there = root.has("upstream");
+    let section = root.section("upstream", empty);
+    if !there {
+        return None;
+    }
+    let url = section.text("url");
+    match &url {
+        None if section.has("url") => {}
+        None => section.problem("needs url"),
+        Some(url) => match base_url(url) {
+            Ok(()) if url.starts_with("http://") && !on_loopback(url) => {
+                section.problem_at("url", "without TLS, only 127.0.0.1 and [::1] may be asked: a secret goes there");
+            }
+            Ok(()) => {}
+            Err(why) => section.problem_at("url", why),
+        },
+    }
+    let (pin, ca_file) = (section.parsed("pin"), section.path("ca-file"));
+    if section.has("pin") && section.has("ca-file") {
+        section.problem_at("ca-file", "has no effect beside pin: keep one of them");
+    }
+    let head_secret_file = section.path("head-secret-file");
+    if !section.has("head-secret-file") {
+        section.problem("needs head-secret-file: what the upstream knows this head by");
+    }
+    let cluster = section.parsed("cluster");
+    if cluster.is_some() && root.sections("cluster").len() > 1 {
+        section.problem_at("cluster", "two clusters cannot have one name there: remove it, or serve one cluster only");
+    }
+    section.finish();
+    Some(Upstream {
+        url: url?.trim_end_matches('/').to_owned(),
+        pin,
+        ca_file,
+        head_secret_file: head_secret_file?,
+        cluster,
+    })
+}
+
+fn on_loopback(url: &str) -> bool {
+    let host = url.parse::<hyper::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
+    host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {

@@ -6,6 +6,7 @@ use credd_protocol::RoleArn;
 
 use crate::store::Revocation;
 
+pub mod elsewhere;
 pub mod iam;
 pub mod policy;
 

@@ -19,6 +19,10 @@
 //! A project id is a Slurm account, or what a head states as `projectId`; case matters there. Slurm does not keep it, so
 //! an id with capitals names its `account` itself.
 //!
+//! Where an upstream is asked instead of AWS (`[upstream]` in credvend.toml), it alone decides which role a project has, and
+//! how its credentials are made. A project's table then may be empty; a `role-arn` in it is what the upstream must give, and
+//! anything else is refused.
+//!
 //! credvend has one identity, and an identity is of one AWS partition: where its region is known, a role of another
 //! partition is refused, for AWS would refuse it to every job.
 
@@ -29,7 +33,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub mod edit;
 mod parse;
 
-pub use parse::{Problem, parse, parse_in};
+pub use parse::{Problem, parse, parse_in, parse_upstream};
 
 use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
 
@@ -48,6 +52,19 @@ pub struct Role {
     pub session_tags: bool,
     /// The role's own `session-name`; `None`: credvend.toml's.
     pub session_name: Option<Template>,
+}
+
+/// Stands for the role that an upstream has for a project, where projects.toml does not say which that must be. AWS gives
+/// nobody the account 000000000000.
+pub fn upstreams_role(project: &ProjectId) -> RoleArn {
+    const NOBODYS: &str = "arn:aws:iam::000000000000:role";
+    let named = format!("{NOBODYS}/{}/from-upstream", project.as_str()).parse();
+    named.or_else(|_| format!("{NOBODYS}/from-upstream").parse()).expect("a valid ARN")
+}
+
+/// Whether this stands for whatever role the upstream has.
+pub fn is_upstreams(role: &RoleArn) -> bool {
+    role.account_id() == "000000000000"
 }
 
 /// A project's roles, `default` among them.
@@ -98,6 +115,14 @@ impl ProjectMap {
     /// Everything that is wrong with it, at once.
     pub fn load(path: &Path, region: Option<&Region>) -> Result<Self, Vec<Problem>> {
         parse_in(&edit::read(path)?, region)
+    }
+
+    /// Reads a file whose roles an upstream has.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub fn load_upstream(path: &Path) -> Result<Self, Vec<Problem>> {
+        parse_upstream(&edit::read(path)?)
     }
 
     /// What is new, gone or different, in words; empty if nothing is.

@@ -135,7 +135,7 @@ pub enum Refusal {
         why: String,
     },
     /// AWS refuses the role.
-    #[error("AWS does not give role {role} to credvend: {why}")]
+    #[error("credvend does not get {}: {why}", given(role))]
     RoleRefused {
         /// The role.
         role: RoleArn,
@@ -216,6 +216,15 @@ impl Refusal {
     }
 }
 
+/// A role, for a sentence.
+fn given(role: &RoleArn) -> String {
+    if crate::projects::is_upstreams(role) {
+        "its project's role from the upstream".into()
+    } else {
+        format!("role {role} from AWS")
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error {
@@ -237,7 +246,7 @@ impl Refusal {
     pub fn from_source(role: &RoleArn, error: SourceError) -> Self {
         match error {
             SourceError::Refused(why) => Refusal::RoleRefused { role: role.clone(), why },
-            SourceError::Unavailable(why) => Refusal::Unavailable(why),
+            SourceError::Unavailable(why) | SourceError::Ended(why) => Refusal::Unavailable(why),
         }
     }
 }

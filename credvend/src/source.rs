@@ -1,13 +1,16 @@
-//! The source seam: where credentials come from. STS here; an upstream vending API is the second side.
+//! The source seam: where credentials come from: STS, or an upstream vending API that asks STS in our place.
 
 use async_trait::async_trait;
 use credd_protocol::credentials::Credentials;
-use credd_protocol::{RoleArn, SessionId};
+use credd_protocol::{RoleArn, SessionId, UserName};
 use time::OffsetDateTime;
+
+use crate::store::Session;
 
 pub mod aws;
 pub mod failure;
 pub mod sts;
+pub mod upstream;
 
 /// What is asked of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +34,8 @@ pub struct AssumeRequest {
 pub struct Assumed {
     /// The credentials.
     pub credentials: Credentials,
-    /// AWS' id of the role (`AROA…`), from `AssumedRoleUser.AssumedRoleId`.
+    /// AWS' id of the role (`AROA…`), from `AssumedRoleUser.AssumedRoleId`. Empty where an upstream gave them: it does not
+    /// say, and what it gave is the upstream's to deny.
     pub role_id: String,
     /// When credvend asked.
     pub issued: OffsetDateTime,
@@ -46,6 +50,9 @@ pub enum SourceError {
     /// Throttling, 5xx, time-outs, nonsense in the answer: may work later.
     #[error("{0}")]
     Unavailable(String),
+    /// An upstream has ended the session, so it is over here too.
+    #[error("{0}")]
+    Ended(String),
 }
 
 /// Gives credentials of roles.
@@ -57,4 +64,18 @@ pub trait Source: Send + Sync + 'static {
 
     /// Who credvend is to this source (an ARN), for messages and `check-config`.
     async fn identity(&self) -> Result<String, SourceError>;
+
+    /// A session is not ACTIVE any more, and the store has it so. Returns at once; what a source that knows sessions of its
+    /// own owes to somebody else, it does in its own time, and does it again after a restart. STS knows no sessions.
+    fn ended(&self, session: &Session) {
+        let _ = session;
+    }
+
+    /// Revokes what this source has given a user. Called before the user's sessions are ended here, or beside it; what is
+    /// awaited first is too late to come before an end. `None`: not this source's to do, as with STS, where the roles' Deny does
+    /// it. An error says what is lacking and whether it comes by itself.
+    async fn revoke_user(&self, user: &UserName) -> Option<Result<(), String>> {
+        let _ = user;
+        None
+    }
 }

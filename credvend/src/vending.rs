@@ -297,6 +297,7 @@ impl Vending {
 
     fn ended(&self, session: &Session, why: &str) {
         self.issuing.forget(session.id);
+        self.parts.source.ended(session);
         self.crowds.forget(session.id);
         if let Origin::Slurm(run) = &session.origin {
             self.facts.forget(&session.cluster, run.job);

@@ -13,7 +13,7 @@ use crate::store::sqlite::SqliteStore;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also ask Slurm whether it enforces accounts, and AWS who credvend is
+    /// Also ask Slurm whether it enforces accounts, and AWS (or the upstream) who credvend is
     #[arg(long)]
     online: bool,
 }
@@ -45,6 +45,9 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     println!("{} is valid", path.display());
     println!("certificate  {certificate}");
     println!("projects     {}", projects.map_or(0, |map| map.projects.len()));
+    if let Some(upstream) = &config.upstream {
+        println!("upstream     {} has the roles", upstream.url);
+    }
     for warning in parts::warnings(&config) {
         println!("warning      {warning}");
     }
@@ -96,6 +99,16 @@ async fn online(config: &Config) -> anyhow::Result<bool> {
                 println!("cluster {}  {error}", cluster.name);
             }
         }
+    }
+    if let Some(options) = parts::upstream(config) {
+        match crate::source::upstream::identity(&options).await {
+            Ok(who) => println!("upstream     credvend is {who}"),
+            Err(error) => {
+                bad = true;
+                println!("upstream     {error}");
+            }
+        }
+        return Ok(bad);
     }
     let (source, _) = parts::aws(config).await?;
     match source.identity().await {

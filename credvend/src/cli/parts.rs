@@ -19,6 +19,7 @@ use crate::session_name::Part;
 use crate::source::Source;
 use crate::source::aws::{Aws, AwsOptions};
 use crate::source::sts::StsSource;
+use crate::source::upstream;
 use crate::vending::Cluster;
 
 /// The attestor of a cluster whose jobs Slurm states.
@@ -75,6 +76,10 @@ pub fn warnings(config: &Config) -> Vec<String> {
                 .push(format!("cluster {name}: no head can prove itself: head-secret-file and client-ca are unset"));
         }
     }
+    if config.upstream.is_some() && (config.aws.sts_endpoint.is_some() || config.aws.iam_endpoint.is_some()) {
+        warnings
+            .push("aws.sts-endpoint and aws.iam-endpoint have no effect: [upstream] is asked instead of AWS".into());
+    }
     if config.aws.allow_instance_metadata {
         warnings.push(
             "aws.allow-instance-metadata is on: every process on this host that reaches the metadata service has \
@@ -87,8 +92,11 @@ pub fn warnings(config: &Config) -> Vec<String> {
 
 /// projects.toml, or every problem with it.
 pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
-    let map =
-        ProjectMap::load(&config.projects, config.aws.region.as_ref()).map_err(|problems| told(config, &problems))?;
+    let map = match &config.upstream {
+        Some(_) => ProjectMap::load_upstream(&config.projects),
+        None => ProjectMap::load(&config.projects, config.aws.region.as_ref()),
+    };
+    let map = map.map_err(|problems| told(config, &problems))?;
     let roles = map.projects.iter().flat_map(|(project, roles)| roles.iter().map(move |role| (project, role)));
     let unclear = roles.filter_map(|(project, (role, configured))| {
         let template = configured.session_name.as_ref().filter(|t| !t.has(Part::Cluster))?;
@@ -102,6 +110,24 @@ pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
 /// Problems with projects.toml, each with the file's name.
 pub fn told(config: &Config, problems: &[Problem]) -> Vec<String> {
     problems.iter().map(|problem| format!("{}: {problem}", config.projects.display())).collect()
+}
+
+/// The upstream that is asked instead of AWS, if there is one.
+pub fn upstream(config: &Config) -> Option<upstream::Options> {
+    let central = config.upstream.as_ref()?;
+    let known = match (central.pin, &central.ca_file) {
+        (Some(pin), _) => upstream::Known::Pin(pin),
+        (None, Some(path)) => upstream::Known::CaFile(path.clone()),
+        (None, None) => upstream::Known::System,
+    };
+    Some(upstream::Options {
+        url: central.url.clone(),
+        known,
+        head_secret_file: central.head_secret_file.clone(),
+        cluster: central.cluster.clone(),
+        clusters: config.clusters.iter().map(|cluster| cluster.name.clone()).collect(),
+        timeouts: upstream::Timeouts::default(),
+    })
 }
 
 /// Where credentials come from, and what kills them.

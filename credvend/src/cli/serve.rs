@@ -17,6 +17,7 @@ use crate::audit::{Event, Log};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Attest, Config, ConfigError};
 use crate::deny::Denier;
+use crate::deny::elsewhere::Elsewhere;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::metrics::measured::Measured;
@@ -30,6 +31,7 @@ use crate::server::principal::Authenticator;
 use crate::server::tls::{Certificates, Files};
 use crate::server::{Server, Settings};
 use crate::source::Source;
+use crate::source::upstream::Upstream;
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::vending::{Parts, Vending};
@@ -90,7 +92,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let projects = Arc::new(Projects::new(parts::projects(&config).map_err(config_error)?));
     let secrets = HeadSecrets::open(parts::secret_files(&config)).map_err(config_error)?;
     let (stop, stopping) = watch::channel(false);
-    let (source, denier) = parts::aws(&config).await?;
+    let (source, denier) = match parts::upstream(&config) {
+        None => parts::aws(&config).await?,
+        Some(options) => {
+            let denier = Arc::new(Elsewhere::new(&options.url));
+            let upstream = Upstream::new(options, store.clone(), clock.clone())?;
+            tokio::spawn(upstream.clone().deliver(stop.subscribe()));
+            (upstream as Arc<dyn Source>, denier as Arc<dyn Denier>)
+        }
+    };
     let source: Arc<dyn Source> = Measured::<dyn Source>::new(source, metrics.clone());
     let denier: Arc<dyn Denier> = Measured::<dyn Denier>::new(denier, metrics.clone());
     let clusters = parts::clusters(&config, &metrics);

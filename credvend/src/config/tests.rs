@@ -115,6 +115,33 @@ fn names_in_aws_are_validated() {
 }
 
 #[test]
+fn an_upstream_is_recognized_and_gets_its_secret_over_tls() {
+    let upstream = |more: &str| Config::parse(&format!("[upstream]\n{more}\n{SMALL}"));
+    let secret = "head-secret-file = \"/s\"";
+    let pin = format!("pin = \"sha256:{}\"", "0f".repeat(32));
+    let given = format!("url = \"https://x.example.org/prod/\"\n{secret}\n{pin}\ncluster = \"there\"");
+    let read = upstream(&given).unwrap().upstream.unwrap();
+    assert_eq!((read.url.as_str(), read.pin), ("https://x.example.org/prod", Some(Fingerprint([15; 32]))));
+    assert_eq!(read.cluster.unwrap().as_str(), "there");
+    for (more, line, why) in [
+        (secret.to_owned(), 1, "needs url"),
+        ("url = \"https://x\"".into(), 1, "needs head-secret-file"),
+        (format!("{secret}\nurl = \"http://10.0.0.1\""), 3, "without TLS"),
+        (format!("{secret}\nurl = \"ftp://x\""), 3, "https://"),
+        (format!("{secret}\nurl = \"https://x\"\npin = \"12\""), 4, "credvend pin"),
+        (format!("{secret}\nurl = \"https://x\"\n{pin}\nca-file = \"/c\""), 5, "keep one"),
+        (format!("{secret}\nurl = \"https://x\"\nstage = \"prod\""), 4, "not an option"),
+        (format!("{given}\n[[cluster]]\nname = \"two\""), 5, "one name there"),
+    ] {
+        let problems = upstream(&more).unwrap_err();
+        let [problem] = &problems[..] else { panic!("{more}: {problems:?}") };
+        assert!(problem.starts_with(&format!("line {line}: ")) && problem.contains(why), "{more}: {problem}");
+    }
+    assert!(upstream(&format!("{secret}\nurl = \"http://127.0.0.1:1\"")).is_ok());
+    assert_eq!(Config::parse(SMALL).unwrap().upstream, None);
+}
+
+#[test]
 fn plain_http_stays_on_the_host() {
     for (address, good) in [("127.0.0.1:1", true), ("[::1]:1", true), ("0.0.0.0:1", false), ("10.0.0.1:1", false)] {
         let text = format!("listen = \"{address}\"\nplain-http = true\n{SMALL}");

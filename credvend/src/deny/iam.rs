@@ -39,7 +39,9 @@ impl IamDenier {
     /// namesake here.
     async fn check_account(&self, role: &RoleArn) -> Result<(), DenyError> {
         let identity = self.aws.identity().await.map_err(|error| match error {
-            SourceError::Refused(why) | SourceError::Unavailable(why) => DenyError::Unavailable(why),
+            SourceError::Refused(why) | SourceError::Unavailable(why) | SourceError::Ended(why) => {
+                DenyError::Unavailable(why)
+            }
         })?;
         if identity.account == role.account_id() {
             return Ok(());

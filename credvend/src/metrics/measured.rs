@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, SessionId, TokenHash};
+use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, SessionId, TokenHash, UserName};
 use time::OffsetDateTime;
 
 use super::{Metrics, OfFailure, OfOperation, OfQuestion, OfResult};
@@ -114,7 +114,7 @@ impl Source for Measured<dyn Source> {
         metrics.assume_role_seconds.observe(begun.elapsed().as_secs_f64());
         let word = match &result {
             Ok(_) => "ok",
-            Err(SourceError::Refused(_)) => "refused",
+            Err(SourceError::Refused(_) | SourceError::Ended(_)) => "refused",
             Err(SourceError::Unavailable(_)) => "unavailable",
         };
         metrics.assume_role.get_or_create(&OfResult { result: word }).inc();
@@ -123,6 +123,14 @@ impl Source for Measured<dyn Source> {
 
     async fn identity(&self) -> Result<String, SourceError> {
         self.inner.identity().await
+    }
+
+    fn ended(&self, session: &Session) {
+        self.inner.ended(session);
+    }
+
+    async fn revoke_user(&self, user: &UserName) -> Option<Result<(), String>> {
+        self.inner.revoke_user(user).await
     }
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
 use toml_edit::{Document, Item, TableLike};
 
-use super::{ProjectMap, Role, Roles, foreign_role};
+use super::{ProjectMap, Role, Roles, foreign_role, upstreams_role};
 use crate::session_name::Template;
 
 /// How long credentials live where nothing is said: what AWS allows in every case, chained roles included.
@@ -51,8 +51,20 @@ pub fn parse(text: &str) -> Result<ProjectMap, Vec<Problem>> {
 /// # Errors
 /// Everything that is wrong with it, by line.
 pub fn parse_in(text: &str, region: Option<&Region>) -> Result<ProjectMap, Vec<Problem>> {
-    let mut reader = Reader { text, region, problems: vec![] };
-    let document = match Document::parse(text) {
+    read(Reader { text, region, upstream: false, problems: vec![] })
+}
+
+/// Reads a text whose roles an upstream has: `role-arn` may be absent, and nothing may be said about how credentials are
+/// made.
+///
+/// # Errors
+/// Everything that is wrong with it, by line.
+pub fn parse_upstream(text: &str) -> Result<ProjectMap, Vec<Problem>> {
+    read(Reader { text, region: None, upstream: true, problems: vec![] })
+}
+
+fn read(mut reader: Reader<'_>) -> Result<ProjectMap, Vec<Problem>> {
+    let document = match Document::parse(reader.text) {
         Ok(document) => document,
         Err(error) => {
             reader.problem(error.span(), format!("this is not TOML: {}", error.message().replace('\n', "; ")));
@@ -75,6 +87,8 @@ pub fn parse_in(text: &str, region: Option<&Region>) -> Result<ProjectMap, Vec<P
 struct Reader<'t> {
     text: &'t str,
     region: Option<&'t Region>,
+    /// An upstream has the roles.
+    upstream: bool,
     problems: Vec<Problem>,
 }
 
@@ -146,6 +160,9 @@ impl Reader<'_> {
                     account_said = true;
                     account = self.account(item, at);
                 }
+                "roles" if self.upstream => {
+                    self.problem(at, "an upstream has one role for each project: remove the others");
+                }
                 "roles" => match item.as_table_like() {
                     Some(table) => self.roles(name, table, &mut roles),
                     None => self.problem(at, format!("roles must be tables: [projects.{name}.roles.NAME]")),
@@ -154,6 +171,9 @@ impl Reader<'_> {
             }
         }
         let what = format!("project {name}");
+        if self.upstream && fields.arn.is_none() {
+            fields.arn = id.as_ref().map(|id| upstreams_role(id).as_str().to_owned());
+        }
         if let Some(role) = self.role(fields, &what, span.clone()) {
             roles.insert(RoleName::default(), role);
         }
@@ -213,6 +233,9 @@ impl Reader<'_> {
 
     fn field(&mut self, fields: &mut Fields, key: &str, item: &Item, at: Option<Range<usize>>, also: &str) {
         match key {
+            "duration" | "source-identity" | "session-tags" | "revoke-on-end" if self.upstream => {
+                self.problem(at, format!("{key} is the upstream's to decide: remove it here"));
+            }
             "role-arn" => match item.as_str() {
                 Some(text) => (fields.arn, fields.arn_span) = (Some(text.to_owned()), at),
                 None => {

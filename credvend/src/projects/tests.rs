@@ -241,3 +241,21 @@ proptest! {
         let _ = set(&text, &id("a"), &RoleName::default(), &change("arn:aws:iam::999999999999:role/other"));
     }
 }
+
+#[test]
+fn an_upstream_decides_the_roles() {
+    let text = "[projects.genomics]\n[projects.Climate]\naccount = \"climate\"\nrole-arn = \"arn:aws:iam::123456789012:role/c\"\n";
+    let map = parse_upstream(text).unwrap();
+    let role = |project: &str| &map.projects[&project.parse::<ProjectId>().unwrap()][&RoleName::default()].arn;
+    assert!(is_upstreams(role("genomics")) && !is_upstreams(role("Climate")));
+    assert_eq!(map.accounts.len(), 2);
+    assert!(parse(text).is_err(), "AWS must be asked for a role");
+    for more in ["duration = \"1h\"", "source-identity = true", "session-tags = false", "[projects.genomics.roles.x]"] {
+        let problems = parse_upstream(&format!("[projects.genomics]\n{more}\n")).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].line == 2 && problems[0].text.contains("upstream"), "{problems:?}");
+    }
+    // However odd the name, what stands for its role is an ARN.
+    for odd in ["a:b", "x".repeat(128).as_str(), "@", "a=b,c+d"] {
+        assert!(is_upstreams(&upstreams_role(&odd.parse().unwrap())), "{odd}");
+    }
+}

@@ -131,7 +131,7 @@ fn chain(error: &dyn Error) -> String {
 }
 
 /// What somebody else said, in one line and not too long.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text
         .trim()
         .chars()

@@ -9,7 +9,7 @@ use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{RoleArn, RoleName, SessionId};
 use time::{Duration, OffsetDateTime};
 
-use super::{NO_REASON, Parts, Vending, fresh};
+use super::{NO_REASON, Parts, Vending, fresh, require_active};
 use crate::audit::{Event, To};
 use crate::clock::Clock;
 use crate::projects::Role;
@@ -102,8 +102,17 @@ impl Vending {
         // A task of its own: a caller that gives up wastes no AssumeRole, its next try finds the answer.
         let response = tokio::spawn(async move { issuing.get(want).await })
             .await
-            .map_err(|e| Refusal::Internal(format!("issuing for session {id} ended abnormally: {e}")))?
-            .map_err(|failure| failure.refusal(&arn))?;
+            .map_err(|e| Refusal::Internal(format!("issuing for session {id} ended abnormally: {e}")))?;
+        let response = match response {
+            Ok(response) => response,
+            Err(Failure::Source(SourceError::Ended(why))) => {
+                self.end(id, SessionStatus::Invalidated, &why).await?;
+                let ended = self.parts.store.get(id).await?;
+                ended.as_ref().map_or(Ok(()), require_active)?;
+                return Err(Refusal::UnknownSession(id.to_string()));
+            }
+            Err(failure) => return Err(failure.refusal(&arn)),
+        };
         // The issuance is recorded; if the session ended meanwhile, a revocation finds it there, and here nobody gets it.
         let (status, why) = self.status(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
         if status != SessionStatus::Active {
@@ -223,7 +232,7 @@ impl Issuing {
             cluster: session.cluster.clone(),
             project: session.project.clone(),
             role: want.role.clone(),
-            role_arn: config.arn.clone(),
+            role_arn: credentials.role_arn.clone(),
             role_id: assumed.role_id,
             session_name: session_name.clone(),
             source_identity: source_identity.clone(),
@@ -240,7 +249,7 @@ impl Issuing {
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
             origin = ?session.origin, node = want.named.node.as_ref().map(|n| n.as_str()), role = %want.role,
-            role_arn = %config.arn, session_name, key_id = ?credentials.access_key_id, expires = %credentials.expiration,
+            role_arn = %credentials.role_arn, session_name, key_id = ?credentials.access_key_id, expires = %credentials.expiration,
             "credentials issued"
         );
         Ok(CredentialsResponse { credentials, session_name, issued: assumed.issued })

@@ -120,7 +120,7 @@ impl Watched {
         }
         match self.source.identity().await {
             Ok(arn) if !*known => {
-                tracing::info!(arn, "who credvend is in AWS");
+                tracing::info!(who = arn, "who credvend is to what gives it credentials");
                 *known = true;
             }
             Ok(_) => {}
