@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 #[cfg(test)]
 pub mod conformance;
+pub mod dynamo;
 mod orders;
 pub mod sqlite;
 

@@ -180,6 +180,14 @@ impl Aws {
         aws_sdk_iam::Client::from_conf(iam.build())
     }
 
+    /// A client of the region's DynamoDB, or of another endpoint. It makes one attempt: the store has retries of its own.
+    pub(crate) fn dynamodb(&self, endpoint: Option<&str>) -> aws_sdk_dynamodb::Client {
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&self.config).retry_config(RetryConfig::disabled());
+        dynamodb
+            .set_endpoint_url(endpoint.map(str::to_owned).or_else(|| self.config.endpoint_url().map(str::to_owned)));
+        aws_sdk_dynamodb::Client::from_conf(dynamodb.build())
+    }
+
     /// Runs calls to AWS in one of the places, within the total deadline; `None` if it passes.
     pub(crate) async fn within<T>(&self, calls: impl Future<Output = T>) -> Option<T> {
         let run = async {
