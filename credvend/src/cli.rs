@@ -20,6 +20,7 @@ mod project;
 mod serve;
 mod session;
 mod status;
+mod store;
 mod table;
 mod user;
 
@@ -58,6 +59,9 @@ enum Command {
     User(user::Command),
     /// Tell from the audit log who got which role, when, on which node and under which key id
     Audit(audit::Args),
+    /// Make the store's tables, and say what they need
+    #[command(subcommand)]
+    Store(store::Command),
     /// For PrologSlurmctld and EpilogSlurmctld of a head that pushes its jobs; always exits 0
     Hook(hook::Args),
 }
@@ -96,6 +100,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Project(command) => project::run(&config()?, command),
         Command::User(command) => user::run(&config()?, command),
         Command::Audit(args) => audit::run(&config()?, &args),
+        Command::Store(command) => store::run(&config()?, command),
         Command::Hook(_) => Ok(()),
     }
 }

@@ -50,8 +50,10 @@ pub struct Config {
     pub projects: PathBuf,
     /// `session-name` and `node-names-up-to`.
     pub names: Names,
-    /// `[store] path`.
-    pub store: PathBuf,
+    /// `projects-from`: whether the projects are those of the file, or of the store's table.
+    pub projects_from: ProjectsFrom,
+    /// `[store]`.
+    pub store: Store,
     /// `[tls]`.
     pub tls: Tls,
     /// `[aws]`.
@@ -68,6 +70,39 @@ pub struct Config {
     pub audit: audit::Settings,
     /// `[metrics] listen`: where Prometheus asks; unset, nowhere.
     pub metrics: Option<SocketAddr>,
+}
+
+/// `[store]`. What belongs to the other kind may stand there too: `credvend store copy` moves a site from one to the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// `kind`: `sqlite` or `dynamodb`.
+    pub kind: StoreKind,
+    /// `path`: the SQLite file.
+    pub path: PathBuf,
+    /// `table-prefix`: before each DynamoDB table's name.
+    pub table_prefix: String,
+    /// `region`: of the DynamoDB tables; unset, that of `[aws]`.
+    pub region: Option<Region>,
+    /// `endpoint`: another DynamoDB, as in tests, or a VPC endpoint.
+    pub endpoint: Option<String>,
+}
+
+/// See [`Store`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum StoreKind {
+    /// One file, one credvend.
+    Sqlite,
+    /// Tables of AWS, any number of credvends.
+    Dynamodb,
+}
+
+/// Where the projects are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProjectsFrom {
+    /// In projects.toml.
+    File,
+    /// In the DynamoDB store's table of projects, as in the first version.
+    Store,
 }
 
 /// `[tls]`: with neither certificate nor key, one is made at first start and pinned by the nodes.
@@ -224,7 +259,8 @@ impl Config {
         let secrets = self.tls.key.iter().chain(self.clusters.iter().flat_map(|c| &c.head_secret_files));
         let secrets = secrets.chain(self.upstream.iter().map(|upstream| &upstream.head_secret_file));
         let mut problems: Vec<String> = secrets.filter_map(|path| secret_file::problem(path)).collect();
-        let readable = self.tls.certificate.iter().chain(&self.tls.client_ca).chain([&self.projects]);
+        let projects = (self.projects_from == ProjectsFrom::File).then_some(&self.projects);
+        let readable = self.tls.certificate.iter().chain(&self.tls.client_ca).chain(projects);
         let readable = readable.chain(self.upstream.iter().filter_map(|upstream| upstream.ca_file.as_ref()));
         problems.extend(readable.filter_map(|path| {
             std::fs::File::open(path).err().map(|error| format!("{} cannot be read: {error}", path.display()))
@@ -261,9 +297,14 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
     }
     let state_dir = root.path("state-dir").unwrap_or_else(|| "/var/lib/credvend".into());
     let tls = read_tls(root.section("tls", empty), plain_http);
-    let store = root.section("store", empty);
-    let store_path = store.path("path").unwrap_or_else(|| state_dir.join("credvend.sqlite"));
-    store.finish();
+    let store = read_store(root.section("store", empty), &state_dir);
+    let projects_from = root.word("projects-from", &[("file", ProjectsFrom::File), ("store", ProjectsFrom::Store)]);
+    if projects_from == Some(ProjectsFrom::Store) && store.kind == StoreKind::Sqlite {
+        root.problem_at("projects-from", "the SQLite store keeps no projects: it needs [store] kind = \"dynamodb\"");
+    }
+    if projects_from == Some(ProjectsFrom::Store) && root.has("upstream") {
+        root.problem_at("projects-from", "with an [upstream] the projects are those of projects.toml");
+    }
     let public_url = root.text("public-url");
     if let Some(url) = &public_url
         && let Err(why) = base_url(url)
@@ -283,7 +324,8 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         admin_group: root.text("admin-group"),
         projects: root.path("projects").unwrap_or_else(|| "/etc/credvend/projects.toml".into()),
         names: read_names(root),
-        store: store_path,
+        projects_from: projects_from.unwrap_or(ProjectsFrom::File),
+        store,
         aws: read_aws(root.section("aws", empty)),
         upstream: read_upstream(root, empty),
         clusters: read_clusters(root),
@@ -324,6 +366,28 @@ fn read_listen(root: &Section<'_, '_>) -> Vec<SocketAddr> {
         }
     };
     texts.iter().filter_map(parse).collect()
+}
+
+fn read_store(section: Section<'_, '_>, state_dir: &Path) -> Store {
+    let kind = section.word("kind", &[("sqlite", StoreKind::Sqlite), ("dynamodb", StoreKind::Dynamodb)]);
+    let prefix = section.text("table-prefix").unwrap_or_else(|| "credvend-".into());
+    // With the longest of our names behind it, DynamoDB's 3 to 255 characters.
+    if prefix.len() > 128 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
+        section.problem_at("table-prefix", format!("{prefix:?} must be at most 128 letters, digits, '_', '.' and '-'"));
+    }
+    let endpoint = section.text("endpoint");
+    if let Some(Err(why)) = endpoint.as_deref().map(base_url) {
+        section.problem_at("endpoint", why);
+    }
+    let store = Store {
+        kind: kind.unwrap_or(StoreKind::Sqlite),
+        path: section.path("path").unwrap_or_else(|| state_dir.join("credvend.sqlite")),
+        table_prefix: prefix,
+        region: section.parsed("region"),
+        endpoint,
+    };
+    section.finish();
+    store
 }
 
 fn read_tls(section: Section<'_, '_>, plain_http: bool) -> Tls {

@@ -5,15 +5,14 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::parts;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
-use crate::store::Store;
-use crate::store::sqlite::SqliteStore;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also ask Slurm whether it enforces accounts, and AWS (or the upstream) who credvend is
+    /// Also ask Slurm whether it enforces accounts, AWS (or the upstream) who credvend is, and DynamoDB for the
+    /// store's tables
     #[arg(long)]
     online: bool,
 }
@@ -21,7 +20,8 @@ pub struct Args {
 pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let mut problems = Vec::new();
-    let projects = parts::projects(&config).map_err(|more| problems.extend(more)).ok();
+    let file = config.projects_from == ProjectsFrom::File;
+    let projects = file.then(|| parts::projects(&config).map_err(|more| problems.extend(more)).ok()).flatten();
     if let Err(more) = HeadSecrets::open(parts::secret_files(&config)) {
         problems.extend(more);
     }
@@ -44,14 +44,16 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     }
     println!("{} is valid", path.display());
     println!("certificate  {certificate}");
-    println!("projects     {}", projects.map_or(0, |map| map.projects.len()));
+    if let Some(projects) = projects {
+        println!("projects     {}", projects.projects.len());
+    }
     if let Some(upstream) = &config.upstream {
         println!("upstream     {} has the roles", upstream.url);
     }
     for warning in parts::warnings(&config) {
         println!("warning      {warning}");
     }
-    let mut bad = store(&config)?;
+    let mut bad = store(&config, args.online)?;
     if args.online {
         bad |= super::block_on(online(&config))??;
     }
@@ -62,19 +64,35 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
 }
 
 /// Whether something is wrong.
-fn store(config: &Config) -> anyhow::Result<bool> {
-    if !config.store.exists() {
-        println!("store        {} is made at first start", config.store.display());
-        return Ok(false);
-    }
-    let check = || -> anyhow::Result<()> {
-        let store = SqliteStore::open(&config.store)?;
-        super::block_on(store.check())??;
-        Ok(())
+fn store(config: &Config, online: bool) -> anyhow::Result<bool> {
+    let place = match config.store.kind {
+        StoreKind::Sqlite => config.store.path.display().to_string(),
+        StoreKind::Dynamodb => format!("DynamoDB tables {}*", config.store.table_prefix),
     };
-    let result = check();
+    match config.store.kind {
+        StoreKind::Sqlite if !config.store.path.exists() => {
+            println!("store        {place} is made at first start");
+            return Ok(false);
+        }
+        StoreKind::Dynamodb if !online => {
+            println!("store        {place}; --online asks whether they work");
+            return Ok(false);
+        }
+        _ => {}
+    }
+    let result = super::block_on(async {
+        let opened = parts::store(config).await?;
+        opened.store.check().await?;
+        if config.projects_from == ProjectsFrom::Store {
+            match parts::projects_in_force(config, opened.dynamo.as_deref()).await {
+                Ok(map) => println!("projects     {} in the store's table", map.projects.len()),
+                Err(problems) => bail!("{}", problems.join("\n             ")),
+            }
+        }
+        Ok(())
+    })?;
     match &result {
-        Ok(()) => println!("store        {} works", config.store.display()),
+        Ok(()) => println!("store        {place} works"),
         Err(error) => println!("store        {error:#}"),
     }
     Ok(result.is_err())

@@ -9,7 +9,7 @@ use credd_protocol::{ClusterName, Region};
 
 use crate::attest::Attestor;
 use crate::attest::slurm::{Slurm, SlurmConfig};
-use crate::config::{self, Attest, Config};
+use crate::config::{self, Attest, Config, ProjectsFrom, StoreKind};
 use crate::deny::Denier;
 use crate::deny::iam::IamDenier;
 use crate::metrics::Metrics;
@@ -20,6 +20,9 @@ use crate::source::Source;
 use crate::source::aws::{Aws, AwsOptions};
 use crate::source::sts::StsSource;
 use crate::source::upstream;
+use crate::store::Store;
+use crate::store::dynamo::{DynamoStore, ProjectsError, Tables};
+use crate::store::sqlite::SqliteStore;
 use crate::vending::Cluster;
 
 /// The attestor of a cluster whose jobs Slurm states.
@@ -90,13 +93,73 @@ pub fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
+/// The store, and the same one as what it is where it is DynamoDB.
+pub struct OpenStore {
+    pub store: Arc<dyn Store>,
+    pub dynamo: Option<Arc<DynamoStore>>,
+}
+
+/// The configured store. SQLite's file is opened, and made if there is none; of DynamoDB nothing is asked yet.
+pub async fn store(config: &Config) -> anyhow::Result<OpenStore> {
+    Ok(match config.store.kind {
+        StoreKind::Sqlite => OpenStore { store: Arc::new(SqliteStore::open(&config.store.path)?), dynamo: None },
+        StoreKind::Dynamodb => {
+            let dynamo = Arc::new(dynamo(config).await?);
+            OpenStore { store: dynamo.clone(), dynamo: Some(dynamo) }
+        }
+    })
+}
+
+/// The tables of DynamoDB that the configuration names, whatever its kind of store.
+pub async fn dynamo(config: &Config) -> anyhow::Result<DynamoStore> {
+    let region = match &config.store.region {
+        Some(region) => region.clone(),
+        None => region(config)?,
+    };
+    let options = AwsOptions { allow_instance_metadata: config.aws.allow_instance_metadata, ..AwsOptions::new(region) };
+    let aws = Aws::load(options).await;
+    Ok(DynamoStore::new(aws.dynamodb(config.store.endpoint.as_deref()), Tables::new(&config.store.table_prefix)))
+}
+
+/// credvend's region.
+pub fn region(config: &Config) -> anyhow::Result<Region> {
+    let set = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    match &config.aws.region {
+        Some(region) => Ok(region.clone()),
+        None => set("AWS_REGION")
+            .or_else(|| set("AWS_DEFAULT_REGION"))
+            .context("no AWS region: set [aws] region, or AWS_REGION")?
+            .parse()
+            .context("AWS_REGION"),
+    }
+}
+
+/// The map of projects: of the file, or of the store's table.
+pub async fn projects_in_force(config: &Config, dynamo: Option<&DynamoStore>) -> Result<ProjectMap, Vec<String>> {
+    match (config.projects_from, dynamo) {
+        (ProjectsFrom::Store, Some(dynamo)) => match dynamo.projects(config.aws.region.as_ref()).await {
+            Ok((_, map)) => in_order(config, map),
+            Err(ProjectsError::Invalid(problems)) => {
+                let table = &dynamo.tables().projects;
+                Err(problems.iter().map(|problem| format!("DynamoDB table {table}: {problem}")).collect())
+            }
+            Err(other) => Err(vec![other.to_string()]),
+        },
+        _ => projects(config),
+    }
+}
+
 /// projects.toml, or every problem with it.
 pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
     let map = match &config.upstream {
         Some(_) => ProjectMap::load_upstream(&config.projects),
         None => ProjectMap::load(&config.projects, config.aws.region.as_ref()),
     };
-    let map = map.map_err(|problems| told(config, &problems))?;
+    in_order(config, map.map_err(|problems| told(config, &problems))?)
+}
+
+/// What of a map only the rest of the configuration shows.
+fn in_order(config: &Config, map: ProjectMap) -> Result<ProjectMap, Vec<String>> {
     let roles = map.projects.iter().flat_map(|(project, roles)| roles.iter().map(move |role| (project, role)));
     let unclear = roles.filter_map(|(project, (role, configured))| {
         let template = configured.session_name.as_ref().filter(|t| !t.has(Part::Cluster))?;
@@ -132,15 +195,7 @@ pub fn upstream(config: &Config) -> Option<upstream::Options> {
 
 /// Where credentials come from, and what kills them.
 pub async fn aws(config: &Config) -> anyhow::Result<(Arc<dyn Source>, Arc<dyn Denier>)> {
-    let environment = || {
-        let set = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-        let text = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION"))?;
-        Some(text.parse::<Region>().context("AWS_REGION"))
-    };
-    let region = match &config.aws.region {
-        Some(region) => region.clone(),
-        None => environment().context("no AWS region: set [aws] region, or AWS_REGION")??,
-    };
+    let region = region(config)?;
     let options = AwsOptions {
         sts_endpoint: config.aws.sts_endpoint.clone(),
         iam_endpoint: config.aws.iam_endpoint.clone(),

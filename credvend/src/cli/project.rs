@@ -3,10 +3,11 @@
 use credd_protocol::{ProjectId, RoleArn, RoleName};
 use hyper::Method;
 
-use super::{call, table};
-use crate::config::{Config, ConfigError};
+use super::{call, parts, table};
+use crate::config::{Config, ConfigError, ProjectsFrom};
 use crate::projects::{Problem, edit, foreign_role};
 use crate::server::admin::{Reloaded, RoleView};
+use crate::store::dynamo::ProjectsError;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -92,6 +93,9 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
 
 /// Changes projects.toml, then has a running service read it.
 fn change_file(config: &Config, change: impl FnOnce(&str) -> Result<String, Vec<Problem>>) -> anyhow::Result<()> {
+    if config.projects_from == ProjectsFrom::Store {
+        return change_table(config, change);
+    }
     edit::file(&config.projects, change).map_err(|problems| ConfigError {
         path: config.projects.display().to_string(),
         problems: problems.iter().map(ToString::to_string).collect(),
@@ -107,4 +111,22 @@ fn change_file(config: &Config, change: impl FnOnce(&str) -> Result<String, Vec<
         return Ok(());
     }
     anyhow::bail!("credvend did not take everything in:\n{}", reloaded.problems.join("\n"))
+}
+
+/// Changes the store's table of projects; every replica looks at it by itself.
+fn change_table(config: &Config, change: impl FnOnce(&str) -> Result<String, Vec<Problem>>) -> anyhow::Result<()> {
+    let dynamo = super::block_on(parts::dynamo(config))??;
+    let table = dynamo.tables().projects.clone();
+    match super::block_on(dynamo.change_projects(change))? {
+        Ok(()) => {
+            println!("DynamoDB table {table} is changed; every credvend uses it within seconds");
+            Ok(())
+        }
+        Err(ProjectsError::Invalid(problems)) => Err(ConfigError {
+            path: format!("DynamoDB table {table}"),
+            problems: problems.iter().map(ToString::to_string).collect(),
+        }
+        .into()),
+        Err(other) => Err(other.into()),
+    }
 }

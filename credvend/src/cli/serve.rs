@@ -15,13 +15,13 @@ use tokio::sync::watch;
 use super::{parts, pin};
 use crate::audit::{Event, Log};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Attest, Config, ConfigError};
+use crate::config::{Attest, Config, ConfigError, ProjectsFrom};
 use crate::deny::Denier;
 use crate::deny::elsewhere::Elsewhere;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::metrics::measured::Measured;
-use crate::projects::Projects;
+use crate::projects::{ProjectMap, Projects};
 use crate::server::admin::{About, Admin};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
@@ -32,10 +32,10 @@ use crate::server::tls::{Certificates, Files};
 use crate::server::{Server, Settings};
 use crate::source::Source;
 use crate::source::upstream::Upstream;
-use crate::store::Store;
-use crate::store::sqlite::SqliteStore;
+use crate::store::dynamo::DynamoStore;
+use crate::store::{Store, StoreError};
 use crate::vending::{Parts, Vending};
-use background::{Watched, news, sweep};
+use background::{Table, Watched, news, sweep};
 
 mod background;
 
@@ -87,9 +87,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = Arc::<Metrics>::default();
     let audit = Arc::new(Log::open(&config.audit, clock.clone(), metrics.clone())?);
-    let store: Arc<dyn Store> =
-        Measured::<dyn Store>::new(Arc::new(SqliteStore::open(&config.store)?), metrics.clone());
-    let projects = Arc::new(Projects::new(parts::projects(&config).map_err(config_error)?));
+    let parts::OpenStore { store, dynamo } = parts::store(&config).await?;
+    let store: Arc<dyn Store> = Measured::<dyn Store>::new(store, metrics.clone());
+    // What will not pass is told now; a store that is out of reach may come back, and until then requests are refused.
+    match store.epoch().await {
+        Err(StoreError::Unavailable(why)) => tracing::error!("{why}"),
+        other => drop(other?),
+    }
+    let projects = parts::projects_in_force(&config, dynamo.as_deref()).await.map_err(config_error)?;
+    let projects = Arc::new(Projects::new(projects));
     let secrets = HeadSecrets::open(parts::secret_files(&config)).map_err(config_error)?;
     let (stop, stopping) = watch::channel(false);
     let (source, denier) = match parts::upstream(&config) {
@@ -134,6 +140,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| {
         let (server, config, certificates) = (server.clone(), config.clone(), certificates.clone());
+        let (projects, dynamo) = (projects.clone(), dynamo.clone());
         let attests = |attest| if attest == Attest::Slurm { "slurm" } else { "head" };
         let about = About {
             started: OffsetDateTime::now_utc(),
@@ -142,7 +149,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         };
         let settings = settings(&config);
         let reload = move |by: &str| match server.upgrade() {
-            Some(server) => reload(by, &config, &server, &projects, certificates.as_deref()),
+            Some(server) => reload(by, &config, &server, &projects, certificates.as_deref(), dynamo.as_deref()),
             None => Ok(()),
         };
         Server {
@@ -156,7 +163,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             stopping,
         }
     });
-    listen_until_stopped(&config, server, watched, certificates, stop).await
+    let table = dynamo.filter(|_| config.projects_from == ProjectsFrom::Store).map(|dynamo| Table { dynamo, projects });
+    listen_until_stopped(&config, server, watched, table, certificates, stop).await
 }
 
 fn settings(config: &Config) -> Settings {
@@ -176,18 +184,15 @@ fn reload(
     server: &Server,
     projects: &Projects,
     certificates: Option<&Certificates>,
+    dynamo: Option<&DynamoStore>,
 ) -> Result<(), Vec<String>> {
     let mut problems = Vec::new();
     let audit = server.vending.audit();
     problems.extend(audit.reopen().err());
-    match parts::projects(config) {
-        Ok(map) => {
-            let changes = map.changes_since(&projects.current());
-            projects.replace(map);
-            if !changes.is_empty() {
-                audit.note(Event::ProjectsChanged { by, changes: &changes });
-            }
-        }
+    // Reloads run on a thread of their own.
+    let map = tokio::runtime::Handle::current().block_on(parts::projects_in_force(config, dynamo));
+    match map {
+        Ok(map) => put_in_force(by, server, projects, map),
         Err(more) => problems.extend(more),
     }
     if let Err(more) = server.authenticator.secrets.reload() {
@@ -199,10 +204,20 @@ fn reload(
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
+/// Replaces the map, and says so in the audit log if it is another one.
+fn put_in_force(by: &str, server: &Server, projects: &Projects, map: ProjectMap) {
+    let changes = map.changes_since(&projects.current());
+    projects.replace(map);
+    if !changes.is_empty() {
+        server.vending.audit().note(Event::ProjectsChanged { by, changes: &changes });
+    }
+}
+
 async fn listen_until_stopped(
     config: &Config,
     server: Arc<Server>,
     watched: Watched,
+    table: Option<Table>,
     certificates: Option<Arc<Certificates>>,
     stop: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
@@ -236,6 +251,9 @@ async fn listen_until_stopped(
         stop.subscribe(),
     ));
     tasks.spawn(watched.watch(server.clone()));
+    if let Some(table) = table {
+        tasks.spawn(table.watch(server.clone(), config.aws.region.clone()));
+    }
     if let Some(certificates) = &certificates {
         println!("certificate pin {}", pin::for_nodes(config, &certificates.live().fingerprint));
     }

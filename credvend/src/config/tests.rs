@@ -9,7 +9,8 @@ const SMALL: &str = "[[cluster]]\nname = \"lab\"\n";
 fn a_cluster_alone_is_enough() {
     let config = Config::parse(SMALL).unwrap();
     assert_eq!(config.listen, ["0.0.0.0:8443".parse().unwrap()]);
-    assert_eq!(config.store, Path::new("/var/lib/credvend/credvend.sqlite"));
+    assert_eq!(config.store.path, Path::new("/var/lib/credvend/credvend.sqlite"));
+    assert_eq!((config.store.kind, config.projects_from), (StoreKind::Sqlite, ProjectsFrom::File));
     assert_eq!(config.localhost_port, 9999);
     assert_eq!(config.audit.path, Path::new("/var/lib/credvend/audit.jsonl"));
     assert_eq!((config.audit.fsync, config.audit.on_failure), (Fsync::Interval, OnFailure::Continue));

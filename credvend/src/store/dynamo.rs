@@ -7,8 +7,9 @@
 //! | `keys` | which item is where |
 //! | `item`, `nodes_text`, `long_text` | items to and from types; what is long |
 //! | `walk`, `cursor`, `weeks` | listings over several partitions, and where they end |
-//! | `sessions`, `issuances`, `orders`, `news` | the intents |
+//! | `sessions`, `issuances`, `orders`, `news`, `notes` | the intents |
 //! | `pruning` | what goes |
+//! | `projects` | which project has which roles, where the site keeps that here |
 //!
 //! Reads are strongly consistent reads of base tables. Global secondary indexes are eventually consistent, so there are
 //! none: each listing is a partition (or a few, where writers would crowd one) of entries that a transaction writes with
@@ -21,8 +22,10 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, NodeName, SessionId, TokenHash};
+use credd_protocol::{ClusterName, NodeName, Region, SessionId, TokenHash};
 use time::{Duration, OffsetDateTime};
+
+use crate::projects::{Problem, ProjectMap};
 
 use super::{
     Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page, Revocation,
@@ -37,7 +40,9 @@ mod keys;
 mod long_text;
 mod news;
 mod nodes_text;
+mod notes;
 mod orders;
+mod projects;
 mod pruning;
 mod sessions;
 mod tables;
@@ -45,6 +50,7 @@ mod walk;
 mod weeks;
 
 pub use db::Tables;
+pub use projects::ProjectsError;
 pub use tables::policy;
 
 use db::{Db, Refused};
@@ -89,6 +95,27 @@ impl DynamoStore {
         let done = tables::init(&self.db).await?;
         news::draw_epoch(&self.db, new_epoch).await?;
         Ok(done)
+    }
+}
+
+impl DynamoStore {
+    /// The projects' table, as the text that projects.toml would have, and the map in it.
+    ///
+    /// # Errors
+    /// The store's, or everything that is wrong with what stands in the table.
+    pub async fn projects(&self, region: Option<&Region>) -> Result<(String, ProjectMap), ProjectsError> {
+        projects::read(&self.db, region).await
+    }
+
+    /// Changes the projects' table as `change` changes that text.
+    ///
+    /// # Errors
+    /// The store's, what `change` refuses, or that somebody else changes the same project.
+    pub async fn change_projects(
+        &self,
+        change: impl FnOnce(&str) -> Result<String, Vec<Problem>>,
+    ) -> Result<(), ProjectsError> {
+        projects::change(&self.db, change).await
     }
 }
 
@@ -255,6 +282,22 @@ impl Store for DynamoStore {
 
     async fn release(&self, name: &str, holder: &str) -> Result<(), StoreError> {
         news::release(&self.db, name, holder).await
+    }
+
+    async fn put_note(&self, kind: &str, key: &str, text: &str) -> Result<(), StoreError> {
+        notes::put_note(&self.db, kind, key, text).await
+    }
+
+    async fn get_note(&self, kind: &str, key: &str) -> Result<Option<String>, StoreError> {
+        notes::get(&self.db, kind, key).await
+    }
+
+    async fn remove_note(&self, kind: &str, key: &str) -> Result<(), StoreError> {
+        notes::remove(&self.db, kind, key).await
+    }
+
+    async fn list_notes(&self, kind: &str, from: Option<&Cursor>) -> Result<Page<(String, String)>, StoreError> {
+        notes::list(&self.db, kind, from).await
     }
 
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError> {

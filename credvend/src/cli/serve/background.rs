@@ -3,20 +3,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use credd_protocol::ClusterName;
+use credd_protocol::{ClusterName, Region};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::attest::Attestor;
+use crate::projects::Projects;
 use crate::refusal::Refusal;
 use crate::server::Server;
 use crate::source::Source;
+use crate::store::dynamo::{DynamoStore, ProjectsError};
 use crate::vending::Vending;
 
 /// The mean pause between sweeps; each is up to a fifth longer or shorter.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at Slurm's settings and at AWS.
 const WATCH_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks at the store's table of projects.
+const PROJECTS_PAUSE: Duration = Duration::from_secs(4);
 /// A sweep that takes longer is given up; the next one starts over.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -76,6 +80,49 @@ pub async fn news(vending: Arc<Vending>, clusters: Vec<ClusterName>, stopping: w
         tokio::select! {
             () = &mut keeping_up => return,
             () = &mut untold, if !looked => looked = true,
+        }
+    }
+}
+
+/// The projects' table of the store, looked at now and then: another replica, or somebody at AWS, changes it.
+pub struct Table {
+    /// The store.
+    pub dynamo: Arc<DynamoStore>,
+    /// The map in force.
+    pub projects: Arc<Projects>,
+}
+
+impl Table {
+    /// Until the service stops. A map that is not valid changes nothing.
+    pub async fn watch(self, server: Arc<Server>, region: Option<Region>) {
+        let (mut stopping, mut trouble) = (server.stopping.clone(), None);
+        loop {
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(PROJECTS_PAUSE) => {}
+            }
+            let complaint = match self.dynamo.projects(region.as_ref()).await {
+                Ok((_, map)) => {
+                    if map != *self.projects.current() {
+                        tracing::info!(projects = map.projects.len(), "the projects' table has changed");
+                        super::put_in_force("the projects' table", &server, &self.projects, map);
+                    }
+                    None
+                }
+                Err(ProjectsError::Invalid(problems)) => {
+                    Some(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+                }
+                Err(other) => Some(other.to_string()),
+            };
+            // Once, not every few seconds.
+            match &complaint {
+                Some(text) if trouble != complaint => {
+                    tracing::error!("the projects' table is not taken, what was in force stays: {text}");
+                }
+                None if trouble.is_some() => tracing::info!("the projects' table is good again"),
+                _ => {}
+            }
+            trouble = complaint;
         }
     }
 }

@@ -108,10 +108,6 @@ impl<'a> Row<'a> {
         Ok(from_micros(self.number(name)?))
     }
 
-    pub(super) fn flag(self, name: &str) -> bool {
-        self.0.get(name) == Some(&AttributeValue::Bool(true))
-    }
-
     /// A list of strings; none if it is not there.
     pub(super) fn texts(self, name: &str) -> Result<Vec<&'a str>, StoreError> {
         match self.0.get(name) {

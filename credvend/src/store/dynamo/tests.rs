@@ -18,7 +18,7 @@ async fn store(endpoint: &str) -> Arc<DynamoStore> {
     let options = AwsOptions::new("us-east-1".parse().unwrap());
     let aws = Aws::with_credentials(options, Keys::new("test", "test", None).provider()).await;
     let prefix = format!("t{}-", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let store = 
+    let store =
         // Thousands of callers at once wait for one another at a pretend AWS.
         DynamoStore::with_patience(aws.dynamodb(Some(endpoint)), Tables::new(&prefix), Duration::from_secs(120));
     store.init(false).await.unwrap();
