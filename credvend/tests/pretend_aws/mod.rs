@@ -1,5 +1,7 @@
 //! A `ministack` of one test's own, and the requests that a test makes with other people's keys.
 
+pub mod between;
+
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
