@@ -8,3 +8,4 @@ mod fake_credvend;
 mod house;
 mod lives;
 mod sockets;
+mod taken_back;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use credd_protocol::credentials::Credentials;
 use credd_protocol::node_api::{
-    ApiError, CredentialsRequest, CredentialsResponse, Event, OPEN, OpenRequest, OpenResponse,
+    ApiError, CredentialsRequest, CredentialsResponse, Event, HEARD, HeardRequest, OPEN, OpenRequest, OpenResponse,
 };
 use credd_protocol::{RoleName, Secret, SessionId};
 use http_body_util::combinators::BoxBody;
@@ -51,6 +51,12 @@ pub struct Script {
     pub roles: Vec<RoleName>,
     pub leaves: Vec<SessionId>,
     pub streams: u32,
+    /// What each stream's node said it knew.
+    pub known: Vec<Option<(String, u64)>>,
+    pub heard: Vec<HeardRequest>,
+    pub refuse_heard: bool,
+    pub heard_with_requests: Vec<u64>,
+    told: Vec<(u64, Event)>,
     /// All `Authorization` headers.
     pub authorizations: Vec<String>,
     sessions: HashMap<u32, SessionId>,
@@ -102,6 +108,11 @@ impl FakeCredvend {
             roles: Vec::new(),
             leaves: Vec::new(),
             streams: 0,
+            known: Vec::new(),
+            heard: Vec::new(),
+            refuse_heard: false,
+            heard_with_requests: Vec::new(),
+            told: Vec::new(),
             authorizations: Vec::new(),
             sessions: HashMap::new(),
             listeners: Vec::new(),
@@ -154,13 +165,21 @@ impl FakeCredvend {
         self.script.borrow_mut().listeners.retain(|l| l.send(Ok(Frame::data(line.clone()))).is_ok());
     }
 
-    pub fn invalidate(&self, session: SessionId, reason: &str) {
-        let seq = {
+    /// Says the next piece of news, on every stream and on those that come later.
+    pub fn tell(&self, event: impl FnOnce(u64) -> Event) {
+        let event = {
             let mut script = self.script.borrow_mut();
             script.seq += 1;
-            script.seq
+            let (seq, event) = (script.seq, event(script.seq));
+            script.told.push((seq, event.clone()));
+            event
         };
-        self.say(&Event::Invalidated { seq, sessions: vec![session], reason: reason.into(), answer: true });
+        self.say(&event);
+    }
+
+    pub fn invalidate(&self, session: SessionId, reason: &str) {
+        let reason = reason.to_owned();
+        self.tell(|seq| Event::Invalidated { seq, sessions: vec![session], reason, answer: false });
     }
 }
 
@@ -175,7 +194,7 @@ async fn answer(
         return Ok(refused(&(401, error("Unauthenticated", "who are you?", true))));
     }
     if path == "/node/v1/stream" {
-        return Ok(stream(&script));
+        return Ok(stream(&script, request.uri().query()));
     }
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let delay = script.borrow().delay;
@@ -202,6 +221,13 @@ async fn answer(
             roles: vec![RoleName::default()],
         }));
     }
+    if path == HEARD {
+        script.heard.push(serde_json::from_slice(&body).unwrap());
+        if script.refuse_heard {
+            return Ok(refused(&(503, error("Unavailable", "the store is away", true))));
+        }
+        return Ok(json(&serde_json::json!({})));
+    }
     let rest = path.strip_prefix("/node/v1/sessions/").unwrap();
     let (session, verb) = rest.split_once('/').unwrap();
     match verb {
@@ -217,6 +243,7 @@ async fn answer(
             let asked: CredentialsRequest = serde_json::from_slice(&body).unwrap();
             script.min_lives.push(asked.min_life_seconds);
             script.roles.push(asked.role);
+            script.heard_with_requests.push(asked.heard);
             if let Some(refusal) = &script.refuse_credentials {
                 return Ok(refused(refusal));
             }
@@ -238,14 +265,27 @@ async fn answer(
     }
 }
 
-fn stream(script: &Rc<RefCell<Script>>) -> Response<Body> {
+fn stream(script: &Rc<RefCell<Script>>, query: Option<&str>) -> Response<Body> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let mut script = script.borrow_mut();
     script.streams += 1;
-    let hello = Event::Hello { epoch: script.epoch.clone(), seq: script.seq };
-    let mut line = serde_json::to_vec(&hello).unwrap();
-    line.push(b'\n');
-    sender.send(Ok(Frame::data(Bytes::from(line)))).unwrap();
+    let known = query.map(|query| {
+        let (epoch, after) = query.split_once('&').unwrap();
+        (epoch.strip_prefix("epoch=").unwrap().to_owned(), after.strip_prefix("after=").unwrap().parse().unwrap())
+    });
+    script.known.push(known.clone());
+    let mut seq = script.seq;
+    let mut lines = vec![];
+    if let Some((_, after)) = known.filter(|(epoch, after)| *epoch == script.epoch && *after <= seq) {
+        seq = after;
+        lines.extend(script.told.iter().filter(|(seq, _)| *seq > after).map(|(_, event)| event.clone()));
+    }
+    lines.insert(0, Event::Hello { epoch: script.epoch.clone(), seq });
+    for event in &lines {
+        let mut line = serde_json::to_vec(event).unwrap();
+        line.push(b'\n');
+        sender.send(Ok(Frame::data(Bytes::from(line)))).unwrap();
+    }
     script.listeners.push(sender);
     struct Lines(mpsc::UnboundedReceiver<Result<Frame<Bytes>, Infallible>>);
     impl hyper::body::Body for Lines {
