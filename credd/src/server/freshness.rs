@@ -45,15 +45,16 @@ impl Life {
     /// range this document's renewal lies.
     pub fn new(issued: OffsetDateTime, expires: OffsetDateTime, fetched: Now, jitter: f64) -> Self {
         let since = |from: OffsetDateTime| Duration::try_from(expires - from).unwrap_or_default();
-        // A document that credvend took from its own cache has lived already; a nonsensical issue time is disregarded.
-        let whole = if issued <= fetched.wall { since(issued) } else { since(fetched.wall) };
+        // A document that credvend took from its own cache has lived already, if the clocks agree. Where they do not, it
+        // lives no longer than credvend says it was made for; an issue time after the expiry is disregarded.
+        let whole = if issued < expires { since(issued) } else { since(fetched.wall) };
         let floor = floor(whole);
         let middle = whole.mul_f64(0.55).max(floor + (whole - floor).mul_f64(0.3));
         // Six per cent of the life wide: of an hour, renewals spread over 3.6 minutes.
         let ahead = middle.mul_f64(0.97) + whole.mul_f64(0.06 * jitter.clamp(0.0, 1.0));
         // Signing, travel and AWS' own clock take some of the end.
         let margin = (whole / 20).min(Duration::from_secs(5));
-        let at_fetch = Duration::try_from(expires - fetched.wall).unwrap_or_default();
+        let at_fetch = since(fetched.wall).min(whole);
         Life { expires, fetched: fetched.mono, whole, floor, ahead, margin, at_fetch }
     }
 
@@ -154,6 +155,15 @@ mod tests {
         assert_eq!(life.verdict(set_back), Verdict::Dead);
         let set_on = Now { wall: now.wall + Duration::from_secs(3599), mono: now.mono };
         assert_eq!(life.verdict(set_on), Verdict::Dead);
+    }
+
+    #[test]
+    fn a_clock_that_is_hours_behind_credvends_does_not_prolong_a_life() {
+        let now = start();
+        let issued = now.wall + Duration::from_secs(5 * 3600);
+        let life = Life::new(issued, issued + Duration::from_secs(3600), now, 0.5);
+        assert_eq!((life.whole(), life.left(now)), (Duration::from_secs(3600), Duration::from_secs(3600)));
+        assert_eq!(life.verdict(after(now, 3596)), Verdict::Dead);
     }
 
     #[test]

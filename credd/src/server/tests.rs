@@ -7,5 +7,6 @@ mod explorer;
 mod fake_credvend;
 mod house;
 mod lives;
+mod outages;
 mod sockets;
 mod taken_back;

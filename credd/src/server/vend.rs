@@ -190,6 +190,12 @@ pub async fn fly(server: Rc<Server>, key: Key, flight: Rc<Flight>) {
 
 fn document(server: &Server, answer: CredentialsResponse) -> Result<Document, Trouble> {
     let now = server.clock.now();
+    let keys = &answer.credentials;
+    if [keys.access_key_id.as_str(), keys.secret_access_key.expose(), keys.token.expose()].contains(&"") {
+        return Err(Trouble::Outage(
+            "credvend gave credentials with an empty key; is it of another version?".to_owned(),
+        ));
+    }
     let life = Life::new(answer.issued, answer.credentials.expiration, now, server.dice.roll());
     if life.verdict(now) == Verdict::Dead {
         return Err(Trouble::Outage(format!(

@@ -9,7 +9,8 @@ use super::super::Server;
 use super::super::backoff::Backoff;
 use super::super::trouble::Trouble;
 
-const RECONNECT: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
+/// A whole cluster loses credvend in one moment, and shall not come back in one.
+pub const RECONNECT: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
 
 /// Keeps the stream open for as long as the server lives.
 pub async fn keep_open(server: Rc<Server>) {

@@ -56,6 +56,12 @@ pub struct Script {
     pub heard: Vec<HeardRequest>,
     pub refuse_heard: bool,
     pub heard_with_requests: Vec<u64>,
+    /// What it says to whoever asks for credentials, whatever it is.
+    pub odd_credentials: Option<(u16, Bytes)>,
+    /// So many leaves are taken without an answer that is understood.
+    pub lost_leaves: u32,
+    /// Its clock's, against the node's.
+    pub skew: time::Duration,
     told: Vec<(u64, Event)>,
     /// All `Authorization` headers.
     pub authorizations: Vec<String>,
@@ -112,6 +118,9 @@ impl FakeCredvend {
             heard: Vec::new(),
             refuse_heard: false,
             heard_with_requests: Vec::new(),
+            odd_credentials: None,
+            lost_leaves: 0,
+            skew: time::Duration::ZERO,
             told: Vec::new(),
             authorizations: Vec::new(),
             sessions: HashMap::new(),
@@ -236,6 +245,10 @@ async fn answer(
                 return Ok(refused(refusal));
             }
             script.leaves.push(session.parse().unwrap());
+            if script.lost_leaves > 0 {
+                script.lost_leaves -= 1;
+                return Ok(Response::new(Full::new(Bytes::from_static(b"<html>")).boxed()));
+            }
             Ok(json(&serde_json::json!({})))
         }
         "credentials" => {
@@ -247,7 +260,12 @@ async fn answer(
             if let Some(refusal) = &script.refuse_credentials {
                 return Ok(refused(refusal));
             }
-            let issued = script.clock.now().wall;
+            if let Some((status, body)) = &script.odd_credentials {
+                let mut response = Response::new(Full::new(body.clone()).boxed());
+                *response.status_mut() = (*status).try_into().unwrap();
+                return Ok(response);
+            }
+            let issued = script.clock.now().wall + script.skew;
             Ok(json(&CredentialsResponse {
                 credentials: Credentials {
                     access_key_id: format!("ASIA{:04}", script.credentials),
