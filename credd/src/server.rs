@@ -32,6 +32,7 @@ mod last_asked;
 mod news;
 mod session;
 mod settings;
+pub mod simulated;
 mod status;
 mod trouble;
 mod users;
