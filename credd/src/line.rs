@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 /// Reads the next line, at most `max` bytes of it; `None` at the end of the stream.
 ///
 /// # Errors
-/// The stream's; `InvalidData` for a line that is longer or that ends without a newline.
+/// The stream's; `InvalidData` for a line that is longer, `UnexpectedEof` for one that ends without a newline.
 pub fn read(reader: &mut impl BufRead, max: usize) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     reader.take(max as u64 + 1).read_until(b'\n', &mut line)?;
@@ -16,7 +16,7 @@ pub fn read(reader: &mut impl BufRead, max: usize) -> io::Result<Option<Vec<u8>>
         None => Ok(None),
         Some(b'\n') => Ok(Some(line)),
         Some(_) if line.len() >= max => Err(bad(format!("a line is longer than {max} bytes"))),
-        Some(_) => Err(bad("the stream ends within a line".to_owned())),
+        Some(_) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the stream ends within a line")),
     }
 }
 

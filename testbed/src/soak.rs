@@ -32,6 +32,7 @@ pub mod records;
 pub mod report;
 pub mod sabotage;
 pub mod schedule;
+pub mod taken;
 
 use clock::{Ms, now};
 use faults::{Dealt, deal, heal};
@@ -71,7 +72,7 @@ impl Options {
 
     /// A run of so many minutes.
     pub fn long(seed: u64, minutes: f64) -> Self {
-        let rate = load::Rate { pause: Duration::from_millis(500), alive: 20 };
+        let rate = load::Rate { pause: Duration::from_millis(350), alive: 30 };
         Options { seed, lasts: Duration::from_secs_f64(minutes * 60.0), length: Length::Long, rate }
     }
 }
@@ -87,9 +88,17 @@ pub struct Outcome {
     pub judged: (usize, usize),
 }
 
+/// A partition whose jobs prefer no credentials to those of a node that cannot hear of revocations.
+pub const CAUTIOUS: &str = "cautious";
+/// For how long its jobs are served unheard.
+pub const MAX_UNHEARD: Ms = 30_000;
+
 /// The cluster of a soak: three nodes, and a Slurm that gives a node up soon enough to be seen.
 pub fn plan() -> Plan {
-    Plan { nodes: 3, ..Plan::default() }.slurm_conf("SlurmdTimeout=20\nMessageTimeout=8\nMinJobAge=120")
+    let options = format!("on,max-unheard={}s", MAX_UNHEARD / 1000);
+    Plan { nodes: 3, ..Plan::default() }
+        .partition(CAUTIOUS, "", Some(&options))
+        .slurm_conf("SlurmdTimeout=20\nMessageTimeout=8\nMinJobAge=120\nSchedulerParameters=bf_interval=5")
 }
 
 /// What the threads of a run share.
@@ -238,7 +247,7 @@ impl<'a> Soak<'a> {
     pub fn revoke(&self, user: &str) {
         let number = {
             let mut history = locked(&self.history);
-            history.revocations.push(Revoked { user: user.to_owned(), asked: now(), done: None });
+            history.revocations.push(Revoked { user: user.to_owned(), asked: now(), ..Revoked::default() });
             history.revocations.len() - 1
         };
         let argv = ["timeout", REVOCATION, "credvend", "user", "invalidate", user, "--json"];
@@ -246,7 +255,9 @@ impl<'a> Soak<'a> {
         // Without IAM's part it fails, and says so; the sessions have ended all the same, unless it says that, too.
         let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_default();
         if report["sessions"].is_array() && !done.stderr.contains("may still be open") {
-            locked(&self.history).revocations[number].done = Some(now());
+            let revoked = &mut locked(&self.history).revocations[number];
+            revoked.done = Some(now());
+            revoked.denied = done.ok();
         }
     }
 }

@@ -71,8 +71,13 @@ impl Route {
                     }
                 }
                 Ok(None) => break,
-                Err(error) => {
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                     tracing::error!(%error, "the server process speaks another language");
+                    break;
+                }
+                // It was killed, with something for it or of it under way.
+                Err(error) => {
+                    tracing::debug!(%error, "the server process is gone");
                     break;
                 }
             }

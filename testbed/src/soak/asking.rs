@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde_json::Value;
 
 use super::clock::{Ms, now};
 use super::records::{Asked, Begin, FILE, Line};
+use super::taken::{self, Taken};
 use crate::software::key;
 
 /// As long as the most patient SDK waits.
@@ -35,6 +37,9 @@ pub struct Arguments {
     /// Ends with the first document, and fails without one.
     #[arg(long)]
     once: bool,
+    /// Copies every document away, for later.
+    #[arg(long)]
+    take: bool,
     /// Also asks AWS, with its own command line, who this is.
     #[arg(long)]
     identity: bool,
@@ -42,7 +47,7 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut client = Client::new()?;
+    let mut client = Client::new(arguments.take)?;
     client.write(&Line::Begin(client.begin.clone()))?;
     let end = now() + arguments.lasts;
     let mut served = false;
@@ -76,6 +81,8 @@ struct Client {
     file: File,
     /// Whose secrets are written down.
     last_key: String,
+    /// Whether documents are copied away.
+    takes: bool,
 }
 
 fn variable(name: &str) -> String {
@@ -83,7 +90,7 @@ fn variable(name: &str) -> String {
 }
 
 impl Client {
-    fn new() -> Result<Self> {
+    fn new(takes: bool) -> Result<Self> {
         let (uri, mut token) =
             (variable("AWS_CONTAINER_CREDENTIALS_FULL_URI"), variable("AWS_CONTAINER_AUTHORIZATION_TOKEN"));
         let token_file = variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE");
@@ -101,6 +108,7 @@ impl Client {
             node: variable("SLURMD_NODENAME"),
             user: user.to_owned(),
             account: variable("SLURM_JOB_ACCOUNT"),
+            partition: variable("SLURM_JOB_PARTITION"),
             at: now(),
             equipped: !uri.is_empty() && !token.is_empty(),
         };
@@ -114,6 +122,7 @@ impl Client {
             ),
             file,
             last_key: String::new(),
+            takes,
         };
         // The token's hex digits: its prefix is no secret.
         let secret = token.rsplit('-').next().unwrap_or_default().to_owned();
@@ -172,8 +181,25 @@ impl Client {
             let token = text("Token");
             let piece: String = token.chars().skip(token.len() / 3).take(48).collect();
             self.write(&Line::Secrets { texts: vec![text("SecretAccessKey").to_owned(), piece] })?;
+            if self.takes {
+                self.take(Taken {
+                    sent: asked.sent,
+                    user: self.begin.user.clone(),
+                    account: self.begin.account.clone(),
+                    key: asked.key.clone(),
+                    secret: text("SecretAccessKey").to_owned(),
+                    token: token.to_owned(),
+                })?;
+            }
         }
         Ok(())
+    }
+
+    /// Copies a document away, as a job may.
+    fn take(&self, taken: Taken) -> Result<()> {
+        let path = PathBuf::from(variable("HOME")).join(taken::FILE);
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        Ok(file.write_all((serde_json::to_string(&taken)? + "\n").as_bytes())?)
     }
 
     fn identity(&self) -> Result<()> {

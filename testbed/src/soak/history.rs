@@ -28,6 +28,8 @@ pub struct Revoked {
     pub asked: Ms,
     /// When credvend said that it is done; absent if it did not say so.
     pub done: Option<Ms>,
+    /// Whether AWS had taken in all of it by then.
+    pub denied: bool,
 }
 
 /// Who was served one key in one run.
@@ -165,6 +167,8 @@ pub struct Counts {
     pub requeued: u64,
     /// Nodes that Slurm drained since it had lost a job and given its id again.
     pub duplicate_ids: u64,
+    /// Credentials that were copied away and tried at the end.
+    pub tried: usize,
     /// Requests by status; 0: no answer.
     pub answers: BTreeMap<u16, u64>,
 }

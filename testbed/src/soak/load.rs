@@ -35,6 +35,8 @@ pub struct Spec {
     pub every: Ms,
     /// Whether AWS is asked, too.
     pub identity: bool,
+    /// Whether it copies its credentials away.
+    pub take: bool,
     /// What is done to it, and how long after its submission.
     pub then: Option<(Ms, Then)>,
 }
@@ -62,12 +64,13 @@ pub fn next(dice: &mut Dice) -> Spec {
     Spec {
         user,
         account,
-        partition: dice.one::<&str>(&["batch", "batch", "batch", "prefetch", "tokenfile"]),
+        partition: dice.one::<&str>(&["batch", "batch", "batch", "prefetch", "tokenfile", super::CAUTIOUS]),
         nodes: if dice.once_in(4) { 2 } else { 1 },
         tasks,
         lasts: if long { dice.between(15_000, 45_000) } else { dice.between(500, 5_000) },
         every: dice.between(300, 900),
         identity: dice.once_in(25),
+        take: dice.once_in(4),
         then,
     }
 }
@@ -92,9 +95,10 @@ impl Spec {
     pub fn script(&self, client: &str) -> String {
         let srun =
             if self.nodes > 1 { format!("srun --ntasks={} --ntasks-per-node=1 ", self.nodes) } else { String::new() };
+        let take = if self.take { " --take" } else { "" };
         let identity = if self.identity { " --identity" } else { "" };
         let (lasts, every) = (self.lasts, self.every);
-        format!("{srun}{client} soak-client --lasts {lasts} --every {every}{identity}\nexit 0")
+        format!("{srun}{client} soak-client --lasts {lasts} --every {every}{take}{identity}\nexit 0")
     }
 }
 

@@ -291,14 +291,17 @@ fn merge_jobs(history: &mut History, jobs: HashMap<JobKey, (String, String, Stri
         }
     }
     for (key, (state, nodes, reason)) in jobs {
-        // A requeue gives the id another submission.
-        let ran = |job: &Job| job.alive > 0 && job.state != "COMPLETED";
-        let requeued = !history.jobs.contains_key(&key)
-            && history.jobs.iter().any(|((id, at), job)| *id == key.0 && *at < key.1 && ran(job));
-        let job = history.jobs.entry(key).or_insert_with(|| Job { seen: at, ..Job::default() });
-        if requeued {
-            job.odd.push((at, "requeued".into()));
+        // A requeue shows as a job that waits again, or as another submission under its id. It was the node's doing where
+        // it ran, so it is put down to that life, and to when that was seen last.
+        let waits = life(&state) == 1;
+        for ((id, submitted), job) in &mut history.jobs {
+            let again = (*submitted == key.1 && waits) || *submitted < key.1;
+            if *id == key.0 && again && life(&job.state) > 1 {
+                job.odd.push((job.alive, "requeued".into()));
+                job.state = "REQUEUED".into();
+            }
         }
+        let job = history.jobs.entry(key).or_insert_with(|| Job { seen: at, ..Job::default() });
         if reason.to_ascii_lowercase().contains("held") && job.state != state {
             job.odd.push((at, format!("held: {reason}")));
         }
@@ -384,8 +387,12 @@ mod tests {
         }
         assert_eq!(history.jobs[&(7, 1)].nodes, ["n1", "n3"].map(str::to_owned).into());
         assert_eq!(history.jobs[&(7, 1)].over, Some(20));
-        let odd: Vec<&str> = history.jobs[&(7, 5)].odd.iter().map(|(_, what)| what.as_str()).collect();
-        assert_eq!(odd, ["requeued", "held: launch failed requeued held"]);
+        let odd = |key| history.jobs[&key].odd.iter().map(|(at, what)| (*at, what.as_str())).collect::<Vec<_>>();
+        assert_eq!(odd((7, 1)), [(10, "requeued")]);
+        assert_eq!(odd((7, 5)), [(20, "held: launch failed requeued held")]);
+        merge_jobs(&mut history, answer(&[(7, 5, "RUNNING", "n1", "None")]), 40);
+        merge_jobs(&mut history, answer(&[(7, 5, "PENDING", "", "BeginTime")]), 50);
+        assert_eq!(history.jobs[&(7, 5)].odd.last(), Some(&(40, "requeued".to_owned())));
         assert_eq!(history.jobs[&(9, 1)].odd.len(), 1);
     }
 }

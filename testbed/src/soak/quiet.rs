@@ -8,7 +8,7 @@ use super::clock::{Ms, now};
 use super::invariants::Violation;
 use super::observer::Observer;
 use super::records::FILE;
-use super::{Options, Soak, locked};
+use super::{Options, Soak, locked, taken};
 use crate::deadline::wait_for;
 use crate::people;
 
@@ -76,6 +76,9 @@ pub fn come_to_rest(
             broken.push(violation);
         }
     };
+    let (tried, judged) = taken::judge(soak)?;
+    locked(&soak.history).counts.tried = tried;
+    locked(&soak.found).add(judged);
     must("every job ends", jobs_end(soak, observer, survivors));
     must("every session ends with its job", sessions_end(soak, observer));
     must("no record is left on a node", records_go(observer));

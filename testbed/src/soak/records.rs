@@ -51,6 +51,8 @@ pub struct Begin {
     pub user: String,
     /// The Slurm account, so the project.
     pub account: String,
+    /// Its partition.
+    pub partition: String,
     /// When.
     pub at: Ms,
     /// Whether there is a URL and a token in the environment.

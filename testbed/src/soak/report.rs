@@ -55,6 +55,7 @@ pub fn json(seed: u64, outcome: &Outcome) -> Value {
         "clients": history.runs.len(),
         "answers": history.counts.answers.iter().map(|(s, n)| (named(*s), *n)).collect::<std::collections::BTreeMap<_, _>>(),
         "identities-told-by-aws": history.runs.values().flat_map(|run| &run.identities).filter(|arn| arn.starts_with("arn:")).count(),
+        "copied-keys-tried-at-the-end": history.counts.tried,
         "sessions": history.sessions.len(),
         "sessions-completed": ended("COMPLETED"),
         "sessions-invalidated": ended("INVALIDATED"),
@@ -149,7 +150,7 @@ mod tests {
             let fault = Fault { target: Target::Credd(node.into()), how: How::Kill };
             history.faults.push(Span { fault, from, until: Some(from + 500) });
         }
-        history.revocations.push(Revoked { user: "bob".into(), asked: 5_000, done: None });
+        history.revocations.push(Revoked { user: "bob".into(), asked: 5_000, ..Revoked::default() });
         history.counts.answers.insert(0, 3);
         let deeds = deeds(&history);
         let lines: Vec<&str> = deeds.lines().map(str::trim).collect();

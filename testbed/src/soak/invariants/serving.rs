@@ -4,6 +4,7 @@ use super::{Violation, reconnected};
 use crate::soak::clock::Ms;
 use crate::soak::faults::Target;
 use crate::soak::history::{History, Run};
+use crate::soak::{CAUTIOUS, MAX_UNHEARD};
 
 /// A node that hears credvend has dropped what was revoked within a second; the other second is for a machine on which
 /// all hosts, and other tests, share two cores.
@@ -56,6 +57,13 @@ fn left(history: &History, node: &str, at: Ms) -> Ms {
     history.clear_from(before, concerns, |_| REGISTERED).max(at) + LEFT
 }
 
+/// Until when a run may be served what was revoked at `at`: until its node has heard of it, and where its partition asks for
+/// that, no longer than the node may serve unheard.
+fn revoked_until(history: &History, run: &Run, at: Ms) -> Ms {
+    let hears = hears(history, &run.begin.node, at);
+    if run.begin.partition == CAUTIOUS { hears.min(at + MAX_UNHEARD + HEARD) } else { hears }
+}
+
 fn subject(run: &Run) -> String {
     let begin = &run.begin;
     format!("job {} ({} in {}) on {}", begin.job, begin.user, begin.account, begin.node)
@@ -70,8 +78,11 @@ pub fn after_the_sessions_end(history: &History) -> Vec<Violation> {
             let Some(session) = history.sessions.get(&issued.session) else { continue };
             let Some(ended) = session.ended.filter(|ended| served.last > *ended) else { continue };
             let node = &run.begin.node;
-            let limit =
-                if session.status == "COMPLETED" { left(history, node, ended) } else { hears(history, node, ended) };
+            let limit = if session.status == "COMPLETED" {
+                left(history, node, ended)
+            } else {
+                revoked_until(history, run, ended)
+            };
             if served.last > limit {
                 found.push(Violation::new(
                     "nobody is served after the session's end",
@@ -106,7 +117,7 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
             let Some(last) = run.keys.values().map(|served| served.last).max().filter(|last| *last > done) else {
                 continue;
             };
-            let limit = hears(history, &run.begin.node, done);
+            let limit = revoked_until(history, run, done);
             if last > limit {
                 found.push(Violation::new(
                     "nobody is served after the revocation",
@@ -297,7 +308,7 @@ mod tests {
     use crate::soak::history::{Issued, Job, Revoked};
 
     fn revoke(history: &mut History, asked: Ms, done: Option<Ms>) {
-        history.revocations.push(Revoked { user: "alice".into(), asked, done });
+        history.revocations.push(Revoked { user: "alice".into(), asked, done, denied: true });
     }
 
     fn runs(history: &mut History, seen: Ms, alive: Ms, over: Option<Ms>) {
@@ -344,6 +355,18 @@ mod tests {
         history.faults[0].fault.target = Target::Network("n1".into());
         history.faults[0].until = None;
         assert_eq!(after_the_revocation(&history), [], "it is still unplugged");
+    }
+
+    #[test]
+    fn where_the_partition_says_so_an_unplugged_node_stops_by_itself() {
+        let mut history = history();
+        ask(&mut history, 20_000, 200);
+        revoke(&mut history, 29_900, Some(30_000));
+        fault(&mut history, Target::Network("n1".into()), 28_000, 90_000);
+        ask(&mut history, 63_000, 200);
+        assert_eq!(after_the_revocation(&history), []);
+        history.runs.get_mut("r").unwrap().begin.partition = CAUTIOUS.into();
+        assert_eq!(after_the_revocation(&history).len(), 1);
     }
 
     #[test]
