@@ -49,6 +49,8 @@ const TELL: Ms = 10_000;
 const ALONE: Ms = 4_000;
 /// A revocation waits for AWS; the command has its own limit, and this one is above it.
 const REVOCATION: &str = "100";
+/// So often is it asked for again where it was not done.
+const REPEATED: usize = 20;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +69,7 @@ impl Options {
     /// A run of a minute or so, as `make test` has it.
     pub fn short(seed: u64) -> Self {
         let rate = load::Rate { pause: Duration::from_millis(700), alive: 12 };
-        Options { seed, lasts: Duration::from_secs(45), length: Length::Short, rate }
+        Options { seed, lasts: Duration::from_secs(50), length: Length::Short, rate }
     }
 
     /// A run of so many minutes.
@@ -194,7 +196,9 @@ impl<'a> Soak<'a> {
         tell: &(dyn Fn(&str) + Sync),
     ) -> Result<()> {
         let begun = now() + ALONE;
-        let end = begun + Ms::try_from(options.lasts.as_millis()).unwrap_or(Ms::MAX / 2);
+        let mut end = begun + Ms::try_from(options.lasts.as_millis()).unwrap_or(Ms::MAX / 2);
+        // A daemon that takes its time to stop moves all that follows, so that what must not overlap does not.
+        let mut late = 0;
         // Nothing is ever sent: this waits for the time of the next deed.
         let (_silence, next_deed): (Sender<()>, Receiver<()>) = channel();
         let mut coming = plan.iter().map(|(at, deed)| (begun + at, deed)).peekable();
@@ -206,13 +210,18 @@ impl<'a> Soak<'a> {
                 heal(self.cluster, &dealt).with_context(|| format!("undo {dealt:?}"))?;
                 locked(&self.history).faults[number].until = Some(now());
             }
-            while let Some((_, deed)) = coming.next_if(|(when, _)| *when <= at) {
+            while let Some((_, deed)) = coming.next_if(|(when, _)| *when + late <= at) {
                 match deed {
                     Deed::Fault(fault, lasts) => {
                         let number = self.begins(fault);
                         tell(&format!("{fault} for {lasts} ms"));
-                        let dealt = deal(self.cluster, fault).with_context(|| fault.to_string())?;
-                        in_force.push((now() + lasts, number, dealt));
+                        let dealing = now();
+                        match deal(self.cluster, fault) {
+                            Ok(dealt) => in_force.push((now() + lasts, number, dealt)),
+                            Err(why) => self.ended_by_itself(number, fault, &why, tell),
+                        }
+                        late += now() - dealing;
+                        end += now() - dealing;
                     }
                     Deed::Revoke(user) => {
                         tell(&format!("revoke {user}"));
@@ -229,7 +238,7 @@ impl<'a> Soak<'a> {
                 return Ok(());
             }
             let healing = in_force.iter().map(|(until, ..)| *until).min();
-            let dealing = coming.peek().map(|(when, _)| *when);
+            let dealing = coming.peek().map(|(when, _)| *when + late);
             let next = healing.into_iter().chain(dealing).chain([told + TELL, end.max(at + 20)]).min();
             let pause = next.unwrap_or(at).saturating_sub(now()).clamp(5, 1_000);
             let _ = next_deed.recv_timeout(Duration::from_millis(pause));
@@ -243,6 +252,15 @@ impl<'a> Soak<'a> {
         history.faults.len() - 1
     }
 
+    /// A fault that could not be dealt, as a rule since its target is gone.
+    fn ended_by_itself(&self, number: usize, fault: &faults::Fault, why: &anyhow::Error, tell: &(dyn Fn(&str) + Sync)) {
+        locked(&self.history).faults[number].until = Some(now());
+        let what = format!("{fault}: {why:#}");
+        tell(&format!("VIOLATION no daemon ends by itself: {what}"));
+        let violation = Violation { invariant: "no daemon ends by itself", subject: fault.to_string(), what };
+        locked(&self.found).add(vec![violation]);
+    }
+
     /// Revokes a user's credentials with the administrators' command.
     pub fn revoke(&self, user: &str) {
         let number = {
@@ -251,13 +269,20 @@ impl<'a> Soak<'a> {
             history.revocations.len() - 1
         };
         let argv = ["timeout", REVOCATION, "credvend", "user", "invalidate", user, "--json"];
-        let done = self.cluster.head().run_as("root", &argv);
-        // Without IAM's part it fails, and says so; the sessions have ended all the same, unless it says that, too.
-        let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_default();
-        if report["sessions"].is_array() && !done.stderr.contains("may still be open") {
+        let (_silence, pause): (Sender<()>, Receiver<()>) = channel();
+        // As an administrator does whose command was told that nobody is there.
+        for _ in 0..REPEATED {
+            let done = self.cluster.head().run_as("root", &argv);
+            // Without IAM's part it fails, and says so; the sessions have ended all the same, unless it says that, too.
+            let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+            if !report["sessions"].is_array() || done.stderr.contains("may still be open") {
+                let _ = pause.recv_timeout(Duration::from_millis(700));
+                continue;
+            }
             let revoked = &mut locked(&self.history).revocations[number];
             revoked.done = Some(now());
             revoked.denied = done.ok();
+            return;
         }
     }
 }

@@ -81,7 +81,7 @@ pub fn at_the_end(history: &History) -> Vec<Violation> {
 
 /// After an outage of some length a node has tried credvend again: it waits twice as long each time, 2 s at first and a
 /// minute at last, and a wire that carries again carries what TCP sends again after at most as long as it was dead.
-fn reconnected(outage: Ms) -> Ms {
+pub(super) fn reconnected(outage: Ms) -> Ms {
     (2 * outage + 2_000).min(60_000) + 3_000
 }
 

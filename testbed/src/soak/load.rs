@@ -10,6 +10,7 @@ use super::clock::{Ms, now};
 use super::dice::Dice;
 use super::history::History;
 use super::locked;
+use super::schedule::REVOKED;
 use crate::cluster::Cluster;
 
 /// Who submits, under which account.
@@ -102,6 +103,60 @@ impl Spec {
     }
 }
 
+/// A job of a user whose credentials will be revoked, on two nodes, that asks on afterwards: without one, a revocation
+/// would as a rule find nobody to judge it by.
+struct Standing {
+    user: &'static str,
+    account: &'static str,
+    job: Option<u32>,
+    submitted: Ms,
+}
+
+/// For so long it goes on after the revocation.
+const SPENT: Ms = 10_000;
+
+impl Standing {
+    fn of_all() -> [Self; 2] {
+        REVOKED.map(|user| {
+            let account = WHO.iter().find(|(who, _)| *who == user).map_or("", |(_, account)| account);
+            Standing { user, account, job: None, submitted: 0 }
+        })
+    }
+
+    /// Sees to it that there is one that was not revoked.
+    fn renew(&mut self, cluster: &Cluster, history: &Mutex<History>, client: &str) {
+        let spent = {
+            let history = locked(history);
+            let revoked = history.revocations.iter().filter(|r| r.user == self.user && r.asked >= self.submitted);
+            let revoked = revoked.map(|r| r.done.unwrap_or(r.asked)).max().is_some_and(|at| at + SPENT < now());
+            let over = |job| history.jobs.iter().any(|((id, _), seen)| *id == job && seen.over.is_some());
+            self.job.is_none_or(|job| revoked || over(job))
+        };
+        if !spent {
+            return;
+        }
+        if let Some(job) = self.job.take() {
+            act(cluster, history, job, Then::Cancel);
+        }
+        let spec = Spec {
+            user: self.user,
+            account: self.account,
+            partition: "batch",
+            nodes: 2,
+            tasks: 1,
+            lasts: 3_600_000,
+            every: 400,
+            identity: false,
+            take: true,
+            then: None,
+        };
+        self.submitted = now();
+        self.job = submitted(cluster, &spec, client).ok();
+        let counts = &mut locked(history).counts;
+        *if self.job.is_some() { &mut counts.submitted } else { &mut counts.not_submitted } += 1;
+    }
+}
+
 /// How much there is at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
@@ -115,10 +170,14 @@ pub struct Rate {
 pub fn submit(cluster: &Cluster, history: &Mutex<History>, seed: u64, rate: Rate, client: &str, stop: &Receiver<()>) {
     let mut dice = Dice::new(seed, "load");
     let mut due: Vec<(Ms, u32, Then)> = Vec::new();
+    let mut standing = Standing::of_all();
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(rate.pause) {
         let at = now();
         for (_, job, then) in due.extract_if(.., |(when, ..)| *when <= at) {
             act(cluster, history, job, then);
+        }
+        for standing in &mut standing {
+            standing.renew(cluster, history, client);
         }
         let alive = locked(history).jobs.values().filter(|job| job.over.is_none()).count();
         if alive >= rate.alive {

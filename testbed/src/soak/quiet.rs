@@ -62,6 +62,7 @@ pub fn come_to_rest(
             broken.push(violation);
         }
     };
+    must("no daemon ends by itself", daemons_run(soak));
     must("nodes come back by themselves", nodes_are_back(soak));
     // New ones first: they need every part of it.
     must("every job can get credentials again", new_jobs_are_served(soak));
@@ -85,6 +86,20 @@ pub fn come_to_rest(
     locked(&soak.found).add(std::mem::take(&mut broken));
     observer.look(&soak.history);
     observer.all_sessions(&soak.history).context("credvend's sessions cannot be read at the end")
+}
+
+/// Each was started again; one that does not run has ended by itself.
+fn daemons_run(soak: &Soak<'_>) -> Result<()> {
+    let cluster = soak.cluster;
+    let mut daemons = vec![cluster.credvend(), cluster.slurmctld(), cluster.head().munged()];
+    daemons.extend(cluster.nodes().iter().flat_map(|node| [node.credd(), node.slurmd(), node.munged()]));
+    let gone: Vec<String> = daemons
+        .iter()
+        .filter(|daemon| daemon.pid().is_none())
+        .map(|daemon| format!("{} on {} ended with {:?}", daemon.name, daemon.host.name(), daemon.ended()))
+        .collect();
+    anyhow::ensure!(gone.is_empty(), "{}", gone.join("; "));
+    Ok(())
 }
 
 fn nodes_are_back(soak: &Soak<'_>) -> Result<()> {

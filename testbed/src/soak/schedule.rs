@@ -12,9 +12,22 @@ pub const REVOKED: [&str; 2] = ["alice", "bob"];
 /// Faults that follow each other with short pauses; then it is quiet.
 const ROUND: u64 = 5;
 
-/// How long nothing is done after a round: nodes wait at most so long before they try credvend again after the faults of
-/// these lengths, and what is promised of calm times is then looked at.
-const QUIET: Ms = 12_000;
+/// A revocation in a quiet time comes so long before its end.
+const WATCHED: Ms = 4_000;
+
+/// How long nothing is done after a round but to revoke: longer than nodes wait before they try credvend again after the
+/// faults of these lengths (`invariants::reconnected`), so that the strict bound holds for that revocation.
+fn quiet(length: Length) -> Ms {
+    super::invariants::reconnected(longest(length)) + WATCHED + 500
+}
+
+/// The longest of the usual faults.
+fn longest(length: Length) -> Ms {
+    match length {
+        Length::Short => 3_000,
+        Length::Long => 6_000,
+    }
+}
 
 /// One thing that is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,9 +82,9 @@ pub fn schedule(seed: u64, lasts: Duration, nodes: &[String], length: Length) ->
         }
         at = over + dice.between(500, if length == Length::Long { 4_000 } else { 1_500 });
         if nth % ROUND == 0 {
-            plan.push((at + QUIET / 2, Deed::Revoke(REVOKED[revoke_next % 2])));
+            plan.push((at + quiet(length) - WATCHED, Deed::Revoke(REVOKED[revoke_next % 2])));
             revoke_next += 1;
-            at += QUIET;
+            at += quiet(length);
         }
     }
     plan.retain(|(at, deed)| match deed {
@@ -136,7 +149,7 @@ fn duration(dice: &mut Dice, fault: &Fault, length: Length) -> Ms {
         (Target::Slurmd(_) | Target::Munged(_) | Target::Slurmctld, _) => (1_000, 5_000),
         _ => (800, 6_000),
     };
-    let high = if length == Length::Short { high.min(3_000) } else { high };
+    let high = high.min(longest(length));
     let usual = dice.between(low, high);
     let longer = dice.once_in(10) && fault.how != How::Restart;
     // Beyond SlurmdTimeout, so that Slurm gives up a node that it does not reach.
@@ -185,12 +198,12 @@ mod tests {
                 assert!(!(matches!(&fault.target, Target::Credd(node) if node == "n3") && fault.how != How::Freeze));
             }
             let mut ends: Vec<Ms> = vec![0];
-            let mut quiet = 0;
+            let mut times = 0;
             for (from, until, _) in &spans {
-                quiet += u32::from(from.saturating_sub(*ends.iter().max().unwrap()) >= QUIET);
+                times += u32::from(from.saturating_sub(*ends.iter().max().unwrap()) >= quiet(Length::Long));
                 ends.push(*until);
             }
-            assert!(quiet >= 3, "seed {seed}: {quiet} quiet times");
+            assert!(times >= 3, "seed {seed}: {times} quiet times");
         }
     }
 
