@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use credd_protocol::{ClusterName, Region};
+use credd_protocol::{ClusterName, Region, RoleArn};
 use pinned_tls::Fingerprint;
 use toml_edit::{Document, Table};
 
@@ -130,6 +130,8 @@ pub struct Aws {
     /// `allow-instance-metadata`: take credvend's own identity from a metadata service. Whoever else on this host
     /// reaches that service has the same authority, so this is off.
     pub allow_instance_metadata: bool,
+    /// `revoker-roles`: one for each AWS account, assumed to put Deny policies on that account's project roles.
+    pub revoker_roles: Vec<RoleArn>,
 }
 
 /// `[upstream]`.
@@ -425,6 +427,7 @@ fn read_aws(section: Section<'_, '_>) -> Aws {
         sts_endpoint: endpoint("sts-endpoint"),
         iam_endpoint: endpoint("iam-endpoint"),
         allow_instance_metadata: section.boolean("allow-instance-metadata").unwrap_or(false),
+        revoker_roles: read_revokers(&section),
     };
     section.finish();
     aws
@@ -473,6 +476,24 @@ fn read_upstream<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Option<Upstrea
 fn on_loopback(url: &str) -> bool {
     let host = url.parse::<hyper::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
     host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn read_revokers(section: &Section<'_, '_>) -> Vec<RoleArn> {
+    let mut revokers: Vec<RoleArn> = Vec::new();
+    for text in section.texts("revoker-roles").unwrap_or_default() {
+        match text.parse::<RoleArn>() {
+            Err(error) => section.problem_at("revoker-roles", error),
+            Ok(arn) if revokers.iter().any(|known| known.account_id() == arn.account_id()) => {
+                let account = arn.account_id();
+                section.problem_at(
+                    "revoker-roles",
+                    format!("account {account} has two; one revoker does for all its roles"),
+                );
+            }
+            Ok(arn) => revokers.push(arn),
+        }
+    }
+    revokers
 }
 
 fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {

@@ -4,11 +4,12 @@
 use async_trait::async_trait;
 use credd_protocol::RoleArn;
 
-use crate::store::Revocation;
+use crate::store::{Denied, Revocation};
 
 pub mod elsewhere;
 pub mod iam;
 pub mod policy;
+mod revoker;
 
 /// Why a role's policy could not be brought up to date.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -19,15 +20,25 @@ pub enum DenyError {
     /// May work later.
     #[error("{0}")]
     Unavailable(String),
-    /// The entries do not fit one inline policy of 10,240 characters.
-    #[error("{0}")]
-    TooLarge(String),
+    /// Not all entries fit the role's inline policies. Those that do, the newest, are denied.
+    #[error("{why}")]
+    TooLarge {
+        /// How many, and the remedy.
+        why: String,
+        /// What is not denied.
+        left_out: Vec<Denied>,
+    },
 }
 
 /// Brings a role's Deny policy in line with the store.
 #[async_trait]
 pub trait Denier: Send + Sync + 'static {
-    /// Makes the inline policy `credd-revocations` of the role deny exactly `entries` (merged: one statement per
-    /// `issued_before`, exact user ids only), or deletes it if there are none. Idempotent.
+    /// Makes the inline policy `credd-revocations` of the role deny exactly `entries` (merged: one statement for each kind
+    /// and `issued_before`, exact names only), or deletes it if there are none. Returns when IAM shows it. Idempotent.
     async fn project(&self, role: &RoleArn, entries: &[Revocation]) -> Result<(), DenyError>;
+
+    /// Why this role can never be denied as things are configured, and the remedy; `None` if it can.
+    fn lacks(&self, _role: &RoleArn) -> Option<String> {
+        None
+    }
 }

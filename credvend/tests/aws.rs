@@ -119,7 +119,7 @@ async fn a_denied_session_is_dead_and_its_neighbours_and_successors_live() {
     let service = pretend.create_service_user().await;
     let role = pretend.create_role("genomics", &service.arn, Some("genomics-data")).await;
     let aws = standing(&pretend, &service.keys).await;
-    let (source, denier) = (StsSource::new(Arc::clone(&aws)), IamDenier::new(aws));
+    let (source, denier) = (StsSource::new(Arc::clone(&aws)), IamDenier::new(aws, vec![PretendAws::revoker()]));
     let arn: RoleArn = role.parse().unwrap();
     let reads = async |assumed: &Assumed| pretend.get_object(&keys(assumed), "genomics-data").await.is_ok();
 
@@ -159,7 +159,7 @@ async fn a_deny_that_cannot_be_put_says_why() {
     let service = pretend.create_service_user().await;
     let role = pretend.create_role("genomics", &service.arn, None).await;
     let aws = standing(&pretend, &service.keys).await;
-    let (source, denier) = (StsSource::new(Arc::clone(&aws)), IamDenier::new(aws));
+    let (source, denier) = (StsSource::new(Arc::clone(&aws)), IamDenier::new(aws, vec![PretendAws::revoker()]));
     let arn: RoleArn = role.parse().unwrap();
     let assumed = source.assume(&request(&role, "lab-bob-n1")).await.unwrap();
     let now = OffsetDateTime::now_utc();
@@ -170,7 +170,7 @@ async fn a_deny_that_cannot_be_put_says_why() {
     };
     // A role of another account has a namesake here, which must not be touched.
     let namesake: RoleArn = "arn:aws:iam::999999999999:role/genomics".parse().unwrap();
-    assert!(refused(&namesake).await.contains("another AWS account"));
+    assert!(refused(&namesake).await.contains("no revoker role of AWS account 999999999999"));
     assert!(pretend.recorded("PutRolePolicy").await.iter().all(|r| r["PolicyName"] != POLICY_NAME));
 
     // More than fits: the newest are denied, and the error counts the others.
@@ -178,11 +178,12 @@ async fn a_deny_that_cannot_be_put_says_why() {
         .map(|i| revocation(&arn, &assumed, &format!("lab-user{i:03}-n1"), now + Duration::seconds(i % 3)))
         .collect();
     let error = denier.project(&arn, &many).await.unwrap_err();
-    let DenyError::TooLarge(why) = error else { panic!("{error:?}") };
-    assert!(why.contains("of 400 revoked role sessions") && why.contains(&role), "{why}");
+    let DenyError::TooLarge { why, left_out } = error else { panic!("{error:?}") };
+    assert!(why.contains("of 400 revoked names") && why.contains(&role) && why.contains("--wide"), "{why}");
+    assert!(!left_out.is_empty() && left_out.len() < 400);
     assert_eq!(pretend.recorded("PutRolePolicy").await.iter().filter(|r| r["PolicyName"] == POLICY_NAME).count(), 1);
 
     pretend.forbid_iam_writes().await;
     let why = refused(&arn).await;
-    assert!(why.contains(&format!("{} needs the permission iam:PutRolePolicy on {role}", service.arn)), "{why}");
+    assert!(why.contains("revoker lacks the permission iam:PutRolePolicy on") && why.contains(&role), "{why}");
 }

@@ -1,4 +1,4 @@
-"""Fills the pretend AWS: credvend's own identity, one role and one bucket per project, and a role that trusts nobody.
+"""Fills the pretend AWS: credvend's own identity, its revoker role, one role and one bucket per project, and a role that trusts nobody.
 
 Reads one JSON document on stdin ({endpoint, region, projects: [names], more_roles: [...]}) and prints another: the
 account, credvend's access key, the roles' ARNs. Runs once per cluster, with the root key.
@@ -43,31 +43,42 @@ def policy(*statements):
 
 service_arn = iam.create_user(UserName=SERVICE)["User"]["Arn"]
 key = iam.create_access_key(UserName=SERVICE)["AccessKey"]
-# Real AWS names a role with its path; this pretence leaves the path out when it checks an IAM call.
+
+# As `credvend project policy` prints them, but for the path that stands for the roles' names: more are made later.
 roles = f"arn:aws:iam::{account}:role/projects/*"
-roles_for_iam = [roles] + [f"arn:aws:iam::{account}:role/{name}" for name in asked["projects"] + [r["name"] for r in asked["more_roles"]]]
+boundary = iam.create_policy(
+    PolicyName="credd-project-boundary",
+    PolicyDocument=policy({"Effect": "Allow", "Action": "s3:*", "Resource": "*"}),
+)["Policy"]["Arn"]
+revoker = iam.create_role(RoleName="credd-revoker", AssumeRolePolicyDocument=trust(service_arn))["Role"]["Arn"]
+iam.put_role_policy(
+    RoleName="credd-revoker",
+    PolicyName="revoke",
+    PolicyDocument=policy(
+        {
+            "Effect": "Allow",
+            "Action": ["iam:GetRolePolicy", "iam:ListRolePolicies", "iam:PutRolePolicy", "iam:DeleteRolePolicy"],
+            "Resource": roles,
+        },
+        {
+            "Effect": "Deny",
+            "Action": ["iam:PutRolePolicy", "iam:DeleteRolePolicy"],
+            "Resource": "*",
+            "Condition": {"StringNotEquals": {"iam:PermissionsBoundary": boundary}},
+        },
+    ),
+)
 iam.put_user_policy(
     UserName=SERVICE,
     PolicyName="vend",
-    PolicyDocument=policy(
-        {"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": roles},
-        {
-            "Effect": "Allow",
-            "Action": [
-                "iam:GetRole",
-                "iam:ListRolePolicies",
-                "iam:GetRolePolicy",
-                "iam:PutRolePolicy",
-                "iam:DeleteRolePolicy",
-            ],
-            "Resource": roles_for_iam,
-        },
-    ),
+    PolicyDocument=policy({"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": [roles, revoker]}),
 )
 
 
 def make_role(name, trusted, bucket):
-    arn = iam.create_role(Path="/projects/", RoleName=name, AssumeRolePolicyDocument=trust(trusted))["Role"]["Arn"]
+    arn = iam.create_role(
+        Path="/projects/", RoleName=name, AssumeRolePolicyDocument=trust(trusted), PermissionsBoundary=boundary
+    )["Role"]["Arn"]
     if bucket:
         iam.put_role_policy(
             RoleName=name,

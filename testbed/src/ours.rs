@@ -12,6 +12,7 @@ use crate::init_protocol::Listener;
 use crate::layout::{AWS_ENDPOINT, REGION};
 use crate::overlay::overlaid;
 use crate::people;
+use crate::pretend_aws;
 use crate::slurm_daemons::{as_account, service};
 use crate::slurm_files::HEAD;
 
@@ -31,9 +32,10 @@ pub(crate) fn start_credvend(cluster: &Cluster) -> Result<()> {
          state-dir = {state:?}\n\
          projects = {projects:?}\n\
          [tls]\nnames = [\"head\", \"{HEAD}\"]\n\
-         [aws]\nregion = \"{REGION}\"\n\
+         [aws]\nregion = \"{REGION}\"\nrevoker-roles = [\"{revoker}\"]\n\
          [[cluster]]\nname = {name:?}\nattest = \"slurm\"\nslurm-conf = {slurm:?}\nhead-secret-file = {secret:?}\n",
         projects = etc.join("projects.toml"),
+        revoker = format_args!("arn:aws:iam::{}:role/{}", pretend_aws::ACCOUNT, pretend_aws::REVOKER),
         name = plan.cluster_name,
         slurm = layout.slurm_conf(),
         secret = etc.join("head-secret"),

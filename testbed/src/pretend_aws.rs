@@ -17,6 +17,8 @@ use crate::{people, software};
 pub const PORT: u16 = 4566;
 /// The AWS account that the pretence is.
 pub const ACCOUNT: &str = "123456789012";
+/// The name of credvend's revoker role there.
+pub const REVOKER: &str = "credd-revoker";
 const START: Duration = Duration::from_secs(60);
 
 /// What was made in the pretend AWS for this cluster.
@@ -78,8 +80,10 @@ impl PretendAws {
     pub(crate) fn start(host: &Host, more_roles: &[ExtraRole]) -> Result<Self> {
         let home = host.layout.owned_dir("aws", "nobody")?;
         let python = host.layout.run.join("venv/bin/python3");
-        let mut ministack =
-            service(host, "ministack", as_account("nobody", &[&python.to_string_lossy(), "-m", "ministack"]));
+        let program = home.join("pretend.py");
+        std::fs::write(&program, include_str!("../aws/pretend.py"))?;
+        let argv = [&*python.to_string_lossy(), &*program.to_string_lossy()];
+        let mut ministack = service(host, "ministack", as_account("nobody", &argv));
         ministack.argv[2] = "--regid=nogroup".to_owned();
         ministack.env = [
             ("PATH", "/usr/bin:/bin"),

@@ -203,5 +203,5 @@ pub async fn aws(config: &Config) -> anyhow::Result<(Arc<dyn Source>, Arc<dyn De
         ..AwsOptions::new(region)
     };
     let aws = Aws::load(options).await;
-    Ok((Arc::new(StsSource::new(aws.clone())), Arc::new(IamDenier::new(aws))))
+    Ok((Arc::new(StsSource::new(aws.clone())), Arc::new(IamDenier::new(aws, config.aws.revoker_roles.clone()))))
 }

@@ -1,18 +1,19 @@
 //! The text of a role's Deny policy, from the store's revocations. No network here.
 //!
-//! One statement per time, exact user ids only: `bob` never hits `bobby`, and what is issued after the time lives.
+//! One statement for each kind of name and time; exact names only: `bob` never hits `bobby`, and what is issued after the
+//! time lives.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use credd_protocol::credentials::rfc3339_z;
-use serde::Serialize;
+use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
 use crate::store::{Denied, Revocation};
 
 /// The most characters, white space not counted, that all inline policies of one role have together (IAM quotas,
-/// "Role inline policies"). Ours has no white space.
+/// "Role inline policies").
 pub const MAX_CHARS: usize = 10_240;
 
 /// A policy, and what did not fit.
@@ -20,79 +21,94 @@ pub const MAX_CHARS: usize = 10_240;
 pub struct Composed {
     /// The document; `None` if nothing is to be denied.
     pub document: Option<String>,
-    /// How many role sessions it denies.
+    /// How many entries it has.
     pub fits: usize,
-    /// How many it should and does not: those revoked longest ago, which expire first.
-    pub left_out: usize,
+    /// What it should deny and does not: what was revoked longest ago, which expires first.
+    pub left_out: Vec<Denied>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Document<'a> {
-    version: &'static str,
-    statement: Vec<Statement<'a>>,
+/// The size of a policy as IAM counts it.
+pub fn counted(document: &str) -> usize {
+    document.chars().filter(|c| !c.is_whitespace()).count()
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Statement<'a> {
-    effect: &'static str,
-    action: &'static str,
-    resource: &'static str,
-    condition: Condition<'a>,
+/// Names of one kind that one statement denies up to one time.
+struct Group<'a> {
+    kind: &'static str,
+    before: OffsetDateTime,
+    names: Vec<&'a str>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Condition<'a> {
-    string_equals: UserIds<'a>,
-    date_less_than: IssueTime,
-}
-
-#[derive(Serialize)]
-struct UserIds<'a> {
-    #[serde(rename = "aws:userid")]
-    userids: Vec<&'a str>,
-}
-
-#[derive(Serialize)]
-struct IssueTime {
-    #[serde(rename = "aws:TokenIssueTime")]
-    before: String,
-}
-
-/// Composes the policy, of at most `max_chars`. Each user id appears once, with its latest time; the document depends on
-/// the set of entries alone, not on their order.
+/// Composes the policy, of at most `max_chars`. Each name appears once, with its latest time; the document depends on the
+/// set of entries alone, not on their order.
+///
+/// An entry for everyone makes every older one superfluous: it stands alone for them.
 pub fn compose(entries: &[Revocation], max_chars: usize) -> Composed {
-    let mut latest: BTreeMap<String, OffsetDateTime> = BTreeMap::new();
+    let mut latest: BTreeMap<&Denied, OffsetDateTime> = BTreeMap::new();
     for entry in entries {
         let before = up_to_second(entry.issued_before);
-        let Denied::UserId(userid) = &entry.whose else { continue };
-        let kept = latest.entry(literal(userid)).or_insert(before);
+        let kept = latest.entry(&entry.whose).or_insert(before);
         *kept = before.max(*kept);
     }
-    let mut newest_first: Vec<(&str, OffsetDateTime)> = latest.iter().map(|(id, at)| (id.as_str(), *at)).collect();
-    newest_first.sort_by_key(|(id, at)| (Reverse(*at), *id));
-    let (mut groups, mut chars, mut fits) = (Vec::<(OffsetDateTime, Vec<&str>)>::new(), length(&[]), 0);
-    for (id, at) in &newest_first {
-        let same = groups.last().is_some_and(|(time, _)| time == at);
-        // Measured, not counted: one more id in a list, or one more statement in the document.
-        let more = if same { json_chars(id) + 1 } else { length(&[(*at, vec![id])]) - length(&[]) + 1 };
-        if chars + more > max_chars {
-            break;
+    if let Some(everyone) = latest.get(&Denied::Everyone).copied() {
+        latest.retain(|whose, before| **whose == Denied::Everyone || *before > everyone);
+    }
+    let mut newest_first: Vec<(&Denied, OffsetDateTime)> = latest.into_iter().collect();
+    // What denies most comes first among equals: it must not be what is left out.
+    newest_first.sort_by_key(|(whose, at)| (Reverse(*at), reach(whose), *whose));
+    let names: Vec<String> = newest_first.iter().map(|(whose, _)| literal(name(whose))).collect();
+    let (mut groups, mut chars, mut fits) = (Vec::<Group<'_>>::new(), length(&[]), 0);
+    let mut left_out = vec![];
+    for ((whose, before), name) in newest_first.into_iter().zip(&names) {
+        let kind = kind(whose);
+        let group = groups.iter_mut().find(|g| g.kind == kind && g.before == before && *whose != Denied::Everyone);
+        // Measured, not counted: one more name in a list, or one more statement in the document.
+        let more = match &group {
+            Some(_) => json_chars(name) + 1,
+            None => length(&[Group { kind, before, names: vec![name] }]) - length(&[]) + 1,
+        };
+        if chars + more > max_chars || !left_out.is_empty() {
+            left_out.push(whose.clone());
+            continue;
         }
-        match groups.last_mut() {
-            Some((_, ids)) if same => ids.push(id),
-            _ => groups.push((*at, vec![id])),
+        match group {
+            Some(group) => group.names.push(name),
+            None => groups.push(Group { kind, before, names: vec![name] }),
         }
         chars += more;
         fits += 1;
     }
-    Composed { document: (fits > 0).then(|| render(&groups)), fits, left_out: newest_first.len() - fits }
+    Composed { document: (fits > 0).then(|| render(&groups)), fits, left_out }
 }
 
-/// `TokenIssueTime` has whole seconds: a token of the second in which it was revoked is denied.
-fn up_to_second(at: OffsetDateTime) -> OffsetDateTime {
+/// The condition key that tells whose a token is; none for everyone.
+fn kind(whose: &Denied) -> &'static str {
+    match whose {
+        Denied::SourceIdentity(_) => "aws:SourceIdentity",
+        Denied::UserId(_) => "aws:userid",
+        Denied::Everyone => "everyone",
+    }
+}
+
+/// The widest first.
+fn reach(whose: &Denied) -> u8 {
+    match whose {
+        Denied::Everyone => 0,
+        Denied::SourceIdentity(_) => 1,
+        Denied::UserId(_) => 2,
+    }
+}
+
+fn name(whose: &Denied) -> &str {
+    match whose {
+        Denied::SourceIdentity(name) | Denied::UserId(name) => name,
+        Denied::Everyone => "",
+    }
+}
+
+/// The time as the policy has it: `TokenIssueTime` has whole seconds, and a token of the second in which it was revoked is
+/// denied.
+pub fn up_to_second(at: OffsetDateTime) -> OffsetDateTime {
     match at.nanosecond() {
         0 => at,
         _ => at.replace_nanosecond(0).unwrap_or(at).saturating_add(Duration::SECOND),
@@ -101,28 +117,26 @@ fn up_to_second(at: OffsetDateTime) -> OffsetDateTime {
 
 /// The text for `StringEquals`, which takes `*` and `?` as they are but replaces policy variables: `${$}` is a dollar
 /// sign (IAM user guide, "Policy variables", special characters).
-fn literal(userid: &str) -> String {
-    userid.replace("${", "${$}{")
+fn literal(name: &str) -> String {
+    name.replace("${", "${$}{")
 }
 
-fn render(groups: &[(OffsetDateTime, Vec<&str>)]) -> String {
-    let statement = groups
+fn render(groups: &[Group<'_>]) -> String {
+    let statement: Vec<Value> = groups
         .iter()
-        .map(|(at, ids)| Statement {
-            effect: "Deny",
-            action: "*",
-            resource: "*",
-            condition: Condition {
-                string_equals: UserIds { userids: ids.clone() },
-                date_less_than: IssueTime { before: rfc3339_z::format(*at) },
-            },
+        .map(|group| {
+            let mut condition = json!({ "DateLessThan": { "aws:TokenIssueTime": rfc3339_z::format(group.before) } });
+            if group.kind != kind(&Denied::Everyone) {
+                condition["StringEquals"] = json!({ group.kind: group.names });
+            }
+            json!({ "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": condition })
         })
         .collect();
-    serde_json::to_string(&Document { version: "2012-10-17", statement }).expect("strings in lists")
+    json!({ "Version": "2012-10-17", "Statement": statement }).to_string()
 }
 
-fn length(groups: &[(OffsetDateTime, Vec<&str>)]) -> usize {
-    render(groups).chars().count()
+fn length(groups: &[Group<'_>]) -> usize {
+    counted(&render(groups))
 }
 
 fn json_chars(text: &str) -> usize {
@@ -135,18 +149,22 @@ mod tests {
     use proptest::prelude::*;
     use time::macros::datetime;
 
-    fn entry(userid: &str, issued_before: OffsetDateTime) -> Revocation {
+    fn of(whose: Denied, issued_before: OffsetDateTime) -> Revocation {
         let until = issued_before + Duration::HOUR;
-        Revocation {
-            role_arn: "arn:aws:iam::123456789012:role/r".parse().unwrap(),
-            whose: Denied::UserId(userid.into()),
-            issued_before,
-            until,
-        }
+        Revocation { role_arn: "arn:aws:iam::123456789012:role/r".parse().unwrap(), whose, issued_before, until }
+    }
+
+    fn entry(userid: &str, issued_before: OffsetDateTime) -> Revocation {
+        of(Denied::UserId(userid.into()), issued_before)
+    }
+
+    fn statements(entries: &[Revocation]) -> Vec<Value> {
+        let document = compose(entries, MAX_CHARS).document.unwrap();
+        serde_json::from_str::<Value>(&document).unwrap()["Statement"].as_array().unwrap().clone()
     }
 
     #[test]
-    fn entries_of_one_second_share_a_statement_and_the_latest_time_of_an_id_counts() {
+    fn entries_of_one_second_share_a_statement_and_the_latest_time_of_a_name_counts() {
         let at = datetime!(2026-01-31 12:00:00.2 UTC);
         let entries = [
             entry("AROAX:lab-bob-n1", at),
@@ -155,23 +173,56 @@ mod tests {
             entry("AROAX:lab-old-n1", at - Duration::HOUR),
         ];
         let composed = compose(&entries, MAX_CHARS);
+        let expected = |names: Value, before: &str| {
+            let condition = json!({
+                "StringEquals": { "aws:userid": names }, "DateLessThan": { "aws:TokenIssueTime": before }
+            });
+            json!({ "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": condition })
+        };
         assert_eq!(
-            composed.document.unwrap(),
-            r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"StringEquals":{"aws:userid":["AROAX:lab-bob-n1","AROAX:lab-eve-n1"]},"DateLessThan":{"aws:TokenIssueTime":"2026-01-31T12:00:01Z"}}},{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"StringEquals":{"aws:userid":["AROAX:lab-old-n1"]},"DateLessThan":{"aws:TokenIssueTime":"2026-01-31T11:00:01Z"}}}]}"#
+            statements(&entries),
+            [
+                expected(json!(["AROAX:lab-bob-n1", "AROAX:lab-eve-n1"]), "2026-01-31T12:00:01Z"),
+                expected(json!(["AROAX:lab-old-n1"]), "2026-01-31T11:00:01Z"),
+            ]
         );
-        assert_eq!((composed.fits, composed.left_out), (3, 0));
+        assert_eq!((composed.fits, composed.left_out.len()), (3, 0));
+    }
+
+    #[test]
+    fn each_kind_of_name_has_a_statement_of_its_own() {
+        let at = datetime!(2026-01-31 12:00 UTC);
+        let entries = [
+            of(Denied::SourceIdentity("bob".into()), at),
+            entry("AROAX:lab-bob-n1", at),
+            of(Denied::Everyone, at - Duration::HOUR),
+            entry("AROAX:lab-eve-n1", at - Duration::hours(2)),
+        ];
+        let seen = statements(&entries);
+        let conditions: Vec<&Value> = seen.iter().map(|s| &s["Condition"]["StringEquals"]).collect();
+        assert_eq!(seen.len(), 3, "eve is one of everyone: {seen:?}");
+        assert!(conditions.contains(&&json!({ "aws:SourceIdentity": ["bob"] })), "{seen:?}");
+        assert!(conditions.contains(&&json!({ "aws:userid": ["AROAX:lab-bob-n1"] })), "{seen:?}");
+        let everyone = seen.iter().find(|s| s["Condition"].get("StringEquals").is_none()).unwrap();
+        assert_eq!(everyone["Condition"], json!({ "DateLessThan": { "aws:TokenIssueTime": "2026-01-31T11:00:00Z" } }));
     }
 
     #[test]
     fn nothing_to_deny_is_no_policy() {
-        assert_eq!(compose(&[], MAX_CHARS), Composed { document: None, fits: 0, left_out: 0 });
+        assert_eq!(compose(&[], MAX_CHARS), Composed { document: None, fits: 0, left_out: vec![] });
     }
 
     #[test]
     fn what_looks_like_a_variable_or_a_pattern_is_taken_literally() {
         let at = datetime!(2026-01-31 12:00 UTC);
-        let document = compose(&[entry("AROAX:${aws:username}*", at)], MAX_CHARS).document.unwrap();
-        assert!(document.contains(r#"["AROAX:${$}{aws:username}*"]"#), "{document}");
+        let document = compose(&[entry("AROAX:${aws:username}*?", at)], MAX_CHARS).document.unwrap();
+        // StringEquals has no patterns, so these stay; a variable's beginning must not.
+        assert!(document.contains(r#"["AROAX:${$}{aws:username}*?"]"#), "{document}");
+    }
+
+    #[test]
+    fn white_space_does_not_count() {
+        assert_eq!(counted("{ \"a\":\n\t\"é\" }"), 9);
     }
 
     #[test]
@@ -182,9 +233,10 @@ mod tests {
             .collect();
         let composed = compose(&entries, MAX_CHARS);
         let document = composed.document.unwrap();
-        assert_eq!(composed.fits + composed.left_out, 300);
+        assert_eq!(composed.fits + composed.left_out.len(), 300);
         assert!(composed.fits > 40 && document.len() <= MAX_CHARS, "{} in {}", composed.fits, document.len());
         assert!(document.contains("user299") && !document.contains("user000"));
+        assert!(composed.left_out.contains(&entries[0].whose));
         // All at one time: one statement, many more of them.
         let same: Vec<Revocation> =
             (0..300).map(|i| entry(&format!("AROAXXXXXXXXXXXXXXXXX:lab-user{i:03}-node"), start)).collect();
@@ -194,17 +246,21 @@ mod tests {
     proptest! {
         #[test]
         fn a_policy_keeps_its_bound_and_its_order(
-            ids in prop::collection::vec(("[A-Z]{4}:[\\w+=,.@-]{2,64}", 0i64..5), 0..60),
+            ids in prop::collection::vec((0u8..3, "[A-Z]{4}:[\\w+=,.@-]{2,64}", 0i64..5), 0..60),
             max in 0usize..4000,
         ) {
             let start = datetime!(2026-01-31 12:00 UTC);
-            let mut entries: Vec<Revocation> = ids.iter().map(|(id, s)| entry(id, start + Duration::seconds(*s))).collect();
+            let whose = |kind: u8, name: &str| match kind {
+                0 => Denied::SourceIdentity(name.into()),
+                1 => Denied::UserId(name.into()),
+                _ => Denied::Everyone,
+            };
+            let mut entries: Vec<Revocation> =
+                ids.iter().map(|(kind, id, s)| of(whose(*kind, id), start + Duration::seconds(*s))).collect();
             let composed = compose(&entries, max);
             if let Some(document) = &composed.document {
-                prop_assert!(document.chars().count() <= max);
-                prop_assert!(serde_json::from_str::<serde_json::Value>(document).is_ok());
-                let ids_in_it = document.matches(':').count();
-                prop_assert!(ids_in_it >= composed.fits);
+                prop_assert!(counted(document) <= max);
+                prop_assert!(serde_json::from_str::<Value>(document).is_ok());
             }
             entries.reverse();
             prop_assert_eq!(composed, compose(&entries, max));

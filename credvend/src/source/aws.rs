@@ -172,8 +172,9 @@ impl Aws {
         &self.sts
     }
 
-    pub(crate) fn iam(&self) -> aws_sdk_iam::Client {
-        let mut iam = aws_sdk_iam::config::Builder::from(&self.config);
+    /// IAM with other credentials than credvend's own, which have no business there.
+    pub(crate) fn iam_as(&self, who: SharedCredentialsProvider) -> aws_sdk_iam::Client {
+        let mut iam = aws_sdk_iam::config::Builder::from(&self.config).credentials_provider(who);
         if let Some(endpoint) = &self.options.iam_endpoint {
             iam = iam.endpoint_url(endpoint);
         }

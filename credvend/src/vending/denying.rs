@@ -1,4 +1,8 @@
 //! The roles' Deny policies: a projection of the store's revocations, made again until it is in place.
+//!
+//! Several replicas and many revocations at a time lose no entry: whoever writes a role's policy holds the role's lease,
+//! has read the store after taking it, and reads the store again after writing. A holder that dies loses the lease by
+//! time. Should its last write come late and undo a newer one, the next look at IAM, a minute later at most, puts it right.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +13,8 @@ use time::{Duration, OffsetDateTime};
 use super::Parts;
 use crate::audit::Event;
 use crate::clock::Clock;
-use crate::deny::Denier;
-use crate::store::{Revocation, Store, StoreError};
+use crate::deny::{Denier, DenyError};
+use crate::store::{Denied, Revocation, Store, StoreError};
 
 /// The first pause after a failure; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::seconds(5);
@@ -23,20 +27,50 @@ const LOOK_BACK: Duration = Duration::days(2);
 /// The most roles that are brought in line in one sweep.
 const MAX_ROLES: usize = 32;
 
+/// Policies with living entries are compared with IAM's once in so long, although all seems in line.
+const LOOK_AGAIN: Duration = Duration::minutes(1);
+
+/// How long a lease on a role lasts: longer than IAM's calls under it do.
+const LEASE: Duration = Duration::seconds(45);
+
+/// A lease that another replica holds is asked for again after this, and so often.
+const LEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+const LEASE_TRIES: usize = 100;
+
+/// How often the store is read again after a write, since more was revoked meanwhile.
+const ROUNDS: usize = 16;
+
 pub(super) struct Denying {
     store: Arc<dyn Store>,
     denier: Arc<dyn Denier>,
     clock: Arc<dyn Clock>,
     audit: Arc<crate::audit::Log>,
-    /// Held while a policy is made: what is written last was read last.
-    turn: tokio::sync::Mutex<()>,
+    /// Which process this is, for leases.
+    replica: String,
+    turns: Mutex<HashMap<RoleArn, Arc<Turn>>>,
     known: Mutex<Known>,
+}
+
+/// One role's policy is made by one at a time; who waited for a making that began after it came shares its outcome.
+#[derive(Default)]
+struct Turn {
+    begun: std::sync::atomic::AtomicU64,
+    last: tokio::sync::Mutex<(u64, Option<Result<(), Undone>>)>,
+}
+
+/// Why a role's policy is not what the store says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Undone {
+    /// A sentence with the remedy.
+    pub(super) why: String,
+    /// What does not fit; all else is denied. `None`: nothing of it is known to be in force.
+    pub(super) left_out: Option<Vec<Denied>>,
 }
 
 #[derive(Default)]
 struct Known {
-    /// What each role's policy has, as far as this process made it.
-    shown: HashMap<RoleArn, Vec<Revocation>>,
+    /// What each role's policy has, as far as this process made it, and when that was seen.
+    shown: HashMap<RoleArn, (Vec<Revocation>, OffsetDateTime)>,
     failed: HashMap<RoleArn, Failed>,
     looked_back: bool,
 }
@@ -47,13 +81,14 @@ struct Failed {
 }
 
 impl Denying {
-    pub(super) fn new(parts: &Parts) -> Self {
+    pub(super) fn new(parts: &Parts, replica: String) -> Self {
         Denying {
             store: parts.store.clone(),
             denier: parts.denier.clone(),
             clock: parts.clock.clone(),
             audit: parts.audit.clone(),
-            turn: tokio::sync::Mutex::default(),
+            replica,
+            turns: Mutex::default(),
             known: Mutex::default(),
         }
     }
@@ -62,31 +97,68 @@ impl Denying {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why this role can never be denied as things are configured.
+    pub(super) fn lacks(&self, role: &RoleArn) -> Option<String> {
+        self.denier.lacks(role)
+    }
+
+    /// Whether these entries are known to be in force by now.
+    pub(super) fn has(&self, role: &RoleArn, whose: &[Denied]) -> bool {
+        let known = self.known();
+        known.shown.get(role).is_some_and(|(shown, _)| whose.iter().all(|w| shown.iter().any(|e| e.whose == *w)))
+    }
+
     /// Makes one role's policy deny what the store says now.
-    pub(super) async fn bring_in_line(&self, role: &RoleArn) -> Result<(), String> {
-        let _turn = self.turn.lock().await;
-        let result: Result<Vec<Revocation>, String> = async {
-            let entries = self.store.list_revocations(self.clock.now()).await.map_err(|e| e.to_string())?;
-            let entries: Vec<Revocation> = entries.into_iter().filter(|e| e.role_arn == *role).collect();
-            self.denier.project(role, &entries).await.map_err(|e| e.to_string())?;
-            Ok(entries)
+    pub(super) async fn bring_in_line(&self, role: &RoleArn) -> Result<(), Undone> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|of, turn| of == role || Arc::strong_count(turn) > 1);
+            turns.entry(role.clone()).or_default().clone()
+        };
+        let seen = turn.begun.load(SeqCst);
+        let mut last = turn.last.lock().await;
+        if let (number, Some(outcome)) = &*last
+            && *number > seen
+        {
+            return outcome.clone();
         }
-        .await;
+        let number = turn.begun.fetch_add(1, SeqCst) + 1;
+        let outcome = self.make(role).await;
+        *last = (number, Some(outcome.clone()));
+        outcome
+    }
+
+    async fn make(&self, role: &RoleArn) -> Result<(), Undone> {
+        let lease = format!("deny:{role}");
+        let result = match self.take(&lease).await {
+            Ok(()) => {
+                let result = self.make_leased(role, &lease).await;
+                if let Err(e) = self.store.release(&lease, &self.replica).await {
+                    tracing::warn!(%role, error = %e, "the lease on the role's Deny is not given back; it ends by itself");
+                }
+                result
+            }
+            Err(why) => Err(Undone { why, left_out: None }),
+        };
         let mut known = self.known();
         match result {
             Ok(entries) => {
                 known.failed.remove(role);
-                self.audit.note(Event::DenyInForce { role_arn: role, entries: entries.len() });
-                tracing::info!(%role, entries = entries.len(), "the role's Deny is in line with the store");
-                known.shown.insert(role.clone(), entries);
+                if known.shown.get(role).is_none_or(|(shown, _)| *shown != entries) {
+                    self.audit.note(Event::DenyInForce { role_arn: role, entries: entries.len() });
+                    tracing::info!(%role, entries = entries.len(), "the role's Deny is in line with the store");
+                }
+                known.shown.insert(role.clone(), (entries, self.clock.now()));
                 Ok(())
             }
-            Err(why) => {
+            Err(undone) => {
                 let pause = known.failed.get(role).map_or(FIRST_PAUSE, |f: &Failed| LONGEST_PAUSE.min(f.pause * 2));
                 known.failed.insert(role.clone(), Failed { next: self.clock.now() + pause, pause });
-                self.audit.note(Event::DenyFailed { role_arn: role, why: &why });
-                tracing::error!(%role, %why, again_in = %pause, "the role's Deny is not in line with the store");
-                Err(why)
+                known.shown.remove(role);
+                self.audit.note(Event::DenyFailed { role_arn: role, why: &undone.why });
+                tracing::error!(%role, why = undone.why, again_in = %pause, "the role's Deny is not in line with the store");
+                Err(undone)
             }
         }
     }
@@ -96,7 +168,53 @@ impl Denying {
         self.known().failed.len()
     }
 
-    /// Brings in line what is not: entries that expired, failures whose pause is over, what another process left.
+    async fn take(&self, lease: &str) -> Result<(), String> {
+        for _ in 0..LEASE_TRIES {
+            let now = self.clock.now();
+            match self.store.lease(lease, &self.replica, now, now + LEASE).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => tokio::time::sleep(LEASE_PAUSE).await,
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        Err("another credvend is at work on this role's Deny, or died at it a moment ago; it is tried again".into())
+    }
+
+    /// Until the store still says after a write what was written.
+    async fn make_leased(&self, role: &RoleArn, lease: &str) -> Result<Vec<Revocation>, Undone> {
+        let undone = |e: StoreError| Undone { why: e.to_string(), left_out: None };
+        let mut entries = self.entries(role).await.map_err(undone)?;
+        for _ in 0..ROUNDS {
+            let projected = self.denier.project(role, &entries).await;
+            let now = self.clock.now();
+            let mine = self.store.lease(lease, &self.replica, now, now + LEASE).await.map_err(undone)?;
+            let again = self.entries(role).await.map_err(undone)?;
+            if mine && again == entries {
+                return projected.map(|()| entries).map_err(|error| Undone {
+                    why: error.to_string(),
+                    left_out: match error {
+                        DenyError::TooLarge { left_out, .. } if !left_out.is_empty() => Some(left_out),
+                        _ => None,
+                    },
+                });
+            }
+            if !mine {
+                break;
+            }
+            entries = again;
+        }
+        Err(Undone { why: "more and more is revoked of this role; its Deny is made again soon".into(), left_out: None })
+    }
+
+    async fn entries(&self, role: &RoleArn) -> Result<Vec<Revocation>, StoreError> {
+        let mut entries = self.store.list_revocations(self.clock.now()).await?;
+        entries.retain(|entry| entry.role_arn == *role);
+        entries.sort_by(|a, b| a.whose.cmp(&b.whose));
+        Ok(entries)
+    }
+
+    /// Brings in line what is not: entries that expired, failures whose pause is over, what another process left, what
+    /// somebody else wrote.
     pub(super) async fn reconcile(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         let looked_back = self.known().looked_back;
@@ -108,16 +226,25 @@ impl Denying {
                 entries.push(entry);
             }
         }
+        for entries in wanted.values_mut() {
+            entries.sort_by(|a, b| a.whose.cmp(&b.whose));
+        }
         let due: Vec<RoleArn> = {
             let mut known = self.known();
             // What the first look back found and is done with need not be remembered.
-            known.shown.retain(|role, entries| !entries.is_empty() || wanted.contains_key(role));
+            known.shown.retain(|role, (entries, _)| !entries.is_empty() || wanted.contains_key(role));
             let roles: BTreeSet<&RoleArn> =
                 wanted.keys().chain(known.shown.keys()).chain(known.failed.keys()).collect();
             let none = Vec::new();
+            let in_line = |role: &RoleArn| {
+                let wanted = wanted.get(role).unwrap_or(&none);
+                known.shown.get(role).is_some_and(|(shown, at)| {
+                    shown == wanted && (shown.is_empty() || super::fresh(*at, now, LOOK_AGAIN))
+                })
+            };
             let due: Vec<RoleArn> = roles
                 .into_iter()
-                .filter(|role| known.shown.get(*role) != Some(wanted.get(*role).unwrap_or(&none)))
+                .filter(|role| !in_line(role))
                 .filter(|role| known.failed.get(*role).is_none_or(|f| f.next <= now))
                 .take(MAX_ROLES)
                 .cloned()

@@ -49,7 +49,10 @@ impl PretendAws {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let endpoint = format!("http://127.0.0.1:{port}");
         let home = tempfile::tempdir().unwrap();
-        let process = tokio::process::Command::new(option_env!("CREDD_MINISTACK_FOUND").unwrap_or("ministack"))
+        // The interpreter beside it knows its modules.
+        let ministack = std::path::Path::new(option_env!("CREDD_MINISTACK_FOUND").unwrap_or("ministack"));
+        let process = tokio::process::Command::new(ministack.with_file_name("python3"))
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../testbed/aws/pretend.py"))
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", home.path())
@@ -91,21 +94,49 @@ impl PretendAws {
         &self.endpoint
     }
 
-    /// credvend's user, who may assume every role and write inline policies.
+    /// credvend's user, who may assume every role, and a revoker role that may write inline policies on any.
     pub async fn create_service_user(&self) -> ServiceUser {
+        let service = self.create_bare_user().await;
+        let any = json!([{ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*" }]);
+        self.user_policy(any).await;
+        self.create_role("revoker", &service.arn, None).await;
+        self.role_policy("revoker", json!([{ "Effect": "Allow", "Action": "iam:*", "Resource": "*" }])).await;
+        service
+    }
+
+    /// credvend's user, who may do nothing.
+    pub async fn create_bare_user(&self) -> ServiceUser {
         let user = self.iam.create_user().user_name(USER).send().await.unwrap().user.unwrap();
         let key = self.iam.create_access_key().user_name(USER).send().await.unwrap().access_key.unwrap();
-        self.user_policy(json!([{ "Effect": "Allow", "Action": ["sts:AssumeRole", "iam:*"], "Resource": "*" }])).await;
         ServiceUser { arn: user.arn, keys: Keys::new(&key.access_key_id, &key.secret_access_key, None) }
     }
 
-    pub async fn forbid_iam_writes(&self) {
-        self.user_policy(json!([{ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*" }])).await;
+    /// The revoker that [`PretendAws::create_service_user`] made.
+    pub fn revoker() -> credd_protocol::RoleArn {
+        "arn:aws:iam::000000000000:role/projects/revoker".parse().unwrap()
     }
 
-    async fn user_policy(&self, statements: Value) {
+    /// IAM as the account's root.
+    pub fn iam(&self) -> &aws_sdk_iam::Client {
+        &self.iam
+    }
+
+    pub async fn forbid_iam_writes(&self) {
+        self.role_policy("revoker", json!([{ "Effect": "Allow", "Action": "iam:Get*", "Resource": "*" }])).await;
+    }
+
+    pub async fn role_policy(&self, role: &str, statements: Value) {
         let document = json!({ "Version": "2012-10-17", "Statement": statements }).to_string();
-        let put = self.iam.put_user_policy().user_name(USER).policy_name("vend").policy_document(document);
+        let put = self.iam.put_role_policy().role_name(role).policy_name("may").policy_document(document);
+        put.send().await.unwrap();
+    }
+
+    pub async fn user_policy(&self, statements: Value) {
+        self.user_document(&json!({ "Version": "2012-10-17", "Statement": statements })).await;
+    }
+
+    pub async fn user_document(&self, document: &Value) {
+        let put = self.iam.put_user_policy().user_name(USER).policy_name("vend").policy_document(document.to_string());
         put.send().await.unwrap();
     }
 
