@@ -1,7 +1,8 @@
 //! The command line. `serve` runs the service; the other commands ask a running one over the administrators' socket,
 //! or work on its files.
 //!
-//! Exit codes: 0 done; 1 not done, with the reason; 2 wrong usage; 78 (EX_CONFIG) a bad configuration.
+//! Exit codes: 0 done; 1 not done, with the reason; 2 wrong usage; 3 a revocation that lacks something; 78 (EX_CONFIG) a
+//! bad configuration.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,16 +17,21 @@ mod check_config;
 mod hook;
 mod parts;
 mod pin;
+mod policy;
 mod project;
+mod revocation;
+mod revoke;
 mod serve;
 mod session;
 mod status;
 mod store;
 mod table;
-mod user;
 
 /// `EX_CONFIG` of sysexits.h.
 const EX_CONFIG: u8 = 78;
+
+/// Of a revocation that lacks something.
+const LACKING: u8 = 3;
 
 /// credvend gives the jobs of Slurm clusters the AWS credentials of their projects.
 #[derive(Debug, Parser)]
@@ -54,9 +60,16 @@ enum Command {
     /// See or change which project has which roles
     #[command(subcommand)]
     Project(project::Command),
-    /// End all sessions of a user and revoke what was issued to them
+    /// End sessions, have the nodes drop what they hold, and deny in AWS what was issued
+    Revoke(revoke::Args),
+    /// Let in again who was kept out with `revoke --block`
+    Unblock(revoke::UnblockArgs),
+    /// See what was revoked
     #[command(subcommand)]
-    User(user::Command),
+    Revocation(revocation::Command),
+    /// See who is kept out
+    #[command(subcommand)]
+    Block(revocation::BlockCommand),
     /// Tell from the audit log who got which role, when, on which node and under which key id
     Audit(audit::Args),
     /// Make the store's tables, and say what they need
@@ -83,7 +96,7 @@ pub fn main() -> ExitCode {
                 return ExitCode::from(EX_CONFIG);
             }
             eprintln!("credvend: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<revoke::Lacking>() { ExitCode::from(LACKING) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -98,7 +111,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&config()?, args),
         Command::Session(command) => session::run(&config()?, command),
         Command::Project(command) => project::run(&config()?, command),
-        Command::User(command) => user::run(&config()?, command),
+        Command::Revoke(args) => revoke::run(&config()?, args),
+        Command::Unblock(args) => revoke::unblock(&config()?, args),
+        Command::Revocation(command) => revocation::run(&config()?, command),
+        Command::Block(command) => revocation::blocks(&config()?, command),
         Command::Audit(args) => audit::run(&config()?, &args),
         Command::Store(command) => store::run(&config()?, command),
         Command::Hook(_) => Ok(()),

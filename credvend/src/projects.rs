@@ -9,6 +9,7 @@
 //! role-arn = "arn:aws:iam::123456789012:role/team/train"
 //! source-identity = true                                 # the role must trust sts:SetSourceIdentity
 //! session-tags = true                                    # the role must trust sts:TagSession
+//! revoke-on-end = true                                   # what a job got dies in AWS when the job ends
 //! session-name = "{cluster}-{user}-{job}"                # instead of credvend.toml's
 //!
 //! [projects.Climate]
@@ -32,6 +33,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 pub mod edit;
 mod parse;
+pub mod policies;
 
 pub use parse::{Problem, parse, parse_in, parse_upstream};
 
@@ -50,6 +52,8 @@ pub struct Role {
     pub source_identity: bool,
     /// Send session tags (cluster, user, project, job). The role must trust `sts:TagSession`.
     pub session_tags: bool,
+    /// Deny in AWS what a session got when the session ends.
+    pub revoke_on_end: bool,
     /// The role's own `session-name`; `None`: credvend.toml's.
     pub session_name: Option<Template>,
 }

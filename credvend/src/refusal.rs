@@ -134,6 +134,18 @@ pub enum Refusal {
         /// Why.
         why: String,
     },
+    /// An administrator keeps it out.
+    #[error(
+        "{whom} is blocked by {by}{why}; nothing is opened or vended for it until an administrator lifts that (credvend unblock)"
+    )]
+    Blocked {
+        /// Whom.
+        whom: String,
+        /// By whom.
+        by: String,
+        /// Why, in brackets; or empty.
+        why: String,
+    },
     /// AWS refuses the role.
     #[error("credvend does not get {}: {why}", given(role))]
     RoleRefused {
@@ -172,6 +184,7 @@ impl Refusal {
             Refusal::UnknownRole { .. } => "UnknownRole",
             Refusal::UnknownSession(_) => "UnknownSession",
             Refusal::SessionEnded { .. } => "SessionEnded",
+            Refusal::Blocked { .. } => "Blocked",
             Refusal::RoleRefused { .. } => "RoleRefused",
             Refusal::Unavailable(_) => "Unavailable",
             Refusal::Internal(_) => "Internal",
@@ -193,7 +206,7 @@ impl Refusal {
     }
 
     /// Whether the same request may succeed later without anybody changing it. A role that AWS refuses, an unknown
-    /// project, a changed account and unenforced accounts may be mended by an administrator while the job runs: they are
+    /// project, a changed account, a block and unenforced accounts may be mended by an administrator while the job runs: they are
     /// asked for again, seldom.
     pub fn retry(&self) -> bool {
         matches!(
@@ -201,6 +214,7 @@ impl Refusal {
             Refusal::Unavailable(_)
                 | Refusal::Internal(_)
                 | Refusal::RoleRefused { .. }
+                | Refusal::Blocked { .. }
                 | Refusal::AccountChanged { .. }
                 | Refusal::UnknownProject { .. }
                 | Refusal::UnknownCluster(_)
@@ -282,6 +296,7 @@ mod tests {
             Refusal::UnknownRole { project, role: RoleName::default(), has: text() },
             Refusal::UnknownSession(text()),
             Refusal::SessionEnded { session, status: "COMPLETED", why: text() },
+            Refusal::Blocked { whom: text(), by: text(), why: text() },
             Refusal::RoleRefused { role, why: text() },
             Refusal::Unavailable(text()),
             Refusal::Internal(text()),

@@ -6,7 +6,7 @@
 //! | [`tls`] | the certificate: given, or made at first start and pinned |
 //! | [`route`] | method and path → [`route::Verb`] |
 //! | [`principal`] | headers and certificate → [`principal::Principal`] |
-//! | [`seed`], [`node`], [`admin`] | the verbs; [`stream`] is the nodes' standing one |
+//! | [`seed`], [`node`], [`admin`], [`revocations`] | the verbs; [`stream`] is the nodes' standing one |
 //! | [`metrics_page`] | what Prometheus reads, on a socket of its own |
 //! | [`answer`] | results and refusals → HTTP |
 //!
@@ -40,6 +40,7 @@ pub mod munge_claim;
 pub mod node;
 pub mod principal;
 pub mod refusal_log;
+pub mod revocations;
 pub mod route;
 pub mod seed;
 pub mod stream;
@@ -223,7 +224,7 @@ impl Server {
             (Verb::NodeLeave { session }, Principal::Node(node)) => self.node_leave(&node, session, body).await,
             (Verb::NodeStream { known }, Principal::Node(node)) => self.node_stream(node, known).await,
             (Verb::NodeHeard, Principal::Node(node)) => self.node_heard(&node, body).await,
-            (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb).await,
+            (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb, body).await,
             (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),
         }
     }

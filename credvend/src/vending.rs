@@ -12,7 +12,8 @@
 //! | `facts` | what it last said about a job, for all of its nodes |
 //! | `standing` | what is asked of Slurm about a cluster or node, and remembered shortly |
 //! | `issuing` | one AssumeRole for however many ask, recorded before it is served |
-//! | `revoking` | a user's sessions and issued credentials |
+//! | `revoking` | a subject's sessions and issued credentials |
+//! | `blocking` | who is kept out |
 //! | `denying` | the roles' Deny policies as a projection of the store |
 //! | `sweeping` | closes what Slurm no longer has |
 
@@ -26,13 +27,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 mod attesting;
+mod blocking;
 mod crowds;
 mod denying;
 mod facts;
 mod heads;
 mod issuing;
 mod nodes;
-mod revoking;
+pub mod revoking;
 mod standing;
 mod sweeping;
 #[cfg(test)]
@@ -77,18 +79,6 @@ pub struct HeadOpened {
     pub session: SessionId,
     /// Its bearer token, shown this once; the store has the hash.
     pub token: Secret,
-}
-
-/// What a revocation did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct RevocationReport {
-    /// Sessions that were ACTIVE and are INVALIDATED now.
-    pub sessions: Vec<SessionId>,
-    /// Role-session names whose issued credentials are denied in AWS, with their role.
-    pub denied: Vec<String>,
-    /// Roles whose Deny is not in place, and why. Empty when everything was done.
-    pub not_denied: Vec<String>,
 }
 
 /// What [`Vending`] is made of.
@@ -147,13 +137,18 @@ pub struct Vending {
     facts: facts::Facts,
     crowds: crowds::Crowds,
     issuing: Arc<issuing::Issuing>,
+    blocks: blocking::Blocks,
     denying: denying::Denying,
+    on_end: revoking::on_end::OnEnd,
     sweeping: sweeping::Sweeping,
+    /// Tells this process from the others over the same store, for leases.
+    replica: String,
 }
 
 impl Vending {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
+        let replica = uuid::Uuid::new_v4().to_string();
         let issuing = Arc::new(issuing::Issuing::new(&parts));
         let kept = issuing.clone();
         // What is kept for a session is dead when a node hears so, whichever replica said it.
@@ -167,8 +162,11 @@ impl Vending {
             crowds: crowds::Crowds::default(),
             facts: facts::Facts::new(parts.clusters.keys(), parts.clock.clone()),
             issuing,
-            denying: denying::Denying::new(&parts),
+            blocks: blocking::Blocks::default(),
+            denying: denying::Denying::new(&parts, replica.clone()),
+            on_end: revoking::on_end::OnEnd::default(),
             sweeping: sweeping::Sweeping::default(),
+            replica,
             parts,
         }
     }
@@ -186,6 +184,14 @@ impl Vending {
     /// What the nodes are told.
     pub fn events(&self) -> &Arc<crate::events::Events> {
         &self.parts.events
+    }
+
+    /// Who credvend is to where its credentials come from.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub async fn identity(&self) -> Result<String, Refusal> {
+        self.parts.source.identity().await.map_err(|error| Refusal::Unavailable(error.to_string()))
     }
 
     /// What is put on record.
@@ -302,6 +308,7 @@ impl Vending {
         if let Origin::Slurm(run) = &session.origin {
             self.facts.forget(&session.cluster, run.job);
         }
+        self.revoke_on_end(session);
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,

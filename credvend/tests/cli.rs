@@ -325,8 +325,24 @@ fn sessions_are_closed_and_users_invalidated_from_the_command_line() {
     let first = list(&["--user", "bob"])[0]["session"].as_str().unwrap().to_owned();
     site.done(&["session", "close", &first]);
     assert_eq!(list(&["--status", "ACTIVE"]).len(), 2);
-    let report = site.json(&["user", "invalidate", "bob", "--json"]);
-    assert_eq!(report["sessions"].as_array().unwrap().len(), 1);
+    let rehearsed = site.json(&["revoke", "--user", "bob", "--dry-run", "--json"]);
+    assert_eq!((&rehearsed["sessions-total"], &rehearsed["dry-run"]), (&1.into(), &true.into()), "{rehearsed}");
+    assert_eq!(list(&["--status", "active"]).len(), 2, "nothing is changed");
+    let report = site.json(&["revoke", "--user", "bob", "--why", "a stolen laptop", "--block", "--json"]);
+    assert_eq!((&report["sessions-total"], &report["blocked"]), (&1.into(), &true.into()), "{report}");
+    let all = site.json(&["revocation", "list", "--json"]);
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["why"]), (1, &"a stolen laptop".into()), "{all}");
+    let shown = site.done(&["revocation", "show", report["id"].as_str().unwrap()]);
+    assert!(shown.contains("user bob") && shown.contains("1 ended"), "{shown}");
+    assert!(site.done(&["revocation", "list"]).contains("a stolen laptop"));
+    assert_eq!(site.json(&["block", "list", "--json"])[0]["subject"], serde_json::json!({ "user": "bob" }));
+    assert!(site.done(&["unblock", "--user", "bob"]).contains("let in again"));
+    assert!(site.done(&["unblock", "--user", "bob"]).contains("was not blocked"));
+    for bad in [&["revoke"][..], &["revoke", "--user", "a", "--project", "b"], &["revoke", "--job", "lab/7", "--block"]]
+    {
+        assert_ne!(site.run(bad).code, 0, "{bad:?}");
+    }
+    assert_eq!(site.run(&["revoke", "--user", "bob", "--cluster", "nowhere"]).code, 1);
     let left = list(&["--status", "active"]);
     assert_eq!((left.len(), &left[0]["user"]), (1, &"bobby".into()));
     assert!(site.done(&["session", "list"]).lines().count() == 4);

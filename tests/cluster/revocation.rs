@@ -34,7 +34,7 @@ fn bobs_end_is_not_bobbys() {
     reads("bob", bob.job, "climate-data").expect_ok();
     reads("bobby", bobby.job, "genomics-data").expect_ok();
 
-    let report = cluster.head().run_as("root", &["credvend", "user", "invalidate", "bob", "--json"]);
+    let report = cluster.head().run_as("root", &["credvend", "revoke", "--user", "bob", "--json"]);
     report.expect_ok();
 
     wait_for("bob's endpoint to refuse", SOON, || (bob.get_as("bob").status == 403).then_some(())).unwrap();

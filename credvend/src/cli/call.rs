@@ -43,13 +43,30 @@ pub async fn send(
 
 /// Asks the running service as an administrator.
 pub fn admin<T: DeserializeOwned>(config: &Config, method: Method, path: &str) -> anyhow::Result<T> {
+    super::block_on(ask(config, method, path, Full::new(Bytes::new())))?
+}
+
+/// The same with a body.
+pub fn admin_with<T: DeserializeOwned>(
+    config: &Config,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let body = json(body)?;
+    super::block_on(ask(config, method, path, body))?
+}
+
+/// One request of an administrator's.
+pub async fn ask<T: DeserializeOwned>(
+    config: &Config,
+    method: Method,
+    path: &str,
+    body: Full<Bytes>,
+) -> anyhow::Result<T> {
     let asking = async {
         let io = connect(&config.admin_socket).await?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "admin-socket")
-            .body(Full::new(Bytes::new()))?;
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "admin-socket").body(body)?;
         let answer = send(io, request).await.context("credvend hung up; see its log (is this user allowed there?)")?;
         // 409 is a reload that did not take everything; its body says what.
         if !answer.status.is_success() && answer.status != StatusCode::CONFLICT {
@@ -58,7 +75,8 @@ pub fn admin<T: DeserializeOwned>(config: &Config, method: Method, path: &str) -
         }
         serde_json::from_slice(&answer.body).context("credvend's answer is not understood; is it another version?")
     };
-    super::block_on(async { tokio::time::timeout(PATIENCE, asking).await })?
+    tokio::time::timeout(PATIENCE, asking)
+        .await
         .with_context(|| format!("no answer within {} s", PATIENCE.as_secs()))?
 }
 

@@ -1,4 +1,4 @@
-//! `credvend project list|set|remove`.
+//! `credvend project list|set|remove|policy`.
 
 use credd_protocol::{ProjectId, RoleArn, RoleName};
 use hyper::Method;
@@ -19,6 +19,8 @@ pub enum Command {
     },
     /// Give a project a role, or change it, in projects.toml
     Set(SetArgs),
+    /// Print the AWS policies that credvend, its revoker roles and the projects' roles need
+    Policy(super::policy::Args),
     /// Take a project's role away, or the whole project, in projects.toml
     Remove {
         /// The project
@@ -51,6 +53,9 @@ pub struct SetArgs {
     /// Send session tags; the role must trust sts:TagSession
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     session_tags: Option<bool>,
+    /// Deny in AWS what a job got when it ends
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    revoke_on_end: Option<bool>,
 }
 
 pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
@@ -61,9 +66,13 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                 return super::print_json(&roles);
             }
             table::print(
-                ["PROJECT", "ROLE", "ARN", "SECONDS", "SENDS"],
+                ["PROJECT", "ROLE", "ARN", "SECONDS", "OPTIONS"],
                 roles.into_iter().map(|r| {
-                    let sends = [(r.source_identity, "source-identity"), (r.session_tags, "session-tags")];
+                    let sends = [
+                        (r.source_identity, "source-identity"),
+                        (r.session_tags, "session-tags"),
+                        (r.revoke_on_end, "revoke-on-end"),
+                    ];
                     let sends: Vec<_> = sends.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
                     let seconds = r.duration_seconds.to_string();
                     [r.project.to_string(), r.role, r.role_arn, seconds, sends.join(" ")]
@@ -71,12 +80,14 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
             );
             Ok(())
         }
+        Command::Policy(args) => super::policy::run(config, args),
         Command::Set(args) => {
             let change = edit::RoleChange {
                 arn: args.role_arn,
                 duration: args.duration,
                 source_identity: args.source_identity,
                 session_tags: args.session_tags,
+                revoke_on_end: args.revoke_on_end,
                 account: args.account,
             };
             change_file(config, |text| {

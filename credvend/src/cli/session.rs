@@ -21,7 +21,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// End one session: it gets no more credentials; what it has expires by itself (see `user invalidate`)
+    /// End one session: it gets no more credentials; what it has expires by itself (see `revoke --job`)
     Close {
         /// Its UUID
         session: SessionId,
@@ -167,6 +167,6 @@ fn job(session: &SessionView) -> String {
 }
 
 /// As a path segment, and without what separates pairs.
-fn encode_query(value: &str) -> String {
+pub fn encode_query(value: &str) -> String {
     encode_segment(value).replace('&', "%26").replace('=', "%3D").replace('+', "%2B")
 }

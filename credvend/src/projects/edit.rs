@@ -24,6 +24,8 @@ pub struct RoleChange {
     pub source_identity: Option<bool>,
     /// Send session tags.
     pub session_tags: Option<bool>,
+    /// Deny what a session got when it ends.
+    pub revoke_on_end: Option<bool>,
     /// The project's Slurm account; of the project as a whole.
     pub account: Option<ProjectId>,
 }
@@ -45,7 +47,11 @@ pub fn set(text: &str, project: &ProjectId, role: &RoleName, change: &RoleChange
     if let Some(duration) = &change.duration {
         put(table, "duration", duration.as_str().into());
     }
-    for (key, value) in [("source-identity", change.source_identity), ("session-tags", change.session_tags)] {
+    for (key, value) in [
+        ("source-identity", change.source_identity),
+        ("session-tags", change.session_tags),
+        ("revoke-on-end", change.revoke_on_end),
+    ] {
         if let Some(value) = value {
             put(table, key, value.into());
         }

@@ -100,6 +100,7 @@ struct Fields {
     duration: Option<u32>,
     source_identity: bool,
     session_tags: bool,
+    revoke_on_end: bool,
     session_name: Option<Template>,
 }
 
@@ -249,6 +250,7 @@ impl Reader<'_> {
                 None => self.problem(at, "duration must be a text such as \"1h\" or \"90m\""),
             },
             "source-identity" => fields.source_identity = self.truth(key, item, at),
+            "revoke-on-end" => fields.revoke_on_end = self.truth(key, item, at),
             "session-tags" => fields.session_tags = self.truth(key, item, at),
             "session-name" => match item.as_str() {
                 Some(text) => fields.session_name = self.valid(text, at),
@@ -256,7 +258,7 @@ impl Reader<'_> {
             },
             _ => self.problem(
                 at,
-                format!("{key:?} is not known here; there are {also}role-arn, duration, source-identity, session-tags, session-name"),
+                format!("{key:?} is not known here; there are {also}role-arn, duration, source-identity, session-tags, revoke-on-end, session-name"),
             ),
         }
     }
@@ -285,6 +287,7 @@ impl Reader<'_> {
             duration_seconds: fields.duration.unwrap_or(DURATION),
             source_identity: fields.source_identity,
             session_tags: fields.session_tags,
+            revoke_on_end: fields.revoke_on_end,
             session_name: fields.session_name,
         })
     }

@@ -123,7 +123,14 @@ fn durations_have_bounds_and_one_form() {
 }
 
 fn change(arn: &str) -> RoleChange {
-    RoleChange { arn: arn.parse().unwrap(), duration: None, source_identity: None, session_tags: None, account: None }
+    RoleChange {
+        arn: arn.parse().unwrap(),
+        duration: None,
+        source_identity: None,
+        session_tags: None,
+        revoke_on_end: None,
+        account: None,
+    }
 }
 
 #[test]

@@ -184,6 +184,17 @@ pub struct RoleView {
     pub source_identity: bool,
     /// Whether session tags are sent.
     pub session_tags: bool,
+    /// Whether what a job got dies when it ends.
+    #[serde(default)]
+    pub revoke_on_end: bool,
+}
+
+/// Who credvend is in AWS.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Identity {
+    /// As AWS says it.
+    pub arn: String,
 }
 
 /// What a reload did.
@@ -227,7 +238,7 @@ impl Admin {
 
 impl Server {
     /// Everything below `/admin/v1/`.
-    pub(super) async fn administer(&self, by: &str, verb: AdminVerb) -> Result<Reply, Refusal> {
+    pub(super) async fn administer(&self, by: &str, verb: AdminVerb, body: &[u8]) -> Result<Reply, Refusal> {
         let store = self.vending.store();
         match verb {
             AdminVerb::List { filter, from } => {
@@ -244,6 +255,15 @@ impl Server {
                 self.vending.close(by, id).await?;
                 tracing::info!(by, session = %id, "session closed");
                 Ok(answer::json(200, &serde_json::json!({})))
+            }
+            AdminVerb::Revoke => self.revoke(by, body).await,
+            AdminVerb::Revocations { from } => self.revocations(from.as_ref()).await,
+            AdminVerb::Revocation(id) => self.revocation(id).await,
+            AdminVerb::Blocks => self.blocks().await,
+            AdminVerb::Unblock => self.unblock(by, body).await,
+            AdminVerb::Identity => {
+                let arn = self.vending.identity().await?;
+                Ok(answer::json(200, &Identity { arn }))
             }
             AdminVerb::Projects => Ok(answer::json(200, &self.roles())),
             AdminVerb::Reload => {
@@ -268,6 +288,7 @@ impl Server {
             duration_seconds: role.duration_seconds,
             source_identity: role.source_identity,
             session_tags: role.session_tags,
+            revoke_on_end: role.revoke_on_end,
         };
         map.projects
             .iter()

@@ -5,7 +5,7 @@ use credd_protocol::{ClusterName, ProjectId, SessionId, UserName};
 use hyper::Method;
 
 use crate::refusal::Refusal;
-use crate::store::{Cursor, SessionFilter};
+use crate::store::{Cursor, OrderId, SessionFilter};
 
 /// No request target is longer.
 pub const MAX_TARGET_BYTES: usize = 4096;
@@ -46,7 +46,7 @@ pub enum Verb {
         /// The caller's `roleSessionName`: for the audit log, and nothing else.
         claimed: Option<String>,
     },
-    /// `DELETE [/STAGE]/sessions/users/{userId}`, or `POST /admin/v1/users/{user}/invalidate`.
+    /// `DELETE [/STAGE]/sessions/users/{userId}`.
     InvalidateUser {
         /// Exactly this user.
         user: UserName,
@@ -108,6 +108,21 @@ pub enum AdminVerb {
     Show(SessionId),
     /// `POST sessions/{uuid}/close`.
     Close(SessionId),
+    /// `POST revocations`.
+    Revoke,
+    /// `GET revocations`.
+    Revocations {
+        /// Where the page begins.
+        from: Option<Cursor>,
+    },
+    /// `GET revocations/{id}`.
+    Revocation(OrderId),
+    /// `GET blocks`.
+    Blocks,
+    /// `POST unblock`.
+    Unblock,
+    /// `GET identity`: who credvend is in AWS.
+    Identity,
     /// `GET projects`.
     Projects,
     /// `POST reload`.
@@ -153,7 +168,14 @@ pub fn route(method: &Method, target: &str) -> Result<Verb, Refusal> {
             }
             ["sessions", id] => allowed(Method::GET, Verb::Admin(AdminVerb::Show(parse(id)?))),
             ["sessions", id, "close"] => allowed(Method::POST, Verb::Admin(AdminVerb::Close(parse(id)?))),
-            ["users", user, "invalidate"] => allowed(Method::POST, Verb::InvalidateUser { user: parse(user)? }),
+            ["revocations"] if *method == Method::GET => {
+                Ok(Verb::Admin(AdminVerb::Revocations { from: page_query(query)? }))
+            }
+            ["revocations"] => allowed(Method::POST, Verb::Admin(AdminVerb::Revoke)),
+            ["revocations", id] => allowed(Method::GET, Verb::Admin(AdminVerb::Revocation(order_id(id)?))),
+            ["blocks"] => allowed(Method::GET, Verb::Admin(AdminVerb::Blocks)),
+            ["unblock"] => allowed(Method::POST, Verb::Admin(AdminVerb::Unblock)),
+            ["identity"] => allowed(Method::GET, Verb::Admin(AdminVerb::Identity)),
             ["projects"] => allowed(Method::GET, Verb::Admin(AdminVerb::Projects)),
             ["reload"] => allowed(Method::POST, Verb::Admin(AdminVerb::Reload)),
             ["status"] => allowed(Method::GET, Verb::Admin(AdminVerb::Status)),
@@ -267,6 +289,21 @@ fn list_query(query: &str) -> Result<(SessionFilter, Option<Cursor>), Refusal> {
         }
     }
     Ok((filter, from))
+}
+
+fn page_query(query: &str) -> Result<Option<Cursor>, Refusal> {
+    let mut from = None;
+    for (key, value) in pairs(query)? {
+        match key.as_str() {
+            "from" => from = Some(Cursor(value)),
+            _ => return Err(bad(format!("these cannot be chosen by {:?}", cut(&key, 40)))),
+        }
+    }
+    Ok(from)
+}
+
+fn order_id(text: &str) -> Result<OrderId, Refusal> {
+    uuid::Uuid::try_parse(text).map(OrderId).map_err(|_| bad("a revocation's id is a UUID"))
 }
 
 fn pairs(query: &str) -> Result<Vec<(String, String)>, Refusal> {

@@ -6,6 +6,7 @@ use credd_protocol::{ClusterName, ProjectId, TokenHash, UserName};
 use super::Server;
 use super::answer::{self, Reply};
 use super::node::parse;
+use super::revocations::answer_report;
 use super::route::encode_segment;
 use crate::refusal::Refusal;
 use crate::vending::Head;
@@ -63,14 +64,13 @@ impl Server {
         Ok(answer::json(200, &answer.credentials))
     }
 
-    /// DELETE: 200 when all is done, 202 when AWS has not taken every Deny yet (the report says which).
+    /// DELETE: 200 when all is done, 202 when the report says what is lacking.
     pub(super) async fn invalidate_user(
         &self,
         by: &str,
         clusters: Option<&[ClusterName]>,
         user: &UserName,
     ) -> Result<Reply, Refusal> {
-        let report = self.vending.invalidate_user(by, clusters, user).await?;
-        Ok(answer::json(if report.not_denied.is_empty() { 200 } else { 202 }, &report))
+        Ok(answer_report(&self.vending.invalidate_user(by, clusters, user).await?))
     }
 }

@@ -6,6 +6,7 @@ use credd_protocol::node_api::CredentialsResponse;
 use credd_protocol::seed_api::{OpenSession, SessionStatus};
 use credd_protocol::{ClusterName, JobId, JobToken, ProjectId, RoleName, Secret, SessionId, TokenHash};
 
+use super::blocking::Asking;
 use super::issuing::Want;
 use super::nodes::names;
 use super::{Head, HeadOpened, Vending, require_active};
@@ -53,6 +54,8 @@ impl Vending {
         if self.parts.projects.current().by_id(&request.project_id).is_none() {
             return Err(Refusal::UnknownProject { project: request.project_id.clone() });
         }
+        let (user, project) = (Some(&request.cluster_user), Some(&request.project_id));
+        self.require_unblocked(Asking { user, project, ..Asking::default() }).await?;
         let token = JobToken::mint().map_err(|e| Refusal::Internal(format!("no random bits for a token: {e}")))?;
         let store = &self.parts.store;
         let before = store.find_head(std::slice::from_ref(&head.cluster), &request.session_id).await?;

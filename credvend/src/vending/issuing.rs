@@ -9,6 +9,8 @@ use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{RoleArn, RoleName, SessionId};
 use time::{Duration, OffsetDateTime};
 
+use super::blocking::Asking;
+use super::revoking::dying::{alive_from, may_kill};
 use super::{NO_REASON, Parts, Vending, fresh, require_active};
 use crate::audit::{Event, To};
 use crate::clock::Clock;
@@ -16,7 +18,7 @@ use crate::projects::Role;
 use crate::refusal::Refusal;
 use crate::session_name::{self, Named};
 use crate::source::{AssumeRequest, Source, SourceError};
-use crate::store::{Denied, Issuance, Origin, Session, Store, StoreError};
+use crate::store::{Issuance, Origin, Session, Store, StoreError};
 
 /// The most documents that are kept for repeated questions (about 2 KB each).
 const MAX_KEPT: usize = 8192;
@@ -24,9 +26,8 @@ const MAX_KEPT: usize = 8192;
 /// AWS' refusal of a role is not asked for again for this long, whoever asks: a misconfigured project must not storm.
 const REFUSED_FOR: Duration = Duration::seconds(10);
 
-/// How long after the moment that a Deny names credentials are surely not its own: one second because the policy names
-/// the next whole second, one because a token's issue time may be the last one, and one for AWS' clock behind ours.
-const SETTLED: Duration = Duration::seconds(3);
+/// AWS' clock, as its expiries tell it, is believed within this distance from ours.
+const SKEW: Duration = Duration::minutes(5);
 
 /// The most roles whose refusal is remembered.
 const MAX_REFUSED: usize = 1024;
@@ -98,6 +99,12 @@ impl Vending {
         let role = want.role.clone();
         let (session, arn) = (want.session.clone(), want.config.arn.clone());
         let id = session.id;
+        let node = match to {
+            To::Node(node) => Some((&session.cluster, node)),
+            To::Bearer { .. } => None,
+        };
+        let asking = Asking { user: Some(&session.user), project: Some(&session.project), node, role: Some(&arn) };
+        self.require_unblocked(asking).await?;
         let issuing = self.issuing.clone();
         // A task of its own: a caller that gives up wastes no AssumeRole, its next try finds the answer.
         let response = tokio::spawn(async move { issuing.get(want).await })
@@ -204,7 +211,6 @@ impl Issuing {
         let now = self.clock.now();
         let source_identity = config.source_identity.then(|| session_name::source_identity(&session.user));
         self.remembered_refusal(&config.arn, now)?;
-        self.wait_out_revocation(&config.arn, &session_name, source_identity.as_ref(), now).await?;
         let request = AssumeRequest {
             session: session.id,
             role_arn: config.arn.clone(),
@@ -226,6 +232,9 @@ impl Issuing {
                 config.arn
             )));
         }
+        // By AWS' own clock, which its Denies go by.
+        let by_expiry = credentials.expiration - Duration::seconds(config.duration_seconds.into());
+        let issued = if (by_expiry - assumed.issued).abs() <= SKEW { by_expiry } else { assumed.issued };
         let issuance = Issuance {
             session: session.id,
             user: session.user.clone(),
@@ -238,14 +247,14 @@ impl Issuing {
             source_identity: source_identity.clone(),
             key_id: credentials.access_key_id.clone(),
             node: want.named.node.clone(),
-            issued: assumed.issued,
+            issued,
             expires: credentials.expiration,
         };
         self.store.record_issuance(issuance.clone()).await?;
         let issued = Event::CredentialsIssued { session, issuance: &issuance };
         self.audit.record(issued).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         // A revocation that came meanwhile killed these: who gets them would be refused by AWS until its next refresh.
-        self.wait_out_revocation(&config.arn, &session_name, source_identity.as_ref(), assumed.issued).await?;
+        self.require_alive(&issuance).await?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
             origin = ?session.origin, node = want.named.node.as_ref().map(|n| n.as_str()), role = %want.role,
@@ -255,34 +264,18 @@ impl Issuing {
         Ok(CredentialsResponse { credentials, session_name, issued: assumed.issued })
     }
 
-    /// A Deny kills what was issued before some moment a little ahead of the revocation: what is issued until then
-    /// would be dead, so nothing is. AWS keeps that moment and a token's issue time in whole seconds, by its own clock.
-    async fn wait_out_revocation(
-        &self,
-        role: &RoleArn,
-        name: &str,
-        source_identity: Option<&String>,
-        now: OffsetDateTime,
-    ) -> Result<(), Failure> {
-        let entries = self.store.list_revocations(now).await?;
-        let until = entries
-            .iter()
-            .filter(|e| {
-                e.role_arn == *role
-                    && match &e.whose {
-                        Denied::UserId(id) => id.split_once(':').is_some_and(|(_, n)| n == name),
-                        Denied::SourceIdentity(identity) => source_identity == Some(identity),
-                        Denied::Everyone => true,
-                    }
-            })
-            .map(|e| e.issued_before + SETTLED)
-            .max();
+    /// A Deny kills what was issued under a name before some moment, which may lie a second or two after the last of what it
+    /// was made for. Both are AWS' times.
+    async fn require_alive(&self, issuance: &Issuance) -> Result<(), Failure> {
+        let entries = self.store.list_revocations(self.clock.now()).await?;
+        let until = entries.iter().filter(|entry| may_kill(entry, issuance)).map(alive_from).max();
         match until {
-            Some(until) if until >= now => Err(Failure::Unavailable(format!(
-                "what was issued as {name} was revoked a moment ago; ask again in {} s",
-                (until - now).whole_seconds() + 1
+            Some(until) => Err(Failure::Unavailable(format!(
+                "what was issued as {} was revoked a moment ago; ask again in {} s",
+                issuance.session_name,
+                (until - issuance.issued).whole_seconds() + 1
             ))),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

@@ -9,6 +9,7 @@ use credd_protocol::{ProjectId, UserName};
 use time::Duration;
 
 use super::attesting::{ATTESTED_FOR, OPENS_FOR};
+use super::blocking::Asking;
 use super::facts::Word;
 use super::issuing::Want;
 use super::sweeping::{Verdict, another_run, verdict};
@@ -64,6 +65,15 @@ impl Vending {
         address?;
         accounts?;
         let mut word = word?;
+        let facts = known(&word)?;
+        let project = self.project_of(facts).ok().map(|(project, _)| project);
+        let asking = Asking {
+            user: facts.user.as_ref().ok(),
+            project: project.as_ref(),
+            node: Some((&node.cluster, &node.name)),
+            role: None,
+        };
+        self.require_unblocked(asking).await?;
         // All nodes of a job that starts find no session at the same time: one opens it, the others find it then.
         let opening = self.facts.opening(&node.cluster, request.job);
         let mut turn = None;

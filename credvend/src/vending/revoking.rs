@@ -1,161 +1,359 @@
-//! Ends what a user has: sessions here, and in AWS what was issued.
+//! Ends what a subject has: sessions here, documents on the nodes, and in AWS what was issued.
+//!
+//! An order is stored before anything is done about it, and everything that is done can be done twice: whoever finds it
+//! open, after a crash or a failure, carries it out from its beginning.
+//!
+//! | file | what |
+//! |---|---|
+//! | `concerned` | which sessions, and what was issued to them |
+//! | `ending` | the sessions' ends |
+//! | `telling` | the nodes, and their answers |
+//! | `dying` | what AWS must deny, and who else that hits |
+//! | `on_end` | roles whose credentials die with their job |
+//! | `report` | what is said of it |
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, RoleArn, SessionId, UserName};
-use time::{Duration, OffsetDateTime};
-use tokio::task::JoinSet;
+use credd_protocol::{ClusterName, SessionId, UserName};
+use time::Duration;
+use tokio::time::Instant;
 
-use super::{RevocationReport, Vending};
+use super::blocking::shown;
+use super::{Vending, require_active};
+use crate::audit::Event;
+use crate::deny::policy;
 use crate::refusal::Refusal;
-use crate::store::{Denied, Ended, IssuedTo, Revocation, SessionFilter, StoreError};
+use crate::store::{
+    Block, Cursor, Denied, Ended, Issuance, NewsKind, Order, OrderId, Page, Revocation, Session, StoreError, Subject,
+};
+use credd_protocol::seed_api::SessionStatus;
+use dying::Dying;
+use report::RoleReport;
+pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
 
-/// Tokens that AWS issues this soon after the revocation are denied too: so far may AWS' clock be ahead of ours. Until
-/// then nothing is issued under a revoked name (see `issuing`).
-const MARGIN: Duration = Duration::seconds(5);
+mod concerned;
+pub(super) mod dying;
+mod ending;
+pub(super) mod on_end;
+pub mod report;
+mod telling;
 
-/// How many ends are written at the same time: they share commits.
-const AT_ONCE: usize = 64;
+/// The most bytes of an order's `why`.
+pub const MAX_WHY: usize = 512;
 
-/// Sessions may be opened while others are being ended; a user who opens faster than this many listings is reported.
-const ROUNDS: usize = 100;
+/// IAM gets so long within an answer; then the answer says that it goes on.
+const DENY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(40);
+
+/// How long an order is left to who began it before another replica takes it up: longer than it takes.
+const LEFT_ALONE: Duration = Duration::seconds(90);
+
+/// Orders done this lately are looked at again: a session that was being opened while they were carried out has ended, too.
+const LATELY: Duration = Duration::minutes(2);
+
+/// What is ordered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ordered {
+    /// The name to give it; the same name again is the same order.
+    pub id: OrderId,
+    /// About whom.
+    pub subject: Subject,
+    /// Only on these clusters.
+    pub clusters: Option<Vec<ClusterName>>,
+    /// Who orders it.
+    pub by: String,
+    /// Why.
+    pub why: Option<String>,
+    /// Deny whole roles.
+    pub wide: bool,
+    /// Keep the subject out from now on.
+    pub block: bool,
+}
 
 impl Vending {
-    /// Ends all of a user's ACTIVE sessions (of `clusters`, or of all where `None`), tells the nodes, and denies in AWS
-    /// everything issued to exactly this user that still lives, what ended sessions hold included.
+    /// Ends all ACTIVE sessions of a subject, tells the nodes, and denies in AWS everything issued to it that still lives,
+    /// what ended sessions hold included.
     ///
     /// # Errors
-    /// Only when nothing could be done; what is lacking otherwise is in the report.
+    /// An order that makes no sense; a store that does not take it. What is lacking otherwise is in the report, and
+    /// credvend goes on with it.
+    pub async fn revoke(&self, ordered: Ordered) -> Result<RevocationReport, Refusal> {
+        self.check_order(&ordered)?;
+        if let Some(known) = self.parts.store.get_order(ordered.id).await? {
+            return Ok(self.told(&known));
+        }
+        let (order, block) = self.order(ordered);
+        if let Some(block) = &block {
+            self.block(block.clone()).await?;
+        }
+        let now = self.now();
+        // If it is not to be had somebody else carries the same order out, which does no harm.
+        let _ = self.parts.store.lease(&lease_of(order.id), &self.replica, now, now + LEFT_ALONE).await?;
+        self.parts.store.put_order(order.clone()).await?;
+        self.parts.audit.note(Event::RevocationOrdered { order: &order });
+        tracing::warn!(order = %order.id, by = ?order.by, subject = ?order.subject, why = ?order.why, "revocation ordered");
+        Ok(self.carry_out(order, false).await)
+    }
+
+    /// What [`Vending::revoke`] would do. Nothing changes.
+    ///
+    /// # Errors
+    /// An order that makes no sense; the store.
+    pub async fn rehearse(&self, ordered: Ordered) -> Result<RevocationReport, Refusal> {
+        self.check_order(&ordered)?;
+        let (order, block) = self.order(ordered);
+        let sessions = self.concerned(&order, Some(SessionStatus::Active), order.at).await?;
+        let issued = self.issued_to(&order, &sessions).await?;
+        let holders = telling::holders(&sessions, &issued);
+        let theirs: HashSet<SessionId> =
+            sessions.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
+        let mut report = RevocationReport::of(&order).with_sessions(sessions.iter().map(|s| s.id));
+        (report.dry_run, report.blocked) = (true, block.is_some());
+        report.nodes.concerned = holders.len();
+        let living = self.parts.store.list_revocations(self.now()).await?;
+        for mut dying in dying::dying(&order, &issued, self.now()) {
+            self.align(&mut dying, &theirs).await?;
+            let bystanders = self.bystanders(&dying, &theirs).await?;
+            let mut role = dying.report(bystanders.into_iter().map(|(bystander, _)| bystander).collect());
+            role.why_not = self.denying.lacks(&dying.role).or_else(|| too_much(&dying, &living));
+            report.not_denied.extend(role.why_not.clone());
+            report.roles.push(role);
+        }
+        Ok(report)
+    }
+
+    fn check_order(&self, ordered: &Ordered) -> Result<(), Refusal> {
+        let bad = |why: &str| Err(Refusal::BadRequest(why.to_owned()));
+        if ordered.why.as_ref().is_some_and(|why| why.len() > MAX_WHY) {
+            return bad(&format!("the reason has at most {MAX_WHY} bytes"));
+        }
+        let own = match &ordered.subject {
+            Subject::Job(cluster, _) | Subject::Node(cluster, _) => Some(cluster),
+            Subject::User(_) | Subject::Project(_) | Subject::Role(_) => None,
+        };
+        for cluster in ordered.clusters.iter().flatten().chain(own) {
+            if !self.parts.clusters.contains_key(cluster) {
+                return Err(Refusal::UnknownCluster(cluster.clone()));
+            }
+        }
+        if ordered.block && matches!(ordered.subject, Subject::Job(..)) {
+            return bad("a job is not blocked: what is revoked of it stays revoked, and a requeue of it is a new run");
+        }
+        if ordered.block && ordered.clusters.is_some() {
+            return bad("a block holds on all clusters; revoke on some of them without it");
+        }
+        Ok(())
+    }
+
+    fn order(&self, ordered: Ordered) -> (Order, Option<Block>) {
+        let Ordered { id, subject, clusters, by, why, wide, block } = ordered;
+        let at = self.now();
+        let block = block.then(|| Block { subject: subject.clone(), by: by.clone(), why: why.clone(), at });
+        (Order { id, subject, clusters, by, why, wide, at, done: None, report: None }, block)
+    }
+
+    /// Everything that an order asks for; `again` if somebody began with it before. What fails leaves it open.
+    async fn carry_out(&self, mut order: Order, again: bool) -> RevocationReport {
+        let begun = Instant::now();
+        let mut report = RevocationReport::of(&order);
+        match self.all_steps(&order, again, begun, &mut report).await {
+            Ok(()) => order.done = Some(self.now()),
+            Err(e) => {
+                report.unfinished = Some(format!("not everything was done: {e}; credvend goes on with it by itself"));
+            }
+        }
+        order.report = Some(report.to_stored());
+        if let Err(e) = self.parts.store.put_order(order.clone()).await {
+            report.unfinished.get_or_insert_with(|| format!("what was done could not be noted: {e}; it is done again"));
+        }
+        let lease = lease_of(order.id);
+        if let Err(e) = self.parts.store.release(&lease, &self.replica).await {
+            tracing::debug!(order = %order.id, error = %e, "the order's lease ends by itself");
+        }
+        let denied = report.roles.iter().filter(|role| role.in_force).map(|role| role.denied_total).sum();
+        let lacking = report.not_denied.len() + report.nodes.unheard.len() + usize::from(report.unfinished.is_some());
+        if order.done.is_some() {
+            let sessions = report.sessions_total;
+            self.parts.audit.note(Event::RevocationDone { order: &order, sessions, denied, lacking });
+        }
+        tracing::warn!(
+            order = %order.id, by = ?order.by, subject = ?order.subject, sessions = report.sessions_total, denied,
+            nodes = report.nodes.concerned, unheard = report.nodes.unheard.len(), not_denied = ?report.not_denied,
+            unfinished = ?report.unfinished, "revocation carried out"
+        );
+        report
+    }
+
+    async fn all_steps(
+        &self,
+        order: &Order,
+        again: bool,
+        begun: Instant,
+        report: &mut RevocationReport,
+    ) -> Result<(), StoreError> {
+        let ms = |at: Instant| u64::try_from((at - begun).as_millis()).ok();
+        report.blocked =
+            self.parts.store.list_blocks().await?.iter().any(|b| b.subject == order.subject && b.at == order.at);
+        let sessions = self.end_concerned(order, again).await?;
+        *report = report.clone().with_sessions(sessions.iter().map(|s| s.id));
+        report.took.refuse_ms = ms(Instant::now());
+        // Who asks meanwhile how it goes sees this much.
+        let so_far = Order { report: Some(report.to_stored()), ..order.clone() };
+        self.parts.store.put_order(so_far).await?;
+
+        let issued = self.issued_to(order, &sessions).await?;
+        let holders = telling::holders(&sessions, &issued);
+        self.tell(NewsKind::Invalidated, &sessions, &reason(order), Some(order.id), &holders).await;
+        let theirs: HashSet<SessionId> =
+            sessions.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
+        let answered = async {
+            let nodes = self.answered(order.id, &holders).await;
+            (nodes, Instant::now())
+        };
+        let ((nodes, dropped), roles) = tokio::join!(answered, async { self.deny_all(order, &issued, &theirs).await });
+        report.took.drop_ms = (nodes.concerned > 0 && nodes.unheard.is_empty()).then(|| ms(dropped)).flatten();
+        report.nodes = nodes;
+        let (roles, denied) = roles?;
+        report.took.deny_ms = (!roles.is_empty() && roles.iter().all(|r| r.in_force)).then(|| ms(denied)).flatten();
+        report.not_denied = roles.iter().filter_map(|role| role.why_not.clone()).collect();
+        report.roles = roles;
+        Ok(())
+    }
+
+    /// Has AWS deny what was issued, and gives new credentials to who loses theirs without being meant.
+    async fn deny_all(
+        &self,
+        order: &Order,
+        issued: &[Issuance],
+        theirs: &HashSet<SessionId>,
+    ) -> Result<(Vec<RoleReport>, Instant), StoreError> {
+        let mut dying = dying::dying(order, issued, self.now());
+        for one in &mut dying {
+            self.align(one, theirs).await?;
+        }
+        self.record_dying(&dying).await?;
+        let mut roles = vec![];
+        let mut hit: HashMap<SessionId, Session> = HashMap::new();
+        for one in &dying {
+            // Listed after the entries are stored: who gets something meanwhile either sees them, or is seen here.
+            let found = self.bystanders(one, theirs).await?;
+            let active = found.iter().filter(|(bystander, _)| bystander.active).filter_map(|(_, s)| s.clone());
+            hit.extend(active.map(|session| (session.id, session)));
+            roles.push(one.report(found.into_iter().map(|(bystander, _)| bystander).collect()));
+        }
+        let in_line = dying.iter().zip(&mut roles).map(|(one, role)| async move {
+            match tokio::time::timeout(DENY_PATIENCE, self.denying.bring_in_line(&one.role)).await {
+                Ok(Ok(())) => role.in_force = true,
+                Ok(Err(undone)) => match undone.left_out {
+                    Some(left_out) if !one.whose.keys().any(|whose| left_out.contains(whose)) => role.in_force = true,
+                    _ => role.why_not = Some(format!("{}: {}", one.role, undone.why)),
+                },
+                Err(_) => {
+                    role.why_not = Some(format!("{}: IAM takes long; credvend goes on with it by itself", one.role));
+                }
+            }
+        });
+        super::sweeping::all(in_line).await;
+        let denied = Instant::now();
+        self.renew(hit.values(), order.id).await;
+        Ok((roles, denied))
+    }
+
+    /// These sessions live, but something that they got is dead in AWS: they are given new credentials at once.
+    async fn renew<'s>(&self, sessions: impl Iterator<Item = &'s Session> + Clone, order: impl Into<Option<OrderId>>) {
+        for session in sessions.clone() {
+            self.issuing.forget(session.id);
+        }
+        let reason = "other credentials under the same name were revoked; new ones are fetched";
+        self.tell(NewsKind::Renew, sessions, reason, order.into(), &BTreeMap::new()).await;
+    }
+
+    /// Orders that somebody began and did not bring to an end, and sessions that slipped through while one was carried
+    /// out.
+    pub(super) async fn resume_orders(&self) -> Result<(), StoreError> {
+        let store = &self.parts.store;
+        for order in store.open_orders().await? {
+            let now = self.now();
+            if store.lease(&lease_of(order.id), &self.replica, now, now + LEFT_ALONE).await? {
+                self.carry_out(order, true).await;
+            }
+        }
+        let lately = self.now() - LATELY;
+        for order in store.list_orders(None).await?.items {
+            if order.done.is_none_or(|done| done < lately) {
+                continue;
+            }
+            let late = self.end_open(&order, order.at).await?;
+            if !late.is_empty() {
+                let issued = self.issued_to(&order, &late).await?;
+                let holders = telling::holders(&late, &issued);
+                self.tell(NewsKind::Invalidated, &late, &reason(&order), Some(order.id), &holders).await;
+                let theirs = late.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
+                self.deny_all(&order, &issued, &theirs).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An order, with what is known of it by now.
+    ///
+    /// # Errors
+    /// The store; an unknown order.
+    pub async fn revocation(&self, id: OrderId) -> Result<RevocationReport, Refusal> {
+        let order = self.parts.store.get_order(id).await?;
+        let order = order.ok_or_else(|| Refusal::NotFound(format!("there is no revocation {id}")))?;
+        Ok(self.told(&order))
+    }
+
+    /// Orders, newest first.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn revocations(&self, from: Option<&Cursor>) -> Result<Page<RevocationReport>, Refusal> {
+        let page = self.parts.store.list_orders(from).await?;
+        Ok(Page { items: page.items.iter().map(|order| self.told(order)).collect(), next: page.next })
+    }
+
+    fn told(&self, order: &Order) -> RevocationReport {
+        let stored = order.report.as_ref().and_then(|text| serde_json::from_str::<RevocationReport>(text).ok());
+        let mut report = stored.unwrap_or_else(|| RevocationReport::of(order));
+        for role in &mut report.roles {
+            // The Deny has a life of its own.
+            if !role.in_force
+                && role.denied.len() == role.denied_total
+                && self.denying.has(&role.role_arn, &role.denied)
+            {
+                role.in_force = true;
+                if let Some(why) = role.why_not.take() {
+                    report.not_denied.retain(|lacking| *lacking != why);
+                }
+            }
+        }
+        if order.done.is_none() {
+            report.unfinished.get_or_insert_with(|| "it is being carried out".into());
+        }
+        report
+    }
+
+    /// A user's sessions and credentials (the seed's DELETE): on the head's clusters, or everywhere.
+    ///
+    /// # Errors
+    /// As [`Vending::revoke`].
     pub async fn invalidate_user(
         &self,
         by: &str,
         clusters: Option<&[ClusterName]>,
         user: &UserName,
     ) -> Result<RevocationReport, Refusal> {
-        let mut report = RevocationReport::default();
-        let why = format!("the credentials of user {user} were revoked by {by}");
-        if let Err(e) = self.end_all(clusters, user, &why, &mut report.sessions).await {
-            if report.sessions.is_empty() {
-                return Err(e.into());
-            }
-            report.not_denied.push(format!("sessions of {user} may still be open: {e}; revoke again"));
-        }
-        match self.deny_issued(clusters, user).await {
-            Ok(by_role) => {
-                for (role, names) in by_role {
-                    match self.denying.bring_in_line(&role).await {
-                        Ok(()) => report.denied.extend(names.into_iter().map(|name| format!("{role} {name}"))),
-                        Err(why) => report.not_denied.push(format!("{role}: {why}")),
-                    }
-                }
-            }
-            Err(e) if report.sessions.is_empty() && report.not_denied.is_empty() => return Err(e.into()),
-            Err(e) => {
-                report.not_denied.push(format!("what was issued to {user} cannot be looked up: {e}; revoke again"))
-            }
-        }
-        tracing::warn!(
-            by = ?by, %user, sessions = report.sessions.len(), denied = report.denied.len(),
-            not_denied = ?report.not_denied, "user revoked"
-        );
-        Ok(report)
-    }
-
-    /// Until a listing shows none: sessions that are opened meanwhile are ended too.
-    async fn end_all(
-        &self,
-        clusters: Option<&[ClusterName]>,
-        user: &UserName,
-        why: &str,
-        ended: &mut Vec<SessionId>,
-    ) -> Result<(), StoreError> {
-        let filter =
-            SessionFilter { status: Some(SessionStatus::Active), user: Some(user.clone()), ..Default::default() };
-        for _ in 0..ROUNDS {
-            let mut open = vec![];
-            let mut from = None;
-            loop {
-                let page = self.parts.store.list(&filter, from.as_ref()).await?;
-                open.extend(page.items.into_iter().filter(|s| clusters.is_none_or(|own| own.contains(&s.cluster))));
-                match page.next {
-                    Some(next) => from = Some(next),
-                    None => break,
-                }
-            }
-            if open.is_empty() {
-                return Ok(());
-            }
-            for some in open.chunks(AT_ONCE) {
-                let mut ends = JoinSet::new();
-                for session in some {
-                    let (store, id, at, why) = (self.parts.store.clone(), session.id, self.now(), why.to_owned());
-                    ends.spawn(async move { store.end(id, SessionStatus::Invalidated, at, &why).await });
-                }
-                let (mut failed, mut over) = (None, vec![]);
-                while let Some(result) = ends.join_next().await {
-                    match result {
-                        Ok(Ok(Ended::Now(session))) => {
-                            self.ended(&session, why);
-                            ended.push(session.id);
-                            over.push(session);
-                        }
-                        Ok(Ok(_)) => {}
-                        Ok(Err(e)) => failed = Some(e),
-                        Err(e) => failed = Some(StoreError::Broken(e.to_string())),
-                    }
-                }
-                self.tell_ended(&over, why).await;
-                if let Some(e) = failed {
-                    return Err(e);
-                }
-            }
-        }
-        Err(StoreError::Unavailable(format!("{user} goes on opening sessions")))
-    }
-
-    /// Records a revocation for each role-session name under which something of this user still lives.
-    async fn deny_issued(
-        &self,
-        clusters: Option<&[ClusterName]>,
-        user: &UserName,
-    ) -> Result<HashMap<RoleArn, BTreeSet<String>>, StoreError> {
-        let now = self.now();
-        let of = IssuedTo::User(user.clone());
-        let mut alive: HashMap<(RoleArn, String), (String, OffsetDateTime)> = HashMap::new();
-        let mut from = None;
-        loop {
-            let page = self.parts.store.list_issuances(&of, now, from.as_ref()).await?;
-            for issuance in page.items {
-                // The store compares exactly; a revocation that hit a bystander would be worse than a second look.
-                if issuance.user != *user || clusters.is_some_and(|own| !own.contains(&issuance.cluster)) {
-                    continue;
-                }
-                let userid = format!("{}:{}", issuance.role_id, issuance.session_name);
-                let entry =
-                    alive.entry((issuance.role_arn, userid)).or_insert((issuance.session_name, issuance.expires));
-                entry.1 = entry.1.max(issuance.expires);
-            }
-            match page.next {
-                Some(next) => from = Some(next),
-                None => break,
-            }
-        }
-        let mut by_role: HashMap<RoleArn, BTreeSet<String>> = HashMap::new();
-        let mut writes = JoinSet::new();
-        for ((role_arn, userid), (name, until)) in alive {
-            by_role.entry(role_arn.clone()).or_default().insert(name);
-            let store = self.parts.store.clone();
-            let revocation = Revocation { role_arn, whose: Denied::UserId(userid), issued_before: now + MARGIN, until };
-            writes.spawn(async move { store.record_revocation(revocation).await });
-            if writes.len() >= AT_ONCE {
-                joined(writes.join_next().await)?;
-            }
-        }
-        while !writes.is_empty() {
-            joined(writes.join_next().await)?;
-        }
-        Ok(by_role)
+        self.revoke(Ordered {
+            id: OrderId::random(),
+            subject: Subject::User(user.clone()),
+            clusters: clusters.map(<[ClusterName]>::to_vec),
+            by: by.to_owned(),
+            why: None,
+            wide: false,
+            block: false,
+        })
+        .await
     }
 
     /// An administrator ends one session. What it was issued lives on until it expires.
@@ -168,6 +366,31 @@ impl Vending {
             Ended::Unknown => Err(Refusal::UnknownSession(session.to_string())),
         }
     }
+}
+
+fn lease_of(order: OrderId) -> String {
+    format!("order:{order}")
+}
+
+/// What the users of ended jobs read.
+fn reason(order: &Order) -> String {
+    let why = order.why.as_ref().map(|why| format!(": {}", why.escape_debug())).unwrap_or_default();
+    format!("the credentials of {} were revoked by {}{why}", shown(&order.subject), order.by)
+}
+
+/// For a rehearsal: whether the policy would have room.
+fn too_much(dying: &Dying, living: &[Revocation]) -> Option<String> {
+    let mut entries: Vec<Revocation> = living.iter().filter(|e| e.role_arn == dying.role).cloned().collect();
+    entries.extend(dying.revocations());
+    let left_out: Vec<Denied> = policy::compose(&entries, policy::MAX_CHARS).left_out;
+    (!left_out.is_empty()).then(|| {
+        format!(
+            "{}: {} revoked names would not fit the role's inline policies ({} characters); revoke with --wide",
+            dying.role,
+            left_out.len(),
+            policy::MAX_CHARS
+        )
+    })
 }
 
 fn joined(result: Option<Result<Result<(), StoreError>, tokio::task::JoinError>>) -> Result<(), StoreError> {

@@ -31,7 +31,7 @@ const AT_ONCE: usize = 64;
 const DENYING: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Runs the futures at the same time.
-async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+pub(super) async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.map(Box::pin).collect();
     let mut done = vec![];
     std::future::poll_fn(|context| {
@@ -122,7 +122,14 @@ impl Vending {
                 }
             }
         }
-        match tokio::time::timeout(DENYING, self.denying.reconcile()).await {
+        if let Err(e) = self.resume_orders().await {
+            failed = Some(e.into());
+        }
+        let denying = async {
+            self.deny_ended().await?;
+            self.denying.reconcile().await
+        };
+        match tokio::time::timeout(DENYING, denying).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => failed = Some(e.into()),
             Err(_) => tracing::warn!("IAM is slow; the next sweep goes on with the Deny policies"),

@@ -2,11 +2,15 @@
 
 mod addresses;
 mod auditing;
+mod blocking;
+mod denying;
 mod heads;
 mod logs;
 mod nodes;
 mod questions;
+mod revoke_on_end;
 mod revoking;
+mod revoking_subjects;
 mod sweeping;
 mod vending_twice;
 mod world;

@@ -17,7 +17,6 @@ fn verbs(session: &str) -> Vec<(&'static str, Method, String, &'static str)> {
         verb("head status long", Method::PUT, "/sessions/99/cluster/lab"),
         verb("token", Method::GET, &format!("/sessions/{session}/cluster/lab/project/genomics")),
         verb("user", Method::DELETE, "/sessions/users/zed"),
-        verb("admin user", Method::POST, "/admin/v1/users/zed/invalidate"),
         verb("node open", Method::POST, "/node/v1/sessions"),
         verb("node credentials", Method::POST, &format!("/node/v1/sessions/{uuid}/credentials")),
         verb("node leave", Method::POST, &format!("/node/v1/sessions/{uuid}/leave")),
@@ -29,13 +28,32 @@ fn verbs(session: &str) -> Vec<(&'static str, Method, String, &'static str)> {
         verb("admin projects", Method::GET, "/admin/v1/projects"),
         verb("admin reload", Method::POST, "/admin/v1/reload"),
         verb("admin status", Method::GET, "/admin/v1/status"),
+        verb("admin revoke", Method::POST, "/admin/v1/revocations"),
+        verb("admin revocations", Method::GET, "/admin/v1/revocations"),
+        verb("admin revocation", Method::GET, &format!("/admin/v1/revocations/{uuid}")),
+        verb("admin blocks", Method::GET, "/admin/v1/blocks"),
+        verb("admin unblock", Method::POST, "/admin/v1/unblock"),
+        verb("admin identity", Method::GET, "/admin/v1/identity"),
     ]
 }
 
-const HEAD: [&str; 5] = ["head open", "head status", "head status long", "user", "admin user"];
+const HEAD: [&str; 4] = ["head open", "head status", "head status long", "user"];
 const NODE: [&str; 5] = ["node open", "node credentials", "node leave", "node stream", "node heard"];
-const ADMIN: [&str; 8] =
-    ["user", "admin user", "admin list", "admin show", "admin close", "admin projects", "admin reload", "admin status"];
+const ADMIN: [&str; 13] = [
+    "user",
+    "admin list",
+    "admin show",
+    "admin close",
+    "admin projects",
+    "admin reload",
+    "admin status",
+    "admin revoke",
+    "admin revocations",
+    "admin revocation",
+    "admin blocks",
+    "admin unblock",
+    "admin identity",
+];
 
 /// The status alone: a stream's body does not end.
 async fn status(world: &World, who: Option<&Identity>, request: Request<Full<Bytes>>) -> u16 {

@@ -361,6 +361,7 @@ fn projects() -> ProjectMap {
         duration_seconds: 3600,
         source_identity: false,
         session_tags: false,
+        revoke_on_end: false,
         session_name: None,
     };
     map.projects.insert("genomics".parse().unwrap(), [("default".parse().unwrap(), role)].into());

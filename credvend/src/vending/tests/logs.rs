@@ -121,7 +121,8 @@ async fn everything(lines: Lines) {
         "key_id=\"ASIA1\"",
         "Unauthenticated",
         "session ended",
-        "user revoked",
+        "revocation ordered",
+        "revocation carried out",
     ] {
         assert!(log.contains(said), "{said:?} is not in {log}");
     }

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use credd_protocol::credentials::Credentials;
-use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, Event, OpenRequest, OpenResponse};
+use credd_protocol::node_api::{
+    CredentialsRequest, CredentialsResponse, Event, HeardRequest, OpenRequest, OpenResponse,
+};
 use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, Secret, SessionId, Uid};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
@@ -172,6 +174,8 @@ impl Source for Sts {
 
 #[derive(Default)]
 pub struct Iam {
+    /// A test that holds this for writing holds IAM.
+    pub gate: Arc<tokio::sync::RwLock<()>>,
     pub policies: Mutex<HashMap<RoleArn, Vec<Revocation>>>,
     pub error: Mutex<Option<DenyError>>,
     pub calls: AtomicUsize,
@@ -181,6 +185,7 @@ pub struct Iam {
 impl Denier for Iam {
     async fn project(&self, role: &RoleArn, entries: &[Revocation]) -> Result<(), DenyError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
+        let _open = self.gate.read().await;
         if let Some(error) = self.error.lock().unwrap().clone() {
             return Err(error);
         }
@@ -212,6 +217,10 @@ pub struct World {
     pub iam: Arc<Iam>,
     pub clock: Arc<TestClock>,
     pub store: Arc<dyn Store>,
+    pub projects: Arc<Projects>,
+    /// Nodes that do not answer.
+    pub deaf: Arc<Mutex<HashSet<NodeName>>>,
+    pub audit: Arc<audit::Log>,
     pub events: broadcast::Receiver<Arc<Line>>,
     _dir: TempDir,
 }
@@ -232,6 +241,7 @@ pub fn map() -> ProjectMap {
             duration_seconds: 3600,
             source_identity: false,
             session_tags: false,
+            revoke_on_end: false,
             session_name: None,
         };
         let train =
@@ -292,19 +302,46 @@ impl World {
             on_failure: audit::OnFailure::Refuse,
         };
         let audit = Arc::new(audit::Log::open(&settings, clock.clone(), Arc::default()).unwrap());
+        let deaf = Arc::<Mutex<HashSet<NodeName>>>::default();
+        tokio::spawn(answer(events.clone(), store.clone(), deaf.clone()));
+        let projects = Arc::new(Projects::new(map()));
         let vending = Vending::new(Parts {
             store: store.clone(),
             clusters: [("lab", lab), ("hpc", hpc)].map(|(name, c)| (name.parse().unwrap(), c)).into(),
             source: sts.clone(),
             denier: iam.clone(),
-            projects: Arc::new(Projects::new(map())),
+            projects: projects.clone(),
             names,
             audit: audit.clone(),
             metrics: Arc::default(),
             events,
             clock: clock.clone(),
         });
-        World { vending: Arc::new(vending), slurm, sts, iam, clock, store, events: receiver, _dir: dir }
+        let vending = Arc::new(vending);
+        World { vending, slurm, sts, iam, clock, store, projects, deaf, audit, events: receiver, _dir: dir }
+    }
+
+    /// Another credvend over the same store, with the same Slurm and AWS.
+    pub fn replica(&self) -> Arc<Vending> {
+        let cluster = |attestor| Cluster {
+            attestor,
+            trust_unenforced_accounts: false,
+            node_address_check: AddressCheck::Off,
+            head_session_max: Duration::days(30),
+        };
+        let lab = cluster(Some(self.slurm.clone() as Arc<dyn Attestor>));
+        Arc::new(Vending::new(Parts {
+            store: self.store.clone(),
+            clusters: [("lab", lab), ("hpc", cluster(None))].map(|(name, c)| (name.parse().unwrap(), c)).into(),
+            source: self.sts.clone(),
+            denier: self.iam.clone(),
+            projects: self.projects.clone(),
+            names: Names::default(),
+            audit: self.audit.clone(),
+            metrics: Arc::default(),
+            events: Arc::new(Events::new(self.store.clone(), self.clock.clone())),
+            clock: self.clock.clone(),
+        }))
     }
 
     /// What a node of `lab` is told next, if anything.
@@ -381,6 +418,20 @@ pub fn lab() -> ClusterName {
 
 pub fn head() -> Head {
     Head { cluster: lab() }
+}
+
+/// n1 and n2 of `lab` say that they dropped what they were told to.
+async fn answer(events: Arc<Events>, store: Arc<dyn Store>, deaf: Arc<Mutex<HashSet<NodeName>>>) {
+    let mut news = events.listen(&lab());
+    while let Ok(line) = news.recv().await {
+        for name in ["n1", "n2"] {
+            let node: NodeName = name.parse().unwrap();
+            if line.asks(&node) && !deaf.lock().unwrap().contains(&node) {
+                let epoch = store.epoch().await.unwrap();
+                events.heard(&lab(), &node, &HeardRequest { epoch, seqs: vec![line.seq] }).await.unwrap();
+            }
+        }
+    }
 }
 
 /// The refusal's code, whether it may pass, and its text.

@@ -1,0 +1,99 @@
+//! The policies, with several at work on them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use credd_protocol::SessionId;
+use time::Duration;
+
+use super::revoking_subjects::{order, user};
+use super::world::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_revocations_at_two_credvends_lose_no_entry() {
+    let w = Arc::new(World::new());
+    let mut sessions: Vec<SessionId> = vec![];
+    for i in 0..50u32 {
+        w.slurm.run(i + 1, &format!("user{i:02}"), "genomics", &["n1"]);
+        sessions.push(w.open(i + 1).await.session);
+        w.credentials("n1", sessions[i as usize]).await.unwrap();
+    }
+    let other = w.replica();
+    let mut revoking = tokio::task::JoinSet::new();
+    for i in 0..50u32 {
+        let vending = if i % 2 == 0 { w.vending.clone() } else { other.clone() };
+        revoking.spawn(async move { vending.revoke(order(user(&format!("user{i:02}")))).await.unwrap() });
+    }
+    while let Some(report) = revoking.join_next().await {
+        let report = report.unwrap();
+        // The nodes hang on one of the two; all roles are in force all the same.
+        assert!(report.not_denied.is_empty() && report.unfinished.is_none(), "{report:?}");
+        assert!(report.roles.iter().all(|role| role.in_force));
+    }
+    assert_eq!(w.iam.denied("genomics").len(), 50);
+}
+
+#[tokio::test]
+async fn a_policy_that_another_credvend_wrote_over_is_put_right() {
+    let w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.credentials("n1", session).await.unwrap();
+    w.vending.revoke(order(user("bob"))).await.unwrap();
+    // A write of one that died arrives late.
+    w.iam.policies.lock().unwrap().clear();
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.denied("genomics").len(), 0, "not at once");
+    w.clock.advance(Duration::minutes(2));
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
+}
+
+#[tokio::test]
+async fn a_dead_holder_loses_the_role_by_time() {
+    let w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.credentials("n1", session).await.unwrap();
+    let (now, lease) = (crate::store::conformance::T0, format!("deny:{}", arn("genomics")));
+    assert!(w.store.lease(&lease, "dead", now, now + Duration::seconds(45)).await.unwrap());
+    let revoking = tokio::spawn({
+        let vending = w.vending.clone();
+        async move { vending.revoke(order(user("bob"))).await.unwrap() }
+    });
+    while w.store.list_revocations(now).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(w.iam.calls.load(Ordering::SeqCst), 0, "it is another's turn");
+    w.clock.advance(Duration::minutes(1));
+    let report = revoking.await.unwrap();
+    assert!(report.complete(), "{report:?}");
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
+}
+
+#[tokio::test]
+async fn what_comes_while_a_policy_is_written_is_in_the_next_one() {
+    let w = Arc::new(World::new());
+    for (id, name) in [(1, "bob"), (2, "eve")] {
+        w.slurm.run(id, name, "genomics", &["n1"]);
+        let session = w.open(id).await.session;
+        w.credentials("n1", session).await.unwrap();
+    }
+    let closed = w.iam.gate.clone().write_owned().await;
+    let bob = tokio::spawn({
+        let vending = w.vending.clone();
+        async move { vending.revoke(order(user("bob"))).await.unwrap() }
+    });
+    while w.iam.calls.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Another replica stores its entry, and then waits for the lease.
+    let other = w.replica();
+    let eve = tokio::spawn(async move { other.revoke(order(user("eve"))).await.unwrap() });
+    while w.store.list_revocations(crate::store::conformance::T0).await.unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    drop(closed);
+    assert!(bob.await.unwrap().not_denied.is_empty() && eve.await.unwrap().not_denied.is_empty());
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1", "AROAgenomics:lab-eve-n1"]);
+}
