@@ -117,7 +117,8 @@ install-service: ## credvend, for the service host
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credvend.8
 	@[ -e "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend" ] || \
 		install -D -m 644 packaging/logrotate/credvend "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend"
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml \
+		packaging/prometheus/credd.rules.yml
 	@$(call CONFIG,credvend,packaging/credvend.toml packaging/projects.toml)
 
 .PHONY: clean

@@ -33,6 +33,8 @@ enum Command {
     Status(Ask),
     /// Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1
     Health(Ask),
+    /// Print the node's metrics for Prometheus, as node_exporter's textfile collector takes them
+    Metrics(RunDirectory),
     /// The server process; started by `credd run`
     #[command(hide = true)]
     Server,
@@ -55,6 +57,13 @@ struct Ask {
     run_dir: PathBuf,
 }
 
+#[derive(Debug, Args)]
+struct RunDirectory {
+    /// The daemon's run directory
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
+}
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -62,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(ConfigPath { config }) => return check_config(&config),
         Command::Status(ask) => status(&ask),
         Command::Health(ask) => health(&ask),
+        Command::Metrics(RunDirectory { run_dir }) => metrics(&run_dir),
         Command::Server => serve(),
     };
     outcome.unwrap_or_else(|error| {
@@ -136,6 +146,15 @@ fn health(ask: &Ask) -> anyhow::Result<ExitCode> {
         Response::Error(reason) => anyhow::bail!(reason),
         _ => anyhow::bail!("credd answered something else than what was asked"),
     }
+}
+
+fn metrics(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
+    match query::ask_server(&RunDir::new(run_dir), &Request::Metrics)? {
+        Response::Metrics(text) => print!("{text}"),
+        Response::Error(reason) => anyhow::bail!(reason),
+        _ => anyhow::bail!("credd answered something else than what was asked"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The server process: its standard input is the control socket.

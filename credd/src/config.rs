@@ -41,6 +41,8 @@ pub struct Config {
     pub cache: Cache,
     /// `[log]`
     pub log: Log,
+    /// `[metrics] listen`: where Prometheus asks, on loopback. Absent: nowhere, and `credd metrics` tells.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Config {

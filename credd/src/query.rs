@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,7 +18,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Asks the running credd: root over root's socket, others over the users'.
 pub fn ask(run_dir: &RunDir, request: &Request) -> anyhow::Result<Response> {
     let path = if nix::unistd::geteuid().is_root() { run_dir.root_socket() } else { run_dir.user_socket() };
-    let stream = UnixStream::connect(&path)
+    exchange(&path, request)
+}
+
+/// Asks the process that serves the jobs, over the users' socket, whoever asks.
+pub fn ask_server(run_dir: &RunDir, request: &Request) -> anyhow::Result<Response> {
+    exchange(&run_dir.user_socket(), request)
+}
+
+fn exchange(path: &Path, request: &Request) -> anyhow::Result<Response> {
+    let stream = UnixStream::connect(path)
         .with_context(|| format!("credd does not run here: nobody answers at {}", path.display()))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;

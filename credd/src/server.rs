@@ -29,6 +29,7 @@ mod http;
 mod jobs;
 mod keeper;
 mod last_asked;
+mod metrics;
 mod news;
 mod session;
 mod settings;
@@ -77,6 +78,7 @@ struct Server {
     leaving: Semaphore,
     watch: watch::Watch,
     connections: Semaphore,
+    metrics: metrics::Metrics,
 }
 
 /// What one user has of this process right now.
@@ -166,6 +168,15 @@ async fn serve(
     tasks.spawn_local(async move { sweeping.watch.sweep_all(sweeping.settings.limits.idle).await });
     tasks.spawn_local(credvend::stream::keep_open(server.clone()));
     tasks.spawn_local(news::answer(server.clone()));
+    if let Some(address) = config.metrics {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => {
+                tasks.spawn_local(metrics::accept(server.clone(), listener));
+            }
+            // Jobs do not suffer for it.
+            Err(error) => tracing::error!(%address, %error, "metrics are not served ([metrics] listen)"),
+        }
+    }
     server.keeper.tell(ToKeeper::Ready);
 
     let mut from_keeper = BufReader::new(from_keeper);
@@ -209,6 +220,7 @@ impl Server {
             look: Notify::new(),
             leaving: Semaphore::new(4),
             watch: watch::Watch::default(),
+            metrics: metrics::Metrics::default(),
         })
     }
 

@@ -36,6 +36,8 @@ pub enum Request {
     Health,
     /// The jobs on this node: all for root, one's own for a user.
     Status,
+    /// The server's metrics: numbers about the node, nothing about a user. The users' socket alone answers this.
+    Metrics,
 }
 
 /// The answer to [`Request::Outcome`].
@@ -117,6 +119,8 @@ pub enum Response {
     Health(Health),
     /// To `status`.
     Status(Vec<JobStatus>),
+    /// To `metrics`: Prometheus' text format.
+    Metrics(String),
     /// The request was not understood or not allowed; a sentence.
     Error(String),
 }

@@ -74,6 +74,7 @@ pub fn parse(source: &str) -> Result<Config, Vec<Problem>> {
     let http = http(root.section("http"), &mut problems);
     let cache = cache(root.section("cache"), &mut problems);
     let log = log(root.section("log"), &mut problems);
+    let metrics = metrics(root.section("metrics"), &mut problems);
     let cluster = root.parsed("cluster").map(|found| found.value);
     let node = root.parsed("node").map(|found| found.value);
     let run_dir = absolute_path(&mut root, "run-dir").map_or_else(|| RUN_DIR.into(), |found| found.value);
@@ -83,7 +84,7 @@ pub fn parse(source: &str) -> Result<Config, Vec<Problem>> {
 
     match credvend {
         Some(credvend) if problems.is_empty() => {
-            Ok(Config { cluster, node, run_dir, user, credvend, munge, http, cache, log })
+            Ok(Config { cluster, node, run_dir, user, credvend, munge, http, cache, log, metrics })
         }
         _ => Err(problems),
     }
@@ -201,6 +202,26 @@ fn log(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Log {
     };
     problems.extend(section.finish());
     Log { format, level }
+}
+
+fn metrics(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<SocketAddr> {
+    let listen = section.text("listen").and_then(|Found { value, line }| match value.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Some(address),
+        Ok(_) => {
+            section.problem(
+                line,
+                "`metrics.listen` must be on loopback; for others, `credd metrics` writes a file for \
+                 node_exporter",
+            );
+            None
+        }
+        Err(_) => {
+            section.problem(line, "`metrics.listen` must be an address and a port, such as 127.0.0.1:9946");
+            None
+        }
+    });
+    problems.extend(section.finish());
+    listen
 }
 
 /// Whether the URL is plain HTTP, which only loopback may be.
@@ -336,7 +357,9 @@ mod tests {
         let full = parse(&uncommented.join("\n")).unwrap();
         assert_eq!(serde_json::to_string(&full).unwrap(), serde_json::to_string(&plain).unwrap());
         // Every option there is stands in the example.
-        let unknown = parse("x = 1\n[credvend]\nx = 1\n[munge]\nx = 1\n[http]\nx = 1\n[cache]\nx = 1\n[log]\nx = 1");
+        let unknown = parse(
+            "x = 1\n[credvend]\nx = 1\n[munge]\nx = 1\n[http]\nx = 1\n[cache]\nx = 1\n[log]\nx = 1\n[metrics]\nx = 1",
+        );
         for problem in unknown.unwrap_err() {
             for name in problem.text.split_once("known here: ").map_or("", |(_, known)| known).split(", ") {
                 let here = |line: &str| line.trim_start_matches('#').starts_with(&format!("{name} = "));

@@ -126,6 +126,7 @@ fn answer(request: &Request, desk: &Desk) -> Response {
         },
         Request::Outcome { job, wait_ms } => Response::Outcome(outcome(job, wait_ms, desk)),
         Request::Health => report(desk).map_or_else(Response::Error, |report| Response::Health(report.health)),
+        Request::Metrics => Response::Error("the users' socket answers that".to_owned()),
         Request::Status => report(desk).map_or_else(Response::Error, |report| Response::Status(report.jobs)),
     }
 }

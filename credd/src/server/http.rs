@@ -97,6 +97,7 @@ async fn respond(
     Ok(match credentials(server, caller, load, last, &request).await {
         Ok(body) => answer::json(body),
         Err(denial) => {
+            server.metrics.denied(denial.code());
             server.denials.borrow_mut().note(&denial, caller);
             denial.response()
         }

@@ -180,6 +180,7 @@ async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
         let permit = server.leaving.acquire().await.expect("never closed");
         let outcome = server.credvend.leave(session).await;
         drop(permit);
+        server.metrics.told_end(outcome.is_ok());
         server.look_after_credvend();
         match outcome {
             Ok(()) => break,
@@ -204,6 +205,7 @@ async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
 impl Server {
     /// Sessions are over by credvend's word: nothing of them is served from now on.
     pub(super) fn refuse_sessions(&self, sessions: &HashSet<SessionId>, reason: &str) {
+        self.metrics.invalidated(sessions.len());
         self.cache.borrow_mut().forget(sessions);
         let runs = self.jobs.borrow().of_sessions(sessions);
         for run in runs {

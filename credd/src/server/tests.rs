@@ -7,6 +7,7 @@ mod explorer;
 mod fake_credvend;
 mod house;
 mod lives;
+mod metrics;
 mod outages;
 mod sockets;
 mod taken_back;

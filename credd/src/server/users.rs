@@ -60,8 +60,9 @@ fn respond(server: &Server, uid: u32, line: &[u8]) -> Response {
     }
     match serde_json::from_slice::<Request>(line) {
         Ok(Request::Health) => Response::Health(server.health()),
+        Ok(Request::Metrics) => Response::Metrics(server.metrics_text()),
         Ok(Request::Status) => Response::Status(server.jobs_of((uid != 0).then_some(uid))),
-        Ok(_) => Response::Error("this socket answers health and status only".to_owned()),
-        Err(_) => Response::Error("the request is not understood; health and status are".to_owned()),
+        Ok(_) => Response::Error("this socket answers health, status and metrics only".to_owned()),
+        Err(_) => Response::Error("the request is not understood; health, status and metrics are".to_owned()),
     }
 }

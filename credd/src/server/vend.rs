@@ -28,8 +28,12 @@ pub async fn serve(server: &Rc<Server>, run: &Rc<Run>, load: &Load) -> Result<By
     let job = run.job.job;
     // Nearly every request ends here.
     match next(server, run)? {
-        Next::Step(Step::Serve(body), _) => Ok(body),
+        Next::Step(Step::Serve(body), _) => {
+            server.metrics.cached();
+            Ok(body)
+        }
         Next::Step(Step::ServeAndFly(body, flight), Some(key)) => {
+            server.metrics.cached();
             tokio::task::spawn_local(fly(server.clone(), key, flight));
             Ok(body)
         }
@@ -40,7 +44,7 @@ pub async fn serve(server: &Rc<Server>, run: &Rc<Run>, load: &Load) -> Result<By
                 start(server, &first);
                 return Err(Denial::Crowded(job));
             };
-            Box::pin(wait(server, run, first)).await
+            Box::pin(wait(server, run, first)).await.inspect(|_| server.metrics.waited())
         }
     }
 }
@@ -175,6 +179,7 @@ pub async fn fly(server: Rc<Server>, key: Key, flight: Rc<Flight>) {
     server.look_after_credvend();
     let outcome = answer.and_then(|answer| document(&server, answer));
     let trouble = outcome.as_ref().err().cloned();
+    server.metrics.fetched(trouble.is_none());
     let now = server.clock.now();
     server.cache.borrow_mut().landed(&key, &flight, outcome, now);
     match trouble {

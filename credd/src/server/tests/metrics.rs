@@ -1,0 +1,133 @@
+//! What the node counts, as Prometheus reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use credd_protocol::local::Response;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::house::{House, in_a_house};
+use crate::control::ToKeeper;
+
+async fn page(house: &House) -> String {
+    let mut stream = UnixStream::connect(&house.user_socket).await.unwrap();
+    stream.write_all(b"{\"op\":\"metrics\"}\n").await.unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    match serde_json::from_slice(&all).unwrap() {
+        Response::Metrics(text) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn has(page: &str, line: &str) {
+    assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+}
+
+/// A node that has done everything that is counted, and its page.
+async fn used() -> String {
+    let mut house = House::new().await;
+    let (job, token) = house.job(7).await;
+    for _ in 0..3 {
+        assert_eq!(house.ask(7, &token).await.status, 200);
+    }
+    assert_eq!(house.ask(8, &token).await.status, 403);
+    let (ended, other) = house.job(9).await;
+    assert_eq!(house.ask(9, &other).await.status, 200);
+    house.end(&ended.run).await;
+    house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: ended.run.clone() })).await;
+    assert!(house.session_of(&job.run).is_some());
+    page(&house).await
+}
+
+#[test]
+fn what_happens_is_counted() {
+    in_a_house(async || {
+        let page = used().await;
+        for line in [
+            "credd_jobs{state=\"open\"} 1",
+            "credd_jobs{state=\"ending\"} 0",
+            "credd_requests_total{result=\"cached\"} 2",
+            "credd_requests_total{result=\"waited\"} 2",
+            "credd_requests_total{result=\"denied\"} 1",
+            "credd_denials_total{code=\"OtherJob\"} 1",
+            "credd_fetches_total{result=\"ok\"} 2",
+            "credd_fetches_total{result=\"failed\"} 0",
+            "credd_ends_total{result=\"ok\"} 1",
+            "credd_credvend_reachable 1",
+        ] {
+            has(&page, line);
+        }
+        let expiry = page.lines().find_map(|l| l.strip_prefix("credd_first_expiry_timestamp_seconds ")).unwrap();
+        assert!(expiry.parse::<i64>().unwrap() > 1_700_000_000);
+    });
+}
+
+#[test]
+fn a_credvend_that_is_away_shows() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| plan.credvend_up = false).await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 503);
+        let page = page(&house).await;
+        for line in
+            ["credd_credvend_reachable 0", "credd_jobs{state=\"opening\"} 1", "credd_denials_total{code=\"NotNow\"} 1"]
+        {
+            has(&page, line);
+        }
+        assert!(!page.contains("credd_credvend_heard_timestamp_seconds 0"), "never is not 1970");
+    });
+}
+
+#[test]
+fn the_document_has_every_metric_with_its_type_and_labels() {
+    in_a_house(async || {
+        let page = used().await;
+        let mut families = BTreeMap::new();
+        for (name, kind) in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')) {
+            let samples = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+            let labels: BTreeSet<&str> =
+                samples.filter_map(|rest| rest.split_once('=')).map(|(label, _)| label).collect();
+            families.insert(name, (kind, labels));
+        }
+        let document = include_str!("../../../../docs/metrics.md");
+        let section = document.split("## credd's\n").nth(1).unwrap().split("\n## ").next().unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = rows
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                let labels = cells[2].split(',').map(|label| label.trim().trim_matches('`'));
+                let labels = labels.filter(|label| !label.is_empty()).collect();
+                (cells[0].trim_end_matches('`'), (cells[1], labels))
+            })
+            .collect();
+        assert_eq!(families, documented);
+    });
+}
+
+#[test]
+fn the_page_is_served_where_it_is_configured_and_nothing_else_is() {
+    in_a_house(async || {
+        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let _house = House::with(|plan, _| plan.config.metrics = Some(spare)).await;
+        let ask = async |head: &str| {
+            let mut stream = TcpStream::connect(spare).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            text
+        };
+        let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4"), "{head}");
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && body.contains("credd_jobs{"));
+        assert!(ask("GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+        assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+        // Closed with bytes unread, or in good order: no answer either way.
+        let mut endless = TcpStream::connect(spare).await.unwrap();
+        let _ = endless.write_all(&[b'x'; 64 * 1024]).await;
+        let mut all = Vec::new();
+        let _ = endless.read_to_end(&mut all).await;
+        assert!(all.is_empty());
+    });
+}
