@@ -21,6 +21,11 @@ fn main() {
         println!("cargo:rustc-cfg=munge_as_root");
         println!("cargo:rustc-env=MUNGED_FOUND={}", munged.display());
     }
+    // A file system of a test's own needs a mount namespace.
+    println!("cargo:rustc-check-cfg=cfg(own_mounts)");
+    if root && ["unshare", "nsenter", "mount"].iter().all(|name| on_path(name).is_some()) {
+        println!("cargo:rustc-cfg=own_mounts");
+    }
     let given = env::var_os("CREDD_MINISTACK").map(PathBuf::from).filter(|path| path.is_file());
     if let Some(ministack) = given.or_else(|| on_path("ministack")) {
         println!("cargo:rustc-cfg=has_ministack");

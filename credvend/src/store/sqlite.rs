@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `file` | finds, checks and opens the database file; migrations |
+//! | `place` | whether the file is still where it was opened |
 //! | `writer` | the thread that gathers concurrent writes into one commit |
 //! | `readers` | the reading connections |
 //! | `sessions`, `issuances`, `orders`, `news`, `notes`, `rows` | the statements, and rows to and from types |
@@ -31,6 +32,7 @@ mod issuances;
 mod news;
 mod notes;
 mod orders;
+mod place;
 mod readers;
 mod rows;
 mod sessions;

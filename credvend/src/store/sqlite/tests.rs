@@ -289,6 +289,32 @@ async fn a_locked_and_a_read_only_database_refuse_in_words() {
     assert!(matches!(error, StoreError::Broken(_)) && error.to_string().contains("cannot be written"), "{error}");
 }
 
+/// What is acknowledged after the file went away would be gone with the process.
+#[tokio::test]
+async fn a_file_that_is_deleted_or_replaced_underneath_refuses_writes_in_words() {
+    for (file, replaced) in [("credvend.db", false), ("credvend.db", true), ("credvend.db-wal", false)] {
+        let dir = TempDir::new().unwrap();
+        let store = SqliteStore::open(&at(&dir)).unwrap();
+        store.open(of_job(1, 0)).await.unwrap();
+        let (path, aside) = (dir.path().join(file), dir.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        if replaced {
+            std::fs::copy(&aside, &path).unwrap();
+        }
+        let error = store.open(of_job(2, 0)).await.unwrap_err();
+        let words = if replaced { "replaced by another file" } else { "was deleted" };
+        assert!(matches!(error, StoreError::Broken(_)), "{error}");
+        assert!(error.to_string().contains(words) && error.to_string().contains("from a backup"), "{file}: {error}");
+        assert!(store.check().await.is_err());
+        // Back in its place, it is the same file, and nothing of what was refused is in it.
+        std::fs::rename(&aside, &path).unwrap();
+        assert_eq!(store.get(of_job(2, 0).id).await.unwrap(), None);
+        assert_eq!(store.find_run(&"lab".parse().unwrap(), &conformance::run(2, 0)).await.unwrap(), None);
+        store.open(of_job(2, 0)).await.unwrap();
+        store.check().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_broken_write_undoes_itself_alone() {
     let dir = TempDir::new().unwrap();

@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::errors::explain;
+use super::place::Place;
 use crate::store::StoreError;
 
 /// Writes that may wait. More callers than these wait for a place, at most [`PATIENCE`].
@@ -88,6 +89,7 @@ fn in_savepoint<T>(db: &Connection, op: impl FnOnce(&Connection) -> rusqlite::Re
 
 fn run(mut db: Connection, mut queue: mpsc::Receiver<Work>, path: &Path) {
     let mut batch: VecDeque<Work> = VecDeque::new();
+    let mut place = Place::of(path);
     while let Some(first) = queue.blocking_recv() {
         batch.push_back(first);
         while batch.len() < BATCH {
@@ -96,37 +98,61 @@ fn run(mut db: Connection, mut queue: mpsc::Receiver<Work>, path: &Path) {
                 Err(_) => break,
             }
         }
-        commit(&mut db, &mut batch, path);
+        commit(&mut db, &mut batch, &mut place, path);
+    }
+}
+
+/// Why a batch was not written.
+enum Failed {
+    Sqlite(rusqlite::Error),
+    /// The file is not where it was.
+    Moved(String),
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Self {
+        Failed::Sqlite(error)
+    }
+}
+
+impl Failed {
+    fn explain(&self, path: &Path) -> StoreError {
+        match self {
+            Failed::Sqlite(error) => explain(path, error),
+            Failed::Moved(why) => StoreError::Broken(why.clone()),
+        }
     }
 }
 
 /// One transaction. If it cannot begin, or breaks, or cannot commit, every caller hears so: nothing was written.
-fn commit(db: &mut Connection, batch: &mut VecDeque<Work>, path: &Path) {
+fn commit(db: &mut Connection, batch: &mut VecDeque<Work>, place: &mut Place, path: &Path) {
     let mut told: Vec<Tell> = Vec::with_capacity(batch.len());
-    let result = (|| -> Result<(), rusqlite::Error> {
+    let result = (|| -> Result<(), Failed> {
+        place.changed().map_or(Ok(()), |why| Err(Failed::Moved(why)))?;
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         while let Some(work) = batch.pop_front() {
             told.push(work(Some(db)));
             if db.is_autocommit() {
                 // SQLite rolled the transaction back by itself; what follows must not be written outside of one.
-                return Err(rusqlite::Error::SqliteFailure(
+                return Err(Failed::Sqlite(rusqlite::Error::SqliteFailure(
                     rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL),
                     Some("the transaction was rolled back".into()),
-                ));
+                )));
             }
         }
         db.prepare_cached("COMMIT")?.execute([])?;
-        Ok(())
+        // A file that went away meanwhile took this commit with it.
+        place.changed().map_or(Ok(()), |why| Err(Failed::Moved(why)))
     })();
-    if let Err(error) = &result {
+    if let Err(failed) = &result {
         if !db.is_autocommit()
             && let Err(e) = db.execute_batch("ROLLBACK")
         {
             tracing::error!(error = %e, "a failed transaction could not be rolled back");
         }
-        tracing::error!(error = %explain(path, error), writes = told.len() + batch.len(), "nothing was written");
+        tracing::error!(error = %failed.explain(path), writes = told.len() + batch.len(), "nothing was written");
     }
-    let verdict = || result.as_ref().copied().map_err(|e| explain(path, e));
+    let verdict = || result.as_ref().copied().map_err(|failed| failed.explain(path));
     // Those that did not run hear it too.
     told.extend(batch.drain(..).map(|work| work(None)));
     told.into_iter().for_each(|tell| tell(verdict()));
