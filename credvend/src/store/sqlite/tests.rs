@@ -395,3 +395,49 @@ async fn no_listing_scans_or_sorts_the_table() {
         assert!(plan.iter().all(good), "{sql}: {plan:?}");
     }
 }
+
+/// Every statement in these files, by its text: whoever writes one that looks at all of a table that grows hears of it.
+#[tokio::test]
+async fn no_statement_scans_a_table_that_grows() {
+    const SOURCES: [&str; 7] = [
+        include_str!("../sqlite.rs"),
+        include_str!("issuances.rs"),
+        include_str!("news.rs"),
+        include_str!("notes.rs"),
+        include_str!("orders.rs"),
+        include_str!("rows.rs"),
+        include_str!("sessions.rs"),
+    ];
+    // A handful of rows each, whatever the site.
+    const SMALL: [&str; 5] = ["blocks", "heartbeat", "identity", "leases", "newest_news"];
+    let dir = TempDir::new().unwrap();
+    let store = SqliteStore::open(&at(&dir)).unwrap();
+    let mut seen = 0;
+    for text in SOURCES.iter().flat_map(|source| source.split('"').skip(1).step_by(2)) {
+        let sql = text.replace("{SESSION}", rows::SESSION);
+        let verb = ["SELECT ", "UPDATE ", "DELETE ", "INSERT "].iter().any(|verb| sql.starts_with(verb));
+        // What is put together of parts is planned in the test above.
+        if !verb || sql.contains('{') || !sql.contains(' ') || sql.ends_with("WHERE (opened, seq) < (:at, :seq)") {
+            continue;
+        }
+        seen += 1;
+        let planned = sql.clone();
+        let plan: Vec<String> = store
+            .readers
+            .read(move |db| {
+                let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {planned}"))?;
+                statement.raw_query().mapped(|row| row.get::<_, String>(3)).collect()
+            })
+            .await
+            .unwrap_or_else(|e| panic!("{sql}: {e}"));
+        let scans = |step: &String| {
+            step.strip_prefix("SCAN ").is_some_and(|what| {
+                // The open orders alone, as a rule none.
+                !matches!(what, "CONSTANT ROW" | "orders USING INDEX orders_open")
+                    && !SMALL.contains(&what.split(' ').next().unwrap_or_default())
+            })
+        };
+        assert!(!plan.iter().any(scans), "{sql}: {plan:?}");
+    }
+    assert!(seen > 30, "only {seen} statements were found");
+}
