@@ -33,6 +33,7 @@ pub mod report;
 pub mod sabotage;
 pub mod schedule;
 pub mod taken;
+pub mod trail;
 
 use clock::{Ms, now};
 use faults::{Dealt, deal, heal};
@@ -159,6 +160,7 @@ impl<'a> Soak<'a> {
         let mut found = std::mem::take(&mut *locked(&self.found));
         found.add(invariants::at_the_end(&history));
         found.add(logs::check(self.cluster, &history.secrets));
+        found.add(trail::Trail::of(self.cluster).check(&history));
         let judged = invariants::serving::judged(&history);
         Ok(Outcome { history, violations: found.all(), judged })
     }

@@ -12,10 +12,10 @@ const PIECE: usize = 16;
 /// What must not stand in any log, secrets and words.
 pub fn check(cluster: &Cluster, secrets: &BTreeSet<String>) -> Vec<Violation> {
     let mut found = Vec::new();
-    let logs = fs::read_dir(cluster.run_dir().join("log")).into_iter().flatten().flatten();
-    for log in logs {
-        let name = log.file_name().to_string_lossy().into_owned();
-        let text = String::from_utf8_lossy(&fs::read(log.path()).unwrap_or_default()).into_owned();
+    let logs = fs::read_dir(cluster.run_dir().join("log")).into_iter().flatten().flatten().map(|log| log.path());
+    for log in logs.chain([cluster.run_dir().join("credvend/audit.jsonl")]) {
+        let name = log.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
         found.extend(daemons::log(&name, &text, in_text(secrets, &text).into_iter()));
     }
     found

@@ -129,6 +129,10 @@ pub fn keep(run_dir: &Path, seed: u64, outcome: &Outcome) -> Result<PathBuf> {
     for log in fs::read_dir(run_dir.join("log"))?.flatten() {
         fs::copy(log.path(), to.join(log.file_name()))?;
     }
+    let audit = run_dir.join("credvend/audit.jsonl");
+    if audit.exists() {
+        fs::copy(audit, to.join("audit.jsonl"))?;
+    }
     fs::write(to.join("deeds.txt"), deeds(&outcome.history))?;
     fs::write(to.join("report.txt"), text(seed, outcome))?;
     fs::write(to.join("history.json"), serde_json::to_vec(&outcome.history)?)?;
