@@ -67,7 +67,7 @@ pub struct Run {
     pub keys: BTreeMap<String, Served>,
     /// 503s and connections without an answer.
     pub streaks: Vec<Streak>,
-    /// 403s: when sent, and the code. The first hundred.
+    /// 403s: when they came, and the code. The first hundred.
     pub refusals: Vec<(Ms, String)>,
     /// Whether the last answer was a 200, and when it was asked for.
     pub last: Option<(Ms, bool)>,
@@ -167,6 +167,8 @@ pub struct Counts {
     pub requeued: u64,
     /// Nodes that Slurm drained since it had lost a job and given its id again.
     pub duplicate_ids: u64,
+    /// Records that stayed since Slurm lost the job's epilog.
+    pub lost_epilogs: usize,
     /// Credentials that were copied away and tried at the end.
     pub tried: usize,
     /// Requests by status; 0: no answer.
@@ -249,7 +251,7 @@ impl History {
                 served.times += 1;
                 served.role = asked.role;
             }
-            403 if run.refusals.len() < MAX_REFUSALS => run.refusals.push((asked.sent, asked.code)),
+            403 if run.refusals.len() < MAX_REFUSALS => run.refusals.push((asked.got, asked.code)),
             403 => {}
             0 | 503 if run.streak_open => {
                 if let Some(streak) = run.streaks.last_mut() {
@@ -266,6 +268,20 @@ impl History {
         if asked.status == 403 {
             run.streak_open = false;
         }
+    }
+
+    /// Whether Slurm itself may have lost a job's epilog on a node: slurmd was killed there while the job ended, and slurmctld
+    /// was killed and forgot that it had been ending.
+    pub fn lost_epilog(&self, job: u32, node: &str) -> bool {
+        let lives = || self.jobs.iter().filter(|((id, _), _)| *id == job).map(|(_, job)| job);
+        let within = |span: &Span| {
+            lives()
+                .any(|job| job.seen <= span.until.unwrap_or(Ms::MAX) && job.over.is_none_or(|over| span.from <= over))
+        };
+        let ended = |span: &&Span| span.fault.how != How::Freeze && within(span);
+        let mut of = self.faults.iter().filter(ended).map(|span| &span.fault.target);
+        let slurmd = of.clone().any(|target| matches!(target, Target::Slurmd(host) if host == node));
+        slurmd && of.any(|target| *target == Target::Slurmctld)
     }
 
     /// How many faults of each kind were dealt.
@@ -301,5 +317,25 @@ impl History {
             }
         }
         clear
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slurm_loses_an_epilog_only_when_both_its_daemons_were_killed_meanwhile() {
+        let mut history = History::default();
+        history.jobs.insert((7, 1), Job { seen: 100, over: Some(900), ..Job::default() });
+        let span = |target, how, from| Span { fault: Fault { target, how }, from, until: Some(from + 50) };
+        history.faults.push(span(Target::Slurmd("n1".into()), How::Kill, 500));
+        assert!(!history.lost_epilog(7, "n1"));
+        history.faults.push(span(Target::Slurmctld, How::Freeze, 500));
+        history.faults.push(span(Target::Slurmctld, How::Kill, 20));
+        assert!(!history.lost_epilog(7, "n1"), "a freeze forgets nothing, and the kill was earlier");
+        history.faults.push(span(Target::Slurmctld, How::Kill, 400));
+        assert!(history.lost_epilog(7, "n1"));
+        assert!(!history.lost_epilog(7, "n2") && !history.lost_epilog(8, "n1"));
     }
 }

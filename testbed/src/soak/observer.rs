@@ -257,12 +257,16 @@ impl<'a> Observer<'a> {
         self.uses(history);
     }
 
-    /// What is left of job records on the nodes.
-    pub fn left_on_nodes(&self) -> Vec<PathBuf> {
-        let nodes = self.cluster.nodes().iter();
-        let dirs = nodes
-            .flat_map(|node| ["jobs", "ended", "new", "tokens"].map(|dir| node.path(&format!("/run/credd/{dir}"))));
-        dirs.flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())).collect()
+    /// What is left of job records, and on which node.
+    pub fn left_on_nodes(&self) -> Vec<(String, PathBuf)> {
+        let mut left = Vec::new();
+        for node in self.cluster.nodes() {
+            for dir in ["jobs", "ended", "new", "tokens"] {
+                let entries = fs::read_dir(node.path(&format!("/run/credd/{dir}"))).into_iter().flatten().flatten();
+                left.extend(entries.map(|entry| (node.name().to_owned(), entry.path())));
+            }
+        }
+        left
     }
 }
 

@@ -52,6 +52,7 @@ pub fn json(seed: u64, outcome: &Outcome) -> Value {
         "cancelled": history.counts.cancelled,
         "requeued": history.counts.requeued,
         "nodes-drained-for-ids-that-slurmctld-gave-twice": history.counts.duplicate_ids,
+        "records-left-by-epilogs-that-slurm-lost": history.counts.lost_epilogs,
         "clients": history.runs.len(),
         "answers": history.counts.answers.iter().map(|(s, n)| (named(*s), *n)).collect::<std::collections::BTreeMap<_, _>>(),
         "identities-told-by-aws": history.runs.values().flat_map(|run| &run.identities).filter(|arn| arn.starts_with("arn:")).count(),
