@@ -14,6 +14,7 @@ use toml_edit::{Document, Table};
 
 use crate::audit::{self, Fsync, OnFailure};
 use crate::session_name::{Names, Part};
+use crate::source::turns::Rate;
 use crate::vending::AddressCheck;
 use fields::{Section, Source};
 
@@ -60,6 +61,8 @@ pub struct Config {
     pub aws: Aws,
     /// `[upstream]`: a central vending API that is asked instead of STS.
     pub upstream: Option<Upstream>,
+    /// `[sts]`: how often this process asks STS at most.
+    pub sts: Rate,
     /// `[[cluster]]`, at least one.
     pub clusters: Vec<Cluster>,
     /// `[limits]`.
@@ -330,6 +333,7 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         store,
         aws: read_aws(root.section("aws", empty)),
         upstream: read_upstream(root, empty),
+        sts: read_sts(root.section("sts", empty)),
         clusters: read_clusters(root),
         limits: read_limits(root.section("limits", empty)),
         log: read_log(root.section("log", empty)),
@@ -494,6 +498,16 @@ fn read_revokers(section: &Section<'_, '_>) -> Vec<RoleArn> {
         }
     }
     revokers
+}
+
+fn read_sts(section: Section<'_, '_>) -> Rate {
+    let usual = Rate::default();
+    let rate = Rate {
+        per_second: section.number("rate", 1, 10_000).unwrap_or(usual.per_second),
+        burst: section.number("burst", 1, 10_000).unwrap_or(usual.burst),
+    };
+    section.finish();
+    rate
 }
 
 fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {

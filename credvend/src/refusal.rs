@@ -3,6 +3,8 @@
 //! `docs/errors.md` is this table with what an AWS SDK then does. credd turns a final refusal into 403 for the job and
 //! a passing one into 503 once the SDK's patience ends; it never passes a 429 on.
 
+use std::time::Duration;
+
 use credd_protocol::node_api::ApiError;
 use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, RoleName, SessionId};
 
@@ -154,6 +156,14 @@ pub enum Refusal {
         /// AWS' reason and the remedy.
         why: String,
     },
+    /// It can be done, but not within the caller's patience.
+    #[error("{why}")]
+    Busy {
+        /// What is waited for.
+        why: String,
+        /// When to ask again: at least one second.
+        again_in: Duration,
+    },
     /// Something else is out of order for now.
     #[error("{0}")]
     Unavailable(String),
@@ -186,6 +196,7 @@ impl Refusal {
             Refusal::SessionEnded { .. } => "SessionEnded",
             Refusal::Blocked { .. } => "Blocked",
             Refusal::RoleRefused { .. } => "RoleRefused",
+            Refusal::Busy { .. } => "Busy",
             Refusal::Unavailable(_) => "Unavailable",
             Refusal::Internal(_) => "Internal",
         }
@@ -199,7 +210,7 @@ impl Refusal {
             Refusal::UnknownSession(_) | Refusal::NotFound(_) => 404,
             Refusal::MethodNotAllowed(_) => 405,
             Refusal::TooLarge(_) => 413,
-            Refusal::Unavailable(_) => 503,
+            Refusal::Unavailable(_) | Refusal::Busy { .. } => 503,
             Refusal::Internal(_) => 500,
             _ => 403,
         }
@@ -212,6 +223,7 @@ impl Refusal {
         matches!(
             self,
             Refusal::Unavailable(_)
+                | Refusal::Busy { .. }
                 | Refusal::Internal(_)
                 | Refusal::RoleRefused { .. }
                 | Refusal::Blocked { .. }
@@ -226,7 +238,18 @@ impl Refusal {
 
     /// As it goes over the wire.
     pub fn to_api_error(&self) -> ApiError {
-        ApiError { code: self.code().to_owned(), message: self.to_string(), retry: self.retry() }
+        ApiError {
+            code: self.code().to_owned(),
+            message: self.to_string(),
+            retry: self.retry(),
+            retry_after: self.retry_after(),
+        }
+    }
+
+    /// After how many seconds it is worth asking again, where that is known. Never in a 429: SDKs take that for the end.
+    pub fn retry_after(&self) -> Option<u32> {
+        let Refusal::Busy { again_in, .. } = self else { return None };
+        Some(u32::try_from(again_in.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).clamp(1, 3600))
     }
 }
 
@@ -261,6 +284,7 @@ impl Refusal {
         match error {
             SourceError::Refused(why) => Refusal::RoleRefused { role: role.clone(), why },
             SourceError::Unavailable(why) | SourceError::Ended(why) => Refusal::Unavailable(why),
+            SourceError::Busy { why, again_in } => Refusal::Busy { why, again_in },
         }
     }
 }
@@ -298,6 +322,7 @@ mod tests {
             Refusal::SessionEnded { session, status: "COMPLETED", why: text() },
             Refusal::Blocked { whom: text(), by: text(), why: text() },
             Refusal::RoleRefused { role, why: text() },
+            Refusal::Busy { why: text(), again_in: Duration::from_millis(1500) },
             Refusal::Unavailable(text()),
             Refusal::Internal(text()),
         ]

@@ -1,8 +1,10 @@
 //! The source seam: where credentials come from: STS, or an upstream vending API that asks STS in our place.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use credd_protocol::credentials::Credentials;
-use credd_protocol::{RoleArn, SessionId, UserName};
+use credd_protocol::{ProjectId, RoleArn, SessionId, UserName};
 use time::OffsetDateTime;
 
 use crate::store::Session;
@@ -10,6 +12,7 @@ use crate::store::Session;
 pub mod aws;
 pub mod failure;
 pub mod sts;
+pub mod turns;
 pub mod upstream;
 
 /// What is asked of the source.
@@ -17,6 +20,8 @@ pub mod upstream;
 pub struct AssumeRequest {
     /// For whom, for messages.
     pub session: SessionId,
+    /// Whose share of the rate it uses.
+    pub project: ProjectId,
     /// Which role.
     pub role_arn: RoleArn,
     /// The role-session name, composed by credvend: 2 to 64 of `[\w+=,.@-]`.
@@ -53,11 +58,26 @@ pub enum SourceError {
     /// An upstream has ended the session, so it is over here too.
     #[error("{0}")]
     Ended(String),
+    /// So many ask that this one would wait for too long.
+    #[error("{why}")]
+    Busy {
+        /// In a sentence.
+        why: String,
+        /// When it may be worth asking again.
+        again_in: Duration,
+    },
 }
 
 /// Gives credentials of roles.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
+    /// Waits until a request of this project may be sent. To be called once before each [`Source::assume`], which then does
+    /// not wait for others.
+    async fn turn(&self, project: &ProjectId) -> Result<(), SourceError>;
+
+    /// How long a request of this project that comes now will probably wait for its turn.
+    fn delay(&self, project: &ProjectId) -> Duration;
+
     /// One AssumeRole, with a deadline and bounded retries inside. The sentence of an error names the role and the
     /// remedy (which trust policy must name whom, which permission is missing).
     async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError>;

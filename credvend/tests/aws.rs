@@ -21,6 +21,7 @@ use time::{Duration, OffsetDateTime};
 fn request(role: &str, name: &str) -> AssumeRequest {
     AssumeRequest {
         session: "3f2c8a54-8d5e-4b8e-9d2a-0c8b3f6d7e11".parse().unwrap(),
+        project: "genomics".parse().unwrap(),
         role_arn: role.parse().unwrap(),
         session_name: name.into(),
         duration_seconds: 3600,

@@ -199,6 +199,9 @@ pub struct ApiError {
     pub message: String,
     /// Whether the same request may succeed later.
     pub retry: bool,
+    /// In how many seconds, where credvend knows: sooner it will not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u32>,
 }
 
 #[cfg(test)]

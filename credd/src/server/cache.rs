@@ -167,6 +167,9 @@ const REFETCH_SPREAD: Duration = Duration::from_secs(10);
 /// So many of the oldest entries are looked at for one that can go.
 const EVICTION_LOOKS: usize = 64;
 
+/// What credvend says about when to ask again is believed up to this.
+const LONGEST_BUSY: Duration = Duration::from_secs(60);
+
 /// How the cache is configured.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheSettings {
@@ -292,9 +295,19 @@ impl Cache {
                     entry.failures = entry.failures.saturating_add(1);
                     let dice = &*self.dice;
                     let (failures, outage) = (entry.failures, matches!(trouble, Trouble::Outage(_)));
-                    let wait = if outage { AFTER_OUTAGE } else { AFTER_NO }.wait(failures, dice);
+                    let (wait, behind) = match trouble {
+                        // Thousands of nodes may have been told the same.
+                        Trouble::Busy(_, after) => {
+                            let wait = after.min(&LONGEST_BUSY).mul_f64(1.0 + dice.roll() / 10.0);
+                            (wait, wait)
+                        }
+                        _ => {
+                            let wait = if outage { AFTER_OUTAGE } else { AFTER_NO }.wait(failures, dice);
+                            (wait, IN_BACKGROUND.wait(failures, dice).max(wait))
+                        }
+                    };
                     entry.not_before = Some(now.mono + wait);
-                    entry.not_ahead_before = Some(now.mono + IN_BACKGROUND.wait(failures, dice).max(wait));
+                    entry.not_ahead_before = Some(now.mono + behind);
                     if matches!(trouble, Trouble::Never(_) | Trouble::Gone(_)) {
                         entry.document = None;
                     }

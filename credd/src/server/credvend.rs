@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
+use std::time::Duration;
 
 use credd_protocol::node_api::{
     ApiError, CredentialsRequest, CredentialsResponse, HEARD, HeardRequest, LeaveRequest, OPEN, OpenRequest,
@@ -137,7 +138,7 @@ impl Credvend {
         match trouble {
             Trouble::Outage(reason) => *self.problem.borrow_mut() = Some(reason.clone()),
             // A refusal is an answer.
-            Trouble::No(_) | Trouble::Never(_) | Trouble::Gone(_) => self.heard(),
+            Trouble::Busy(..) | Trouble::No(_) | Trouble::Never(_) | Trouble::Gone(_) => self.heard(),
         }
     }
 }
@@ -167,7 +168,10 @@ pub fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
         (false, _) if error.code == "UnknownSession" => Trouble::Gone(reason),
         (false, _) => Trouble::Never(reason),
         (true, true) => Trouble::No(reason),
-        (true, false) => Trouble::Outage(reason),
+        (true, false) => match error.retry_after {
+            Some(seconds) => Trouble::Busy(reason, Duration::from_secs(seconds.max(1).into())),
+            None => Trouble::Outage(reason),
+        },
     }
 }
 
@@ -235,7 +239,7 @@ mod tests {
 
         #[test]
         fn a_refusals_sentence_is_bounded_and_without_controls(message in any::<String>(), times in 1usize..2000) {
-            let error = ApiError { code: "X".into(), message: message.repeat(times), retry: false };
+            let error = ApiError { code: "X".into(), message: message.repeat(times), retry: false, retry_after: None };
             let trouble = refusal(StatusCode::FORBIDDEN, &serde_json::to_vec(&error).unwrap());
             prop_assert!(trouble.reason().chars().count() <= 1000 && !trouble.reason().contains(char::is_control));
         }
@@ -243,13 +247,18 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let body =
-            |retry| serde_json::to_vec(&ApiError { code: "X".into(), message: "a\u{1b}b".into(), retry }).unwrap();
+        let body = |retry| {
+            serde_json::to_vec(&ApiError { code: "X".into(), message: "a\u{1b}b".into(), retry, retry_after: None })
+                .unwrap()
+        };
         let of = |status: u16, retry| refusal(StatusCode::from_u16(status).unwrap(), &body(retry));
         assert_eq!(of(403, false), Trouble::Never("ab".into()));
         assert_eq!(of(403, true), Trouble::No("ab".into()));
         assert_eq!(of(401, true), Trouble::Outage("ab".into()));
         assert_eq!(of(503, true), Trouble::Outage("ab".into()));
+        let busy = br#"{"code":"Busy","message":"later","retry":true,"retry-after":7}"#;
+        let later = Trouble::Busy("later".into(), Duration::from_secs(7));
+        assert_eq!(refusal(StatusCode::SERVICE_UNAVAILABLE, busy), later);
         assert!(matches!(refusal(StatusCode::BAD_GATEWAY, b"<html>"), Trouble::Outage(_)));
         assert!(matches!(refusal(StatusCode::FORBIDDEN, b""), Trouble::Outage(_)), "a proxy's 403 is not credvend's");
     }

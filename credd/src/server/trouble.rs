@@ -1,11 +1,16 @@
 //! Why credvend did not give what was asked.
 
+use std::time::Duration;
+
 /// An exchange with credvend that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
     /// It could not be reached, did not answer in time, or cannot answer now. Asking again soon may help.
     #[error("{0}")]
     Outage(String),
+    /// It will have an answer, but not yet: there is no use in asking again sooner than it says.
+    #[error("{0}")]
+    Busy(String, Duration),
     /// It answered no, but an administrator may mend that while the job runs: ask again, seldom.
     #[error("{0}")]
     No(String),
@@ -21,7 +26,11 @@ impl Trouble {
     /// The sentence for the job's user.
     pub fn reason(&self) -> &str {
         match self {
-            Trouble::Outage(reason) | Trouble::No(reason) | Trouble::Never(reason) | Trouble::Gone(reason) => reason,
+            Trouble::Busy(reason, _)
+            | Trouble::Outage(reason)
+            | Trouble::No(reason)
+            | Trouble::Never(reason)
+            | Trouble::Gone(reason) => reason,
         }
     }
 }

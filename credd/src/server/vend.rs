@@ -116,7 +116,7 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
                             return Ok(body);
                         }
                     }
-                    Some(Err(trouble @ (Trouble::No(_) | Trouble::Outage(_)))) if still_open => {
+                    Some(Err(trouble @ (Trouble::No(_) | Trouble::Outage(_) | Trouble::Busy(..)))) if still_open => {
                         if let Some(body) = fallback.and_then(|document| living(server, document)) {
                             return Ok(body);
                         }
@@ -130,7 +130,7 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
             Next::Step(Step::Hold { until, trouble }, _) => match trouble {
                 Trouble::No(reason) => return Err(Denial::RefusedForNow { job, reason }),
                 Trouble::Never(reason) => return Err(Denial::Refused { job, reason }),
-                Trouble::Outage(reason) | Trouble::Gone(reason) => {
+                Trouble::Outage(reason) | Trouble::Gone(reason) | Trouble::Busy(reason, _) => {
                     if until >= deadline {
                         return Err(Denial::NotNow { job, reason });
                     }

@@ -200,6 +200,7 @@ pub async fn aws(config: &Config) -> anyhow::Result<(Arc<dyn Source>, Arc<dyn De
         sts_endpoint: config.aws.sts_endpoint.clone(),
         iam_endpoint: config.aws.iam_endpoint.clone(),
         allow_instance_metadata: config.aws.allow_instance_metadata,
+        rate: config.sts,
         ..AwsOptions::new(region)
     };
     let aws = Aws::load(options).await;

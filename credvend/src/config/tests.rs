@@ -58,7 +58,7 @@ fn the_examples_commented_options_exist_and_show_the_defaults() {
     let (config, short) = (Config::parse(&shown).unwrap(), Config::parse(SMALL).unwrap());
     assert_eq!((&config.listen, &config.state_dir, &config.store), (&short.listen, &short.state_dir, &short.store));
     assert_eq!((&config.limits, &config.log, config.localhost_port), (&short.limits, &short.log, short.localhost_port));
-    assert_eq!(config.names, short.names);
+    assert_eq!((&config.names, config.sts), (&short.names, short.sts));
     assert_eq!((config.plain_http, config.session_tokens), (short.plain_http, short.session_tokens));
     assert_eq!(config.audit, short.audit);
     assert_eq!((&config.projects, &config.admin_socket), (&short.projects, &short.admin_socket));
@@ -96,6 +96,17 @@ format = "xml"
     let lines: Vec<&str> = problems.iter().map(|p| p.split(':').next().unwrap()).collect();
     let expected = [1, 2, 3, 4, 6, 8, 9, 10, 12, 13, 16, 18, 19, 21].map(|n| format!("line {n}"));
     assert_eq!(lines, expected, "{problems:#?}");
+}
+
+#[test]
+fn the_rate_towards_sts_is_validated() {
+    let parse = |text: &str| Config::parse(&format!("[sts]\n{text}\n{SMALL}"));
+    let rate = parse("rate = 20\nburst = 5").unwrap().sts;
+    assert_eq!((rate.per_second, rate.burst), (20, 5));
+    assert_eq!((parse("").unwrap().sts.per_second, parse("").unwrap().sts.burst), (300, 100));
+    for text in ["rate = 0", "burst = 0", "rate = 10001", "rate = \"fast\"", "rates = 1"] {
+        assert!(parse(text).unwrap_err()[0].starts_with("line 2: sts.rate") || text.starts_with('b'), "{text}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, SessionId, TokenHash, UserName};
+use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, SessionId, TokenHash, UserName};
 use time::OffsetDateTime;
 
 use super::{Metrics, OfFailure, OfOperation, OfQuestion, OfResult};
@@ -70,6 +70,7 @@ macro_rules! store {
 store! {
     open(session: Session) -> Opened;
     get(id: SessionId) -> Option<Session>;
+    status(id: SessionId) -> Option<(SessionStatus, Option<String>)>;
     find_run(cluster: &ClusterName, run: &Run) -> Option<Session>;
     list_runs(cluster: &ClusterName, from: Option<&Cursor>) -> Page<OpenRun>;
     replace_token(id: SessionId, token: TokenHash) -> Option<Session>;
@@ -107,6 +108,14 @@ store! {
 
 #[async_trait]
 impl Source for Measured<dyn Source> {
+    async fn turn(&self, project: &ProjectId) -> Result<(), SourceError> {
+        self.inner.turn(project).await
+    }
+
+    fn delay(&self, project: &ProjectId) -> Duration {
+        self.inner.delay(project)
+    }
+
     async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
         let (begun, metrics) = (Instant::now(), &self.metrics);
         let _under_way = UnderWay::new(metrics);
@@ -115,7 +124,7 @@ impl Source for Measured<dyn Source> {
         let word = match &result {
             Ok(_) => "ok",
             Err(SourceError::Refused(_) | SourceError::Ended(_)) => "refused",
-            Err(SourceError::Unavailable(_)) => "unavailable",
+            Err(SourceError::Unavailable(_) | SourceError::Busy { .. }) => "unavailable",
         };
         metrics.assume_role.get_or_create(&OfResult { result: word }).inc();
         result

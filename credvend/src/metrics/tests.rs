@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use credd_protocol::RoleArn;
+use credd_protocol::{ProjectId, RoleArn};
 
 use super::measured::Measured;
 use super::*;
@@ -16,6 +16,14 @@ struct NoAws;
 
 #[async_trait]
 impl Source for NoAws {
+    async fn turn(&self, _: &ProjectId) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn delay(&self, _: &ProjectId) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+
     async fn assume(&self, _: &AssumeRequest) -> Result<Assumed, SourceError> {
         Err(SourceError::Unavailable("throttled".into()))
     }
@@ -37,6 +45,7 @@ async fn used() -> (Arc<Metrics>, tempfile::TempDir) {
     let role_arn: RoleArn = "arn:aws:iam::123456789012:role/g".parse().unwrap();
     let source = Measured::<dyn Source>::new(Arc::new(NoAws), metrics.clone());
     let request = AssumeRequest {
+        project: "genomics".parse().unwrap(),
         session: credd_protocol::SessionId::random(),
         role_arn,
         session_name: "lab-alice-n1".into(),

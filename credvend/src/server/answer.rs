@@ -18,6 +18,7 @@ pub type AnyBody = UnsyncBoxBody<Bytes, Infallible>;
 pub struct Reply {
     status: StatusCode,
     content_type: &'static str,
+    retry_after: Option<u32>,
     body: AnyBody,
 }
 
@@ -30,6 +31,9 @@ impl Reply {
         headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(self.content_type));
         headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
         headers.insert("x-content-type-options", header::HeaderValue::from_static("nosniff"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
         response
     }
 }
@@ -44,12 +48,17 @@ pub fn json(status: u16, value: &impl Serialize) -> Reply {
 
 fn raw(status: u16, bytes: Vec<u8>) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Reply { status, content_type: "application/json", body: Full::new(Bytes::from(bytes)).boxed_unsync() }
+    Reply {
+        status,
+        content_type: "application/json",
+        retry_after: None,
+        body: Full::new(Bytes::from(bytes)).boxed_unsync(),
+    }
 }
 
 /// One JSON document a line, until the sender stops.
 pub fn lines(body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static) -> Reply {
-    Reply { status: StatusCode::OK, content_type: "application/x-ndjson", body: body.boxed_unsync() }
+    Reply { status: StatusCode::OK, content_type: "application/x-ndjson", retry_after: None, body: body.boxed_unsync() }
 }
 
 /// A refusal: for an SDK in both of the spellings that SDKs read, else as credd and heads read it.
@@ -59,5 +68,5 @@ pub fn refused(refusal: &Refusal, for_sdk: bool) -> Reply {
     } else {
         serde_json::to_vec(&refusal.to_api_error()).unwrap_or_default()
     };
-    raw(refusal.status(), bytes)
+    Reply { retry_after: refusal.retry_after(), ..raw(refusal.status(), bytes) }
 }

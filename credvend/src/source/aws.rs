@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::SourceError;
 use super::failure::Failure;
+use super::turns::{Rate, Turns};
 
 /// How long calls to AWS may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub struct AwsOptions {
     pub attempts: u32,
     /// Calls at the same time; others wait within their deadline.
     pub concurrency: usize,
+    /// AssumeRole calls in a second.
+    pub rate: Rate,
 }
 
 impl AwsOptions {
@@ -71,7 +74,9 @@ impl AwsOptions {
             allow_instance_metadata: false,
             timeouts: AwsTimeouts::default(),
             attempts: 3,
-            concurrency: 64,
+            // What the usual rate needs while AWS takes a second to answer.
+            concurrency: 256,
+            rate: Rate::default(),
         }
     }
 }
@@ -107,6 +112,8 @@ pub struct Aws {
     options: AwsOptions,
     config: SdkConfig,
     sts: aws_sdk_sts::Client,
+    sts_once: aws_sdk_sts::Client,
+    turns: Turns,
     places: Semaphore,
     identity: Mutex<Option<Identity>>,
 }
@@ -154,8 +161,11 @@ impl Aws {
         if let Some(endpoint) = &options.sts_endpoint {
             sts = sts.endpoint_url(endpoint);
         }
+        let once = sts.clone().retry_config(RetryConfig::disabled());
         Arc::new(Aws {
             sts: aws_sdk_sts::Client::from_conf(sts.build()),
+            sts_once: aws_sdk_sts::Client::from_conf(once.build()),
+            turns: Turns::new(options.rate),
             places: Semaphore::new(options.concurrency.max(1)),
             identity: Mutex::default(),
             options,
@@ -170,6 +180,15 @@ impl Aws {
 
     pub(crate) fn sts(&self) -> &aws_sdk_sts::Client {
         &self.sts
+    }
+
+    /// A client that tries once: whoever uses it takes a turn for each attempt.
+    pub(crate) fn sts_once(&self) -> &aws_sdk_sts::Client {
+        &self.sts_once
+    }
+
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// IAM with other credentials than credvend's own, which have no business there.

@@ -6,6 +6,8 @@ use std::fmt::Debug;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use time::format_description::well_known::Rfc2822;
+use time::{Duration, OffsetDateTime};
 
 /// The kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,16 @@ pub enum Kind {
     Passing,
 }
 
+impl Kind {
+    /// Whether the same call may go through a moment later.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Kind::Throttled | Kind::Passing)
+    }
+}
+
+/// A clock that is this far from AWS' is named as the cause: AWS takes signatures that are five minutes old.
+const SKEW: Duration = Duration::minutes(4);
+
 /// One failed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -44,7 +56,12 @@ impl Failure {
         if let SdkError::ServiceError(context) = error {
             let (code, message) = (context.err().code().unwrap_or("no code"), context.err().message().unwrap_or(""));
             let status = context.raw().status().as_u16();
-            return Failure { kind: kind_of(code, status), words: shown(&format!("{code}: {message}")) };
+            let kind = kind_of(code, status);
+            let clock = match kind {
+                Kind::Own => clock_differs(context.raw().headers().get("date"), OffsetDateTime::now_utc()),
+                _ => None,
+            };
+            return Failure { kind, words: shown(&format!("{code}: {message}{}", clock.unwrap_or_default())) };
         }
         if let Some(own) = find::<CredentialsError>(error) {
             return Failure { kind: Kind::Own, words: shown(&chain(own)) };
@@ -94,13 +111,25 @@ fn kind_of(code: &str, status: u16) -> Kind {
         | "IncompleteSignature"
         | "InvalidAccessKeyId"
         | "OptInRequired"
-        | "RequestExpired" => Kind::Own,
+        | "RequestExpired"
+        | "RequestTimeTooSkewed"
+        | "RequestInTheFuture" => Kind::Own,
         "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException" | "SlowDown" => {
             Kind::Throttled
         }
         _ if status == 429 => Kind::Throttled,
         _ => Kind::Passing,
     }
+}
+
+/// Signatures and expiries are times: where AWS' clock and this machine's differ, that is what must be mended.
+fn clock_differs(date: Option<&str>, here: OffsetDateTime) -> Option<String> {
+    let there = OffsetDateTime::parse(date?, &Rfc2822).ok()?;
+    let ahead = here - there;
+    (ahead.abs() > SKEW).then(|| {
+        let how = if ahead.is_positive() { "ahead of" } else { "behind" };
+        format!("; this machine's clock is {} s {how} AWS': set it right (NTP)", ahead.abs().whole_seconds())
+    })
 }
 
 /// The first error of a type in the chain.
@@ -155,6 +184,18 @@ mod tests {
     fn what_aws_says_is_shown_without_its_control_characters() {
         assert_eq!(shown("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
         assert_eq!(shown(&"é".repeat(500)).chars().count(), 401);
+    }
+
+    #[test]
+    fn a_clock_that_differs_is_named() {
+        let here = time::macros::datetime!(2026-11-22 18:00 UTC);
+        assert_eq!(clock_differs(Some("Sun, 22 Nov 2026 17:59:00 GMT"), here), None);
+        assert_eq!(clock_differs(Some("yesterday"), here), None);
+        assert_eq!(clock_differs(None, here), None);
+        let words = clock_differs(Some("Sun, 22 Nov 2026 17:50:00 GMT"), here).unwrap();
+        assert!(words.contains("600 s ahead of AWS'"), "{words}");
+        let words = clock_differs(Some("Sun, 22 Nov 2026 19:00:00 GMT"), here).unwrap();
+        assert!(words.contains("3600 s behind AWS'"), "{words}");
     }
 
     #[test]

@@ -1,21 +1,28 @@
 //! AssumeRole through STS.
 
 use std::sync::Arc;
+use std::time::Duration as Wait;
 
 use async_trait::async_trait;
 use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
 use aws_sdk_sts::types::Tag;
 use credd_protocol::credentials::Credentials;
-use credd_protocol::{RoleArn, Secret};
+use credd_protocol::{ProjectId, RoleArn, Secret};
 use time::{Duration, OffsetDateTime};
+use tokio::time::Instant;
 
 use super::aws::Aws;
 use super::failure::{Failure, Kind};
+use super::turns::Crowded;
 use super::{AssumeRequest, Assumed, Source, SourceError};
 use crate::clock::{Clock, SystemClock};
 
 /// How far AWS' clock and ours may differ before an expiry makes no sense.
 const SKEW: Duration = Duration::minutes(5);
+/// AWS gives nothing shorter, in seconds.
+const SHORTEST: u32 = 900;
+/// Before the first repetition; twice as long before the next.
+const PAUSE: Wait = Wait::from_millis(200);
 /// The longest part of a document that is taken: session tokens have some 1,000 characters, 4,096 were announced.
 const MAX_PART: usize = 8192;
 
@@ -96,39 +103,100 @@ fn invalid(request: &AssumeRequest, failure: &Failure) -> String {
     )
 }
 
-#[async_trait]
-impl Source for StsSource {
-    async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
+impl StsSource {
+    /// One attempt.
+    async fn attempt(&self, request: &AssumeRequest, tags: Option<Vec<Tag>>) -> Result<Assumed, Failure> {
         let issued = self.clock.now();
-        let tags: Result<Vec<Tag>, _> =
-            request.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
-        let tags =
-            tags.map_err(|error| SourceError::Refused(format!("session tags of {}: {error}", request.role_arn)))?;
         let call = self
             .aws
-            .sts()
+            .sts_once()
             .assume_role()
             .role_arn(request.role_arn.as_str())
             .role_session_name(&request.session_name)
             .duration_seconds(i32::try_from(request.duration_seconds).unwrap_or(i32::MAX))
             .set_source_identity(request.source_identity.clone())
-            .set_tags((!tags.is_empty()).then_some(tags));
-        let answer = match self.aws.within(call.send()).await {
-            Some(Ok(answer)) => answer,
-            Some(Err(error)) => return Err(self.explain(request, &Failure::of(&error)).await),
-            None => return Err(SourceError::Unavailable(self.aws.late("STS"))),
-        };
-        read(request, issued, answer).map_err(|why| {
-            SourceError::Unavailable(format!(
-                "AWS STS gave an answer for {} that cannot be used: {why}",
-                request.role_arn
-            ))
-        })
+            .set_tags(tags);
+        match self.aws.within(call.send()).await {
+            Some(Ok(answer)) => read(request, issued, answer).map_err(|why| Failure {
+                kind: Kind::Passing,
+                words: format!("its answer for {} cannot be used: {why}", request.role_arn),
+            }),
+            Some(Err(error)) => Err(Failure::of(&error)),
+            None => Err(Failure { kind: Kind::Passing, words: self.aws.late("STS") }),
+        }
+    }
+
+    fn busy(&self, crowded: Crowded) -> SourceError {
+        SourceError::Busy {
+            why: format!(
+                "{} requests for credentials wait for AWS STS, which credvend asks {:.0} times a second at most; ask again in {} s",
+                self.aws.turns().waiting(),
+                self.aws.turns().rate(),
+                crowded.again_in.as_secs()
+            ),
+            again_in: crowded.again_in,
+        }
+    }
+}
+
+#[async_trait]
+impl Source for StsSource {
+    async fn turn(&self, project: &ProjectId) -> Result<(), SourceError> {
+        self.aws.turns().turn(project).await.map_err(|crowded| self.busy(crowded))
+    }
+
+    fn delay(&self, project: &ProjectId) -> Wait {
+        self.aws.turns().delay(project)
+    }
+
+    /// What may pass is tried again, a few times and within the deadline, each time with a turn of its own: what AWS is
+    /// asked in a second does not grow when it fails. An answer that is no answer counts as a failure that may pass.
+    async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
+        let tags: Result<Vec<Tag>, _> =
+            request.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
+        let tags =
+            tags.map_err(|error| SourceError::Refused(format!("session tags of {}: {error}", request.role_arn)))?;
+        let tags = (!tags.is_empty()).then_some(tags);
+        let options = self.aws.options();
+        let (total, deadline) = (options.timeouts.total, Instant::now() + options.timeouts.total);
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let late = Failure { kind: Kind::Passing, words: self.aws.late("STS") };
+            let attempted = tokio::time::timeout_at(deadline, self.attempt(request, tags.clone())).await;
+            let failure = match attempted.unwrap_or(Err(late)) {
+                Ok(assumed) => return Ok(assumed),
+                Err(failure) => failure,
+            };
+            if failure.kind == Kind::Throttled {
+                self.aws.turns().throttled();
+            }
+            let pause = PAUSE.min(total / 8) * 2u32.pow(attempt.min(4) - 1);
+            if !failure.kind.may_pass() || attempt >= options.attempts.max(1) || Instant::now() + pause >= deadline {
+                return Err(self.explain(request, &failure).await);
+            }
+            tracing::debug!(session = %request.session, role = %request.role_arn, why = failure.words, "STS is asked again");
+            let again = async {
+                tokio::time::sleep(pause.mul_f64(1.0 + jitter())).await;
+                self.aws.turns().again(&request.project).await
+            };
+            if !matches!(tokio::time::timeout_at(deadline, again).await, Ok(Ok(()))) {
+                return Err(self.explain(request, &failure).await);
+            }
+        }
     }
 
     async fn identity(&self) -> Result<String, SourceError> {
         Ok(self.aws.identity().await?.arn)
     }
+}
+
+/// Up to one half. It spreads load; nothing hangs on it.
+fn jitter() -> f64 {
+    let mut byte = [0u8; 1];
+    // Without it all wait alike.
+    let _ = getrandom::fill(&mut byte);
+    f64::from(byte[0]) / 512.0
 }
 
 /// Takes an answer only if it is whole and about what was asked: never an empty document, never somebody else's.
@@ -143,8 +211,15 @@ fn read(request: &AssumeRequest, issued: OffsetDateTime, answer: AssumeRoleOutpu
     part("SessionToken", &given.session_token)?;
     let expiration =
         OffsetDateTime::from_unix_timestamp(given.expiration.secs()).map_err(|_| "its Expiration is no time")?;
+    let least = issued + Duration::seconds(i64::from(request.duration_seconds.min(SHORTEST))) - SKEW;
     if expiration <= issued {
         return Err(format!("it expired at {expiration}, and here it is {issued}: is credvend's clock right?"));
+    }
+    if expiration < least {
+        return Err(format!(
+            "it lives until {expiration} only, and here it is {issued}, although {} s were asked for: is credvend's clock right?",
+            request.duration_seconds
+        ));
     }
     let latest = issued + Duration::seconds(i64::from(request.duration_seconds)) + SKEW;
     if expiration > latest {

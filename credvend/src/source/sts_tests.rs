@@ -1,7 +1,6 @@
 //! AssumeRole against a scripted endpoint; `tests/aws.rs` has the pretend AWS that enforces policies.
 
 use std::sync::Mutex;
-use std::time::Duration as Wait;
 
 use aws_credential_types::Credentials as Own;
 use time::format_description::well_known::Rfc3339;
@@ -9,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::aws::AwsOptions;
+use super::super::turns::Rate;
 use super::*;
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/projects/genomics";
@@ -17,6 +17,7 @@ const ROLE: &str = "arn:aws:iam::123456789012:role/projects/genomics";
 #[derive(Clone)]
 enum Reply {
     Say(u16, String),
+    Dated(u16, String, String),
     Hang,
 }
 
@@ -54,11 +55,13 @@ async fn answer(mut stream: TcpStream, bodies: Arc<Mutex<Vec<String>>>, script: 
         bodies.push(body.clone());
         bodies.len() - 1
     };
-    match script(&body, before) {
+    let reply = script(&body, before);
+    let date = if let Reply::Dated(_, date, _) = &reply { format!("Date: {date}\r\n") } else { String::new() };
+    match reply {
         Reply::Hang => std::future::pending().await,
-        Reply::Say(status, text) => {
+        Reply::Say(status, text) | Reply::Dated(status, _, text) => {
             let head = format!(
-                "HTTP/1.1 {status} X\r\nContent-Type: text/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                "HTTP/1.1 {status} X\r\n{date}Content-Type: text/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
                 text.len()
             );
             let _ = stream.write_all(format!("{head}{text}").as_bytes()).await;
@@ -77,6 +80,7 @@ async fn source(endpoint: &str, change: impl FnOnce(&mut AwsOptions)) -> StsSour
 fn request() -> AssumeRequest {
     AssumeRequest {
         session: "3f2c8a54-8d5e-4b8e-9d2a-0c8b3f6d7e11".parse().unwrap(),
+        project: "genomics".parse().unwrap(),
         role_arn: ROLE.parse().unwrap(),
         session_name: "lab-alice-n1".into(),
         duration_seconds: 3600,
@@ -281,4 +285,114 @@ async fn an_endpoint_that_hangs_or_is_gone_costs_no_more_than_the_deadline() {
     let closed = { format!("http://{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()) };
     let error = source(&closed, |_| {}).await.assume(&request()).await.unwrap_err();
     assert!(matches!(&error, SourceError::Unavailable(why) if why.contains("STS")), "{error:?}");
+}
+
+/// The connection ends without an answer, in the middle of one, or at once.
+async fn broken_off(how: usize) -> (String, Arc<Mutex<usize>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (count, kept) = {
+        let count: Arc<Mutex<usize>> = Arc::default();
+        (count.clone(), count)
+    };
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            *kept.lock().unwrap() += 1;
+            match how {
+                0 => {
+                    // With unread bytes in its buffer, a socket that is closed resets the connection.
+                    let _ = stream.readable().await;
+                }
+                1 => {
+                    let mut bytes = [0; 4096];
+                    let _ = stream.read(&mut bytes).await;
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n<AssumeRole").await;
+                }
+                _ => {}
+            }
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test]
+async fn connections_that_break_off_are_tried_again_and_explained() {
+    for how in 0..3 {
+        let (address, count) = broken_off(how).await;
+        let error = source(&address, |_| {}).await.assume(&request()).await.unwrap_err();
+        assert!(matches!(&error, SourceError::Unavailable(why) if why.contains("asked again")), "{how}: {error:?}");
+        let attempts = *count.lock().unwrap();
+        // The HTTP client may itself repeat what was not sent.
+        assert!((3..=6).contains(&attempts), "{how}: {attempts}");
+    }
+}
+
+#[tokio::test]
+async fn nonsense_is_asked_again_and_a_good_answer_after_it_is_served() {
+    let empty = "<AssumeRoleResponse><AssumeRoleResult></AssumeRoleResult></AssumeRoleResponse>";
+    for nonsense in [
+        Reply::Say(200, String::new()),
+        Reply::Say(200, empty.into()),
+        Reply::Say(200, "{\"hello\":\"from a proxy\"}".into()),
+        given("", &in_seconds(3600), "AROAEXAMPLE:lab-alice-n1", ARN),
+        given("t", "1970-01-01T00:00:00Z", "AROAEXAMPLE:lab-alice-n1", ARN),
+        given("t", "9999-12-31T23:59:59Z", "AROAEXAMPLE:lab-alice-n1", ARN),
+        given("t", &in_seconds(30), "AROAEXAMPLE:lab-alice-n1", ARN),
+    ] {
+        let (address, bodies) = endpoint(move |_, n| if n == 0 { nonsense.clone() } else { good() }).await;
+        let assumed = source(&address, |_| {}).await.assume(&request()).await.unwrap();
+        assert_eq!((assumed.credentials.token.expose(), bodies.lock().unwrap().len()), ("token", 2));
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_named_and_asked_about_once() {
+    for code in ["RequestExpired", "SignatureDoesNotMatch", "RequestTimeTooSkewed"] {
+        let late = error(403, code, "Signature expired: 20261122T170000Z is now earlier than 20261122T175500Z");
+        let Reply::Say(status, text) = late else { unreachable!() };
+        let late = Reply::Dated(status, "Sun, 22 Nov 2020 18:00:00 GMT".into(), text);
+        let (address, bodies) = endpoint(move |_, _| late.clone()).await;
+        let error = source(&address, |_| {}).await.assume(&request()).await.unwrap_err();
+        let SourceError::Unavailable(why) = &error else { panic!("{error:?}") };
+        assert!(
+            why.contains("credvend's own credentials") && why.contains("ahead of AWS'") && why.contains("NTP"),
+            "{why}"
+        );
+        assert_eq!(bodies.lock().unwrap().len(), 1, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn throttling_slows_everything_down_and_costs_turns() {
+    let (address, bodies) =
+        endpoint(|_, n| if n < 2 { error(400, "Throttling", "Rate exceeded") } else { good() }).await;
+    let source = source(&address, |options| options.rate = Rate { per_second: 100, burst: 1 }).await;
+    source.turn(&request().project).await.unwrap();
+    source.assume(&request()).await.unwrap();
+    assert_eq!(bodies.lock().unwrap().len(), 3);
+    let rate = source.aws.turns().rate();
+    assert!(rate < 95.0, "{rate}");
+}
+
+#[tokio::test]
+async fn what_aws_is_asked_in_a_second_does_not_grow_when_it_fails() {
+    let (address, bodies) = endpoint(|_, _| error(503, "ServiceUnavailable", "down")).await;
+    let slow = |options: &mut AwsOptions| {
+        options.rate = Rate { per_second: 20, burst: 1 };
+        options.timeouts.total = Wait::from_secs(2);
+    };
+    let source = Arc::new(source(&address, slow).await);
+    let begun = tokio::time::Instant::now();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let source = source.clone();
+        calls.spawn(async move {
+            let request = request();
+            source.turn(&request.project).await.unwrap();
+            source.assume(&request).await
+        });
+    }
+    assert!(calls.join_all().await.iter().all(|call| matches!(call, Err(SourceError::Unavailable(_)))));
+    let (asked, seconds) = (bodies.lock().unwrap().len(), begun.elapsed().as_secs_f64());
+    assert!((asked as f64) <= 20.0 * seconds + 2.0, "{asked} in {seconds} s");
 }

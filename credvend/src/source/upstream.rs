@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use credd_protocol::seed_api::{OpenSession, SessionStatus};
-use credd_protocol::{ClusterName, Secret, SessionId, UserName};
+use credd_protocol::{ClusterName, ProjectId, Secret, SessionId, UserName};
 use serde::{Deserialize, Serialize};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -336,6 +336,15 @@ fn newer(last: &str, now: OffsetDateTime) -> String {
 
 #[async_trait]
 impl Source for Upstream {
+    /// The upstream limits its own rate, and says so.
+    async fn turn(&self, _: &ProjectId) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn delay(&self, _: &ProjectId) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+
     async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
         let total = self.client.timeouts().total;
         let late = |_| Err(self.passing(&format!("it did not answer within {total:?}; it is asked again")));

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration as Wait;
 
 use credd_protocol::node_api::CredentialsResponse;
 use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{RoleArn, RoleName, SessionId};
 use time::{Duration, OffsetDateTime};
+use tokio::time::Instant;
 
 use super::blocking::Asking;
 use super::revoking::dying::{alive_from, may_kill};
@@ -20,8 +22,16 @@ use crate::session_name::{self, Named};
 use crate::source::{AssumeRequest, Source, SourceError};
 use crate::store::{Issuance, Origin, Session, Store, StoreError};
 
-/// The most documents that are kept for repeated questions (about 2 KB each).
-const MAX_KEPT: usize = 8192;
+/// The most documents that are kept for repeated questions (about 2 KB each): a job of 10,000 nodes that have names of
+/// their own, and others beside it.
+const MAX_KEPT: usize = 32_768;
+
+/// So long a caller waits for an answer. Then it is told when to come again: an SDK waits for 2 s as a rule, and credd, which
+/// stands between, has others who wait for the same.
+const PATIENCE: Wait = Wait::from_millis(1500);
+
+/// Who waited longer for a turn looks whether it is still worth while.
+const LONG: Wait = Wait::from_secs(1);
 
 /// AWS' refusal of a role is not asked for again for this long, whoever asks: a misconfigured project must not storm.
 const REFUSED_FOR: Duration = Duration::seconds(10);
@@ -61,9 +71,31 @@ struct Kept {
 
 /// What is known of one (session, role, name). Whoever holds `last` asks; the others wait for it.
 #[derive(Default)]
-struct Slot {
+pub(super) struct Slot {
     attempts: AtomicU64,
+    /// When the turn of the one who asks will probably come.
+    expected: Mutex<Option<Instant>>,
     last: tokio::sync::Mutex<Option<Result<(Role, CredentialsResponse), Failure>>>,
+}
+
+impl Slot {
+    fn expected(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is no answer yet.
+    fn busy(&self, role: &RoleArn) -> Refusal {
+        let turn = self.expected().map_or(Wait::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        // AWS needs a moment, too.
+        let again_in = turn + Wait::from_secs(1);
+        let why = if turn.is_zero() {
+            format!("AWS STS has been asked for credentials of {role} and has not answered yet; ask again in a moment")
+        } else {
+            let seconds = again_in.as_secs();
+            format!("the request for credentials of {role} waits for its turn at AWS STS; ask again in {seconds} s")
+        };
+        Refusal::Busy { why, again_in }
+    }
 }
 
 /// A failure that all who waited for the attempt share.
@@ -106,10 +138,14 @@ impl Vending {
         let asking = Asking { user: Some(&session.user), project: Some(&session.project), node, role: Some(&arn) };
         self.require_unblocked(asking).await?;
         let issuing = self.issuing.clone();
-        // A task of its own: a caller that gives up wastes no AssumeRole, its next try finds the answer.
-        let response = tokio::spawn(async move { issuing.get(want).await })
-            .await
-            .map_err(|e| Refusal::Internal(format!("issuing for session {id} ended abnormally: {e}")))?;
+        let slot = issuing.slot(&want);
+        let asked = slot.clone();
+        // A task of its own: a caller that gives up, or is told to come again, wastes no AssumeRole: its next try finds the
+        // answer.
+        let asking = tokio::spawn(async move { issuing.get(asked, want).await });
+        let Ok(response) = tokio::time::timeout(PATIENCE, asking).await else { return Err(slot.busy(&arn)) };
+        let response =
+            response.map_err(|e| Refusal::Internal(format!("issuing for session {id} ended abnormally: {e}")))?;
         let response = match response {
             Ok(response) => response,
             Err(Failure::Source(SourceError::Ended(why))) => {
@@ -177,8 +213,7 @@ impl Issuing {
         slot
     }
 
-    async fn get(&self, want: Want) -> Result<CredentialsResponse, Failure> {
-        let slot = self.slot(&want);
+    async fn get(&self, slot: Arc<Slot>, want: Want) -> Result<CredentialsResponse, Failure> {
         let seen = slot.attempts.load(Ordering::Acquire);
         let mut last = slot.last.lock().await;
         match &*last {
@@ -187,7 +222,8 @@ impl Issuing {
             Some(Err(failure)) if slot.attempts.load(Ordering::Acquire) > seen => return Err(failure.clone()),
             _ => {}
         }
-        let result = self.assume(&want).await;
+        let result = self.assume(&slot, &want).await;
+        *slot.expected() = None;
         slot.attempts.fetch_add(1, Ordering::AcqRel);
         *last = Some(match &result {
             Ok(response) => Ok((want.config.clone(), response.clone())),
@@ -205,14 +241,30 @@ impl Issuing {
         *config == want.config && left >= asked.max(whole * 2 / 3).min(whole * 9 / 10)
     }
 
-    async fn assume(&self, want: &Want) -> Result<CredentialsResponse, Failure> {
+    /// Waits for the project's turn, unless it is clear that nothing would come of it.
+    async fn turn(&self, slot: &Slot, want: &Want) -> Result<(), Failure> {
+        let (session, queued) = (&want.session, Instant::now());
+        self.remembered_refusal(&want.config.arn, self.clock.now())?;
+        *slot.expected() = Some(queued + self.source.delay(&session.project));
+        self.source.turn(&session.project).await.map_err(Failure::Source)?;
+        if queued.elapsed() > LONG {
+            // Much may have happened. The refusal itself, if there is one, is for the next who asks.
+            self.remembered_refusal(&want.config.arn, self.clock.now())?;
+            if self.store.status(session.id).await?.is_none_or(|(status, _)| status != SessionStatus::Active) {
+                return Err(Failure::Unavailable(format!("session {} ended while it waited for AWS", session.id)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn assume(&self, slot: &Slot, want: &Want) -> Result<CredentialsResponse, Failure> {
         let (session, config) = (&want.session, &want.config);
         let session_name = want.named.name.clone();
-        let now = self.clock.now();
+        self.turn(slot, want).await?;
         let source_identity = config.source_identity.then(|| session_name::source_identity(&session.user));
-        self.remembered_refusal(&config.arn, now)?;
         let request = AssumeRequest {
             session: session.id,
+            project: session.project.clone(),
             role_arn: config.arn.clone(),
             session_name: session_name.clone(),
             duration_seconds: config.duration_seconds,
@@ -317,6 +369,12 @@ fn tags(session: &Session) -> Vec<(String, String)> {
 
 #[cfg(test)]
 impl Issuing {
+    /// Some slot, while there is one.
+    pub(super) fn any_slot(&self) -> Arc<Slot> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.sessions.values().flat_map(HashMap::values).next().expect("there is one").clone()
+    }
+
     /// How many hold a place's slot: those who ask and those who wait for them.
     pub(super) fn waiting(&self) -> usize {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use credd_protocol::credentials::Credentials;
-use credd_protocol::{JobId, NodeName, RoleArn, Secret, Uid};
+use credd_protocol::{JobId, NodeName, ProjectId, RoleArn, Secret, Uid};
 use credvend::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
 use credvend::clock::SystemClock;
 use credvend::config::Tls;
@@ -83,6 +83,14 @@ pub struct Aws {
 
 #[async_trait]
 impl Source for Aws {
+    async fn turn(&self, _: &ProjectId) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn delay(&self, _: &ProjectId) -> Duration {
+        Duration::ZERO
+    }
+
     async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
         self.asked.lock().unwrap().push(request.clone());
         let issued = OffsetDateTime::now_utc();

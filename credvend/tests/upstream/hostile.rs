@@ -67,6 +67,7 @@ async fn before(url: &str) -> World {
 impl World {
     async fn ask(&self) -> Result<Assumed, SourceError> {
         let request = AssumeRequest {
+            project: "genomics".parse().unwrap(),
             session: self.session,
             role_arn: ROLE.parse().unwrap(),
             session_name: "lab-alice-n1".into(),

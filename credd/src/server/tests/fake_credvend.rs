@@ -72,7 +72,7 @@ pub struct Script {
 }
 
 pub fn error(code: &str, message: &str, retry: bool) -> ApiError {
-    ApiError { code: code.into(), message: message.into(), retry }
+    ApiError { code: code.into(), message: message.into(), retry, retry_after: None }
 }
 
 /// The service itself.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use credd_protocol::node_api::ApiError;
 use time::Duration;
 
 use super::world::*;
@@ -245,4 +246,44 @@ async fn a_job_that_shrinks_keeps_its_name() {
     w.clock.advance(Duration::minutes(30));
     assert_eq!(w.credentials("n1", session).await.unwrap().session_name, "lab-alice-7");
     assert_eq!(w.assumed(), 2);
+}
+
+/// What a caller is told while its turn does not come for 20 s.
+async fn told_to_wait(w: &World, session: credd_protocol::SessionId) -> ApiError {
+    *w.sts.delay.lock().unwrap() = std::time::Duration::from_secs(20);
+    let refusal = w.credentials("n1", session).await.unwrap_err();
+    assert_eq!(refusal.status(), 503);
+    refusal.to_api_error()
+}
+
+#[tokio::test]
+async fn who_must_wait_is_told_when_to_come_again_and_finds_the_answer_then() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let held = w.sts.turn.clone().write_owned().await;
+    let error = told_to_wait(&w, session).await;
+    assert!(error.code == "Busy" && error.retry, "{error:?}");
+    assert!((15..=21).contains(&error.retry_after.unwrap()), "{error:?}");
+    assert!(error.message.contains("waits for its turn at AWS STS"), "{}", error.message);
+    drop(held);
+    w.credentials("n1", session).await.unwrap();
+    assert_eq!(w.assumed(), 1, "the first request went on");
+}
+
+#[tokio::test]
+async fn a_session_that_ends_while_it_waits_for_its_turn_costs_no_assumerole() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let held = w.sts.turn.clone().write_owned().await;
+    assert_eq!(told_to_wait(&w, session).await.code, "Busy");
+    let slot = w.vending.issuing.any_slot();
+    w.vending.close("root", session).await.unwrap();
+    drop(held);
+    // The one who asks holds the slot too, until it is done.
+    while Arc::strong_count(&slot) > 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(w.assumed(), 0);
 }

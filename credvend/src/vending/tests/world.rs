@@ -10,7 +10,7 @@ use credd_protocol::credentials::Credentials;
 use credd_protocol::node_api::{
     CredentialsRequest, CredentialsResponse, Event, HeardRequest, OpenRequest, OpenResponse,
 };
-use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, Secret, SessionId, Uid};
+use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, Secret, SessionId, Uid};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 use tokio::sync::{broadcast, watch};
@@ -137,10 +137,23 @@ pub struct Sts {
     /// A test that holds this for writing holds AWS.
     pub gate: Arc<tokio::sync::RwLock<()>>,
     pub error: Mutex<Option<SourceError>>,
+    /// A test that holds this for writing holds the turns.
+    pub turn: Arc<tokio::sync::RwLock<()>>,
+    /// How long a turn is said to take.
+    pub delay: Mutex<std::time::Duration>,
 }
 
 #[async_trait]
 impl Source for Sts {
+    async fn turn(&self, _: &ProjectId) -> Result<(), SourceError> {
+        let _open = self.turn.read().await;
+        Ok(())
+    }
+
+    fn delay(&self, _: &ProjectId) -> std::time::Duration {
+        *self.delay.lock().unwrap()
+    }
+
     async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
         let issued = self.clock.now();
         let number = {
@@ -282,6 +295,8 @@ impl World {
             calls: watch::Sender::new(0),
             gate: Arc::default(),
             error: Mutex::default(),
+            turn: Arc::default(),
+            delay: Mutex::default(),
         });
         let iam = Arc::new(Iam::default());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
