@@ -9,10 +9,14 @@ fn main() {
     println!("cargo:rustc-check-cfg=cfg(has_scontrol)");
     println!("cargo:rustc-check-cfg=cfg(has_ministack)");
     println!("cargo:rustc-check-cfg=cfg(munge_as_root)");
+    println!("cargo:rustc-check-cfg=cfg(has_prometheus)");
     println!("cargo:rerun-if-env-changed=PATH");
     println!("cargo:rerun-if-env-changed=CREDD_MINISTACK");
     if on_path("scontrol").is_some() {
         println!("cargo:rustc-cfg=has_scontrol");
+    }
+    if ["prometheus", "promtool", "prlimit"].iter().all(|name| on_path(name).is_some()) {
+        println!("cargo:rustc-cfg=has_prometheus");
     }
     // Only what root encodes speaks for a node, so those tests need root besides munged(8) and munge(1).
     let root = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);

@@ -1,5 +1,5 @@
-//! Build script of the crates some of whose tests need root: they are ignored, with a reason, where another user builds
-//! and so presumably runs them. Nothing but tests looks at it.
+//! Build script of the crates some of whose tests need root, or Prometheus: they are ignored, with a reason, where another
+//! user builds and so presumably runs them, or where it is missing. Nothing but tests looks at it.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -7,6 +7,12 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(is_root)");
     for changes_with_user in ["USER", "LOGNAME", "HOME"] {
         println!("cargo::rerun-if-env-changed={changes_with_user}");
+    }
+    println!("cargo::rustc-check-cfg=cfg(has_prometheus)");
+    println!("cargo::rerun-if-env-changed=PATH");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("prometheus").is_file()) {
+        println!("cargo::rustc-cfg=has_prometheus");
     }
     // The directory belongs to the process's effective uid.
     if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {

@@ -25,9 +25,14 @@ use crate::control::{Job, RunId, ToKeeper, ToServer};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn in_a_house(test: impl AsyncFnOnce()) {
+    in_a_house_for(2 * PATIENCE, test);
+}
+
+/// For a test that waits for others than the node.
+pub fn in_a_house_for(patience: Duration, test: impl AsyncFnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(2 * PATIENCE, test()).await.expect("the test hangs");
+        tokio::time::timeout(patience, test()).await.expect("the test hangs");
     });
 }
 

@@ -1,13 +1,20 @@
 //! What the node counts, as Prometheus reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use credd_protocol::local::Response;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::house::{House, in_a_house};
+use prometheus::Prometheus;
+
+use super::house::{House, in_a_house, in_a_house_for};
 use crate::control::ToKeeper;
+
+#[path = "../../../../tests/alerts/prometheus.rs"]
+mod prometheus;
 
 async fn page(house: &House) -> String {
     let mut stream = UnixStream::connect(&house.user_socket).await.unwrap();
@@ -102,6 +109,30 @@ fn the_document_has_every_metric_with_its_type_and_labels() {
             })
             .collect();
         assert_eq!(families, documented);
+    });
+}
+
+#[test]
+#[cfg_attr(not(has_prometheus), ignore = "prometheus is missing (Debian: prometheus)")]
+fn a_real_prometheus_alarms_while_credvend_is_away() {
+    in_a_house_for(Duration::from_secs(240), async || {
+        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut house = House::with(|plan, _| plan.config.metrics = Some(spare)).await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        // Prometheus is waited for by another thread: this one serves what it asks for.
+        let start = move || Arc::new(Prometheus::start(&[("credd", spare.port())]));
+        let prometheus = tokio::task::spawn_blocking(start).await.unwrap();
+        assert!(prometheus.firing().is_empty(), "{:?}", prometheus.firing());
+        let until = async |what: &'static str, fires: bool| {
+            let prometheus = prometheus.clone();
+            let waiting = move || prometheus.until(what, |p| p.firing().contains("CreddCredvendUnreachable") == fires);
+            tokio::task::spawn_blocking(waiting).await.unwrap();
+        };
+        house.credvend.stop().await;
+        until("the alarm that credvend is away", true).await;
+        house.credvend.start().await;
+        until("the alarm's end", false).await;
     });
 }
 
