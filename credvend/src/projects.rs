@@ -68,7 +68,7 @@ pub fn upstreams_role(project: &ProjectId) -> RoleArn {
 
 /// Whether this stands for whatever role the upstream has.
 pub fn is_upstreams(role: &RoleArn) -> bool {
-    role.account_id() == "000000000000"
+    role.account_id() == "000000000000" && role.role_name() == "from-upstream"
 }
 
 /// A project's roles, `default` among them.

@@ -109,6 +109,7 @@ impl Vending {
         let mut report = RevocationReport::of(&order).with_sessions(sessions.iter().map(|s| s.id));
         (report.dry_run, report.blocked) = (true, block.is_some());
         report.nodes.concerned = holders.len();
+        report.not_denied.extend(dying::beyond_reach(&order, &issued));
         let living = self.parts.store.list_revocations(self.now()).await?;
         for mut dying in dying::dying(&order, &issued, self.now()) {
             self.align(&mut dying, &theirs).await?;
@@ -190,6 +191,25 @@ impl Vending {
         begun: Instant,
         report: &mut RevocationReport,
     ) -> Result<(), StoreError> {
+        // An upstream is asked first, for no end of a session may overtake it, and waits for nothing that is done here.
+        let there = async {
+            match &order.subject {
+                Subject::User(user) => self.parts.source.revoke_user(user).await,
+                _ => None,
+            }
+        };
+        let (there, here) = tokio::join!(there, self.steps_here(order, again, begun, report));
+        report.not_denied.extend(there.and_then(Result::err));
+        here
+    }
+
+    async fn steps_here(
+        &self,
+        order: &Order,
+        again: bool,
+        begun: Instant,
+        report: &mut RevocationReport,
+    ) -> Result<(), StoreError> {
         let ms = |at: Instant| u64::try_from((at - begun).as_millis()).ok();
         report.blocked =
             self.parts.store.list_blocks().await?.iter().any(|b| b.subject == order.subject && b.at == order.at);
@@ -215,6 +235,7 @@ impl Vending {
         let (roles, denied) = roles?;
         report.took.deny_ms = (!roles.is_empty() && roles.iter().all(|r| r.in_force)).then(|| ms(denied)).flatten();
         report.not_denied = roles.iter().filter_map(|role| role.why_not.clone()).collect();
+        report.not_denied.extend(dying::beyond_reach(order, &issued));
         report.roles = roles;
         Ok(())
     }

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::server::{Answer, Asked, json as answer, serve};
-use crate::service::{CENTRAL_SECRET, Service, before};
+use crate::service::{CENTRAL_SECRET, LOCAL_SECRET, Service, before};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/genomics";
 
@@ -31,6 +31,8 @@ struct Deployment {
     short_put: bool,
     /// Its authorizer lets the head revoke.
     revokes: bool,
+    /// API Gateway answers, and nothing behind it.
+    down: bool,
     /// The roles whose policy it has written, by the user in it.
     denied: Vec<String>,
     /// What was asked: method, and path without the stage.
@@ -62,6 +64,9 @@ fn no_route() -> Answer {
 impl Deployment {
     fn respond(&mut self, asked: &Asked) -> Answer {
         let Some(path) = asked.path.strip_prefix("/prod/") else { return message(403, "Forbidden") };
+        if self.down {
+            return message(503, "Service Unavailable");
+        }
         self.asked.push(format!("{} {path}", asked.method));
         let parts: Vec<&str> = path.split('/').collect();
         let head = asked.authorization == CENTRAL_SECRET;
@@ -221,4 +226,69 @@ async fn the_short_put_is_used_where_there_is_no_other() {
     assert_eq!(cluster.credentials("7", &token).await.status, 200);
     cluster.complete("7").await;
     cluster.until("the end", || statuses(&deployment) == ["COMPLETED"]).await;
+}
+
+#[tokio::test]
+async fn a_user_is_revoked_there_while_the_sessions_are_active() {
+    let (deployment, url) = start(Deployment { revokes: true, ..Default::default() }).await;
+    let cluster = Service::start(before(&url, "")).await;
+    for (session, user) in [("1", "bob"), ("2", "bob"), ("3", "bobby")] {
+        let token = cluster.open(session, user).await;
+        assert_eq!(cluster.credentials(session, &token).await.status, 200);
+    }
+    let seen = cluster.call("DELETE", "/sessions/users/bob", LOCAL_SECRET, None).await;
+    assert_eq!(seen.status, 200, "{seen:?}");
+    // It denies only what ACTIVE sessions have: an end that came first would have left nothing to deny.
+    assert_eq!(deployment.lock().unwrap().denied, ["bob"]);
+    assert_eq!(statuses(&deployment), ["INVALIDATED", "INVALIDATED", "ACTIVE"]);
+    let deletes = deployment.lock().unwrap().asked.iter().filter(|asked| asked.starts_with("DELETE")).count();
+    assert_eq!(deletes, 1);
+}
+
+#[tokio::test]
+async fn where_it_lets_nobody_revoke_the_report_says_so_and_the_sessions_end() {
+    let (deployment, url) = start(Deployment::default()).await;
+    let cluster = Service::start(before(&url, "")).await;
+    let token = cluster.open("1", "bob").await;
+    assert_eq!(cluster.credentials("1", &token).await.status, 200);
+    let seen = cluster.call("DELETE", "/sessions/users/bob", LOCAL_SECRET, None).await;
+    assert_eq!(seen.status, 202, "{seen:?}");
+    assert!(seen.body.to_string().contains("it lets this head revoke nobody"), "{seen:?}");
+    assert_eq!(cluster.credentials("1", &token).await.status, 403);
+    cluster.until("the end", || statuses(&deployment) == ["INVALIDATED"]).await;
+}
+
+#[tokio::test]
+async fn what_its_api_cannot_revoke_is_said() {
+    let (deployment, url) = start(Deployment { revokes: true, ..Default::default() }).await;
+    let cluster = Service::start(before(&url, "")).await;
+    let token = cluster.open("1", "bob").await;
+    assert_eq!(cluster.credentials("1", &token).await.status, 200);
+    let (_, said) = cluster.run(&["revoke", "--project", "genomics", "--json"]).await;
+    assert!(said.contains("1 sets of credentials that the upstream gave live until they expire"), "{said}");
+    assert_eq!(cluster.credentials("1", &token).await.status, 403);
+    cluster.until("the end", || statuses(&deployment) == ["INVALIDATED"]).await;
+    assert!(deployment.lock().unwrap().denied.is_empty());
+}
+
+/// A revocation that is on its way arrives before the user's next session, which it must not hit.
+#[tokio::test]
+async fn a_revocation_that_was_not_heard_comes_before_the_users_next_session() {
+    let (deployment, url) = start(Deployment { revokes: true, ..Default::default() }).await;
+    let mut cluster = Service::start(before(&url, "")).await;
+    let token = cluster.open("1", "bob").await;
+    assert_eq!(cluster.credentials("1", &token).await.status, 200);
+    deployment.lock().unwrap().down = true;
+    let seen = cluster.call("DELETE", "/sessions/users/bob", LOCAL_SECRET, None).await;
+    assert!(seen.status == 202 && seen.body.to_string().contains("it is told as soon as it hears"), "{seen:?}");
+    let next = cluster.open("2", "bob").await;
+    let refused = cluster.credentials("2", &next).await;
+    assert!(refused.status == 503 && refused.message().contains("must revoke bob first"), "{refused:?}");
+    // Who is killed meanwhile remembers it.
+    cluster.kill();
+    cluster.up().await;
+    deployment.lock().unwrap().down = false;
+    cluster.credentials_soon("2", &next).await;
+    assert_eq!(deployment.lock().unwrap().denied, ["bob"]);
+    assert_eq!(statuses(&deployment), ["INVALIDATED", "ACTIVE"]);
 }

@@ -16,8 +16,9 @@ async fn central(pretend: &PretendAws, service: &ServiceUser, role: &str) -> Ser
     let keys = service.keys.provider();
     Service::start(Setup {
         toml: format!(
-            "[aws]\nregion = \"us-east-1\"\nsts-endpoint = \"{0}\"\niam-endpoint = \"{0}\"\n",
-            pretend.endpoint()
+            "[aws]\nregion = \"us-east-1\"\nsts-endpoint = \"{0}\"\niam-endpoint = \"{0}\"\nrevoker-roles = [\"{1}\"]\n",
+            pretend.endpoint(),
+            PretendAws::revoker()
         ),
         projects: format!("[projects.genomics]\nrole-arn = \"{role}\"\n"),
         secret: CENTRAL_SECRET,
@@ -145,4 +146,25 @@ async fn a_session_that_is_ended_there_ends_here() {
     assert!(seen.status == 403 && seen.message().contains("the upstream"), "{seen:?}");
     assert_eq!(of(&central.sessions().await, "2"), ["INVALIDATED"]);
     assert_eq!(cluster.sessions().await, [("2".to_owned(), "INVALIDATED".to_owned())]);
+}
+
+#[tokio::test]
+#[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
+async fn a_revocation_here_kills_what_was_issued() {
+    let Site { pretend, central, cluster, .. } = Site::new().await;
+    let (bob, bobby) = (cluster.open("1", "bob").await, cluster.open("2", "bobby").await);
+    let bobs = cluster.credentials("1", &bob).await.keys();
+    let bobbys = cluster.credentials("2", &bobby).await.keys();
+    assert!(pretend.get_object(&bobs, BUCKET).await.is_ok() && pretend.get_object(&bobbys, BUCKET).await.is_ok());
+
+    let seen = cluster.call("DELETE", "/sessions/users/bob", LOCAL_SECRET, None).await;
+    assert_eq!(seen.status, 200, "{seen:?}");
+    assert_eq!(pretend.get_object(&bobs, BUCKET).await, Err(403));
+    assert!(pretend.get_object(&bobbys, BUCKET).await.is_ok());
+    assert_eq!(of(&central.sessions().await, "1"), ["INVALIDATED"]);
+    assert_eq!(cluster.credentials("1", &bob).await.status, 403);
+    // His next job is served, once AWS' clock is past the Deny.
+    let next = cluster.open("3", "bob").await;
+    let seen = cluster.credentials_soon("3", &next).await;
+    assert!(pretend.get_object(&seen.keys(), BUCKET).await.is_ok());
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::answer::Trouble;
 use super::client::random_byte;
-use super::{OPEN, OpenThere, Upstream};
+use super::{OPEN, OpenThere, Upstream, probe};
 use crate::source::SourceError;
 use crate::store::StoreError;
 
@@ -37,6 +37,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct Ends {
     state: Mutex<State>,
     wake: Notify,
+    /// Held while a user's revocation is told.
+    telling: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -145,9 +147,25 @@ impl Upstream {
     async fn tell_revocations(&self) -> Result<(), String> {
         let revoked = self.ends.state().revoked.clone();
         for user in revoked {
-            self.tell_revocation(&user).await?;
+            self.tell_revocation_once(&user).await?;
         }
         Ok(())
+    }
+
+    /// Tells of a revocation, unless somebody else has told of it meanwhile. `Err`: again later.
+    async fn tell_revocation_once(&self, user: &UserName) -> Result<(), String> {
+        let _turn = self.ends.telling.lock().await;
+        if !self.ends.state().revoked.contains(user) {
+            return Ok(());
+        }
+        match self.tell_revocation(user).await {
+            Err(Untold::Again(why)) => Err(why),
+            Err(Untold::Lacking(why)) => {
+                tracing::warn!(upstream = self.client.url(), %user, %why, "the upstream has not revoked everything");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Tells of all ends that wait; `Err` if some must be told again.
@@ -224,10 +242,17 @@ impl Upstream {
         self.ends.state().revoked.insert(user.clone());
         let url = self.client.url();
         let noted = self.store.put_note(REVOKED, user.as_str(), "").await;
-        let told = tokio::time::timeout(self.client.timeouts().total, self.tell_revocation(user)).await;
-        match told.unwrap_or_else(|_| Err("it does not answer".into())) {
+        let telling = async {
+            let _turn = self.ends.telling.lock().await;
+            // An earlier revocation of this user may just have been told; this one is later.
+            self.ends.state().revoked.insert(user.clone());
+            self.tell_revocation(user).await
+        };
+        let told = tokio::time::timeout(self.client.timeouts().total, telling).await;
+        match told.unwrap_or_else(|_| Err(Untold::Again("it does not answer".into()))) {
             Ok(()) => Ok(()),
-            Err(why) => {
+            Err(Untold::Lacking(why)) => Err(format!("the upstream {url} has not revoked all of {user}: {why}")),
+            Err(Untold::Again(why)) => {
                 self.ends.wake.notify_one();
                 let later = match noted {
                     Ok(()) => "it is told as soon as it hears".to_owned(),
@@ -243,17 +268,20 @@ impl Upstream {
         if !self.ends.state().revoked.contains(user) {
             return Ok(());
         }
-        self.tell_revocation(user).await.map_err(|why| self.passing(&format!("it must revoke {user} first: {why}")))
+        self.tell_revocation_once(user)
+            .await
+            .map_err(|why| self.passing(&format!("it must revoke {user} first: {why}")))
     }
 
-    async fn tell_revocation(&self, user: &UserName) -> Result<(), String> {
+    async fn tell_revocation(&self, user: &UserName) -> Result<(), Untold> {
         let told = match self.client.revoke_user(user).await {
-            Ok(body) => lacking(&body).map_or(Ok(()), |why| {
-                tracing::warn!(upstream = self.client.url(), %user, %why, "the upstream revokes, but not all at once");
-                Ok(())
-            }),
-            Err(Trouble::Passing(why)) => return Err(why),
-            Err(Trouble::NotAccepted(why)) => return Err(self.secret_refused(&why)),
+            Ok(body) => lacking(&body).map_or(Ok(()), Err),
+            Err(Trouble::Passing(why)) => return Err(Untold::Again(why)),
+            // API Gateway says the same of a secret that it does not know and of a verb that it does not let the head use.
+            Err(Trouble::NotAccepted(why)) => match probe(&self.client, &self.options).await {
+                Ok(_) => Err(format!("{why}; it lets this head revoke nobody, so its administrators must do it")),
+                Err(_) => return Err(Untold::Again(self.secret_refused(&why))),
+            },
             Err(
                 Trouble::NoRoute(why)
                 | Trouble::Refused(why)
@@ -262,15 +290,24 @@ impl Upstream {
                 | Trouble::Exists(why),
             ) => Err(format!("{why}; its administrators must do it, asking again does not help")),
         };
-        self.store.remove_note(REVOKED, user.as_str()).await.map_err(|e| e.to_string())?;
+        let forgotten = self.store.remove_note(REVOKED, user.as_str()).await;
+        forgotten.map_err(|e| Untold::Again(e.to_string()))?;
         self.ends.state().revoked.remove(user);
         // Ends that were held back.
         self.ends.wake.notify_one();
-        told
+        told.map_err(Untold::Lacking)
     }
 }
 
-/// What another credvend could not deny in AWS yet. It goes on by itself.
+/// A revocation that the upstream has not carried out as it should.
+enum Untold {
+    /// It has not heard it.
+    Again(String),
+    /// It has heard it, and this is lacking.
+    Lacking(String),
+}
+
+/// What another credvend could not deny in AWS yet; it says whether it goes on by itself.
 fn lacking(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "kebab-case")]

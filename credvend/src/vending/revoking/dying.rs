@@ -120,6 +120,21 @@ pub(in crate::vending) fn alive_from(entry: &Revocation) -> OffsetDateTime {
     up_to_second(entry.issued_before) + DOUBT
 }
 
+/// Whether an upstream gave it, under a name that it alone knows, of a role whose policy is its own.
+fn from_upstream(issuance: &Issuance) -> bool {
+    issuance.role_id.is_empty()
+}
+
+/// What lives on since an upstream gave it, and its API revokes users only.
+pub(super) fn beyond_reach(order: &Order, issued: &[Issuance]) -> Option<String> {
+    let count = issued.iter().filter(|issuance| from_upstream(issuance)).count();
+    (count > 0 && !matches!(order.subject, Subject::User(_))).then(|| {
+        format!(
+            "{count} sets of credentials that the upstream gave live until they expire: its API revokes the credentials of users only (credvend revoke --user)"
+        )
+    })
+}
+
 /// What must be denied so that all of `issued` is dead: by source identity where that is exact, else by user id, or the
 /// whole role.
 pub(super) fn dying(order: &Order, issued: &[Issuance], now: OffsetDateTime) -> Vec<Dying> {
@@ -131,7 +146,7 @@ pub(super) fn dying(order: &Order, issued: &[Issuance], now: OffsetDateTime) -> 
     {
         roles.insert(role, Dying::of(role));
     }
-    for issuance in issued {
+    for issuance in issued.iter().filter(|issuance| !from_upstream(issuance)) {
         let whose = match &issuance.source_identity {
             _ if order.wide => Denied::Everyone,
             Some(name) if by_identity => Denied::SourceIdentity(name.clone()),
