@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cluster::Cluster;
+use crate::people;
 use crate::plan::Plan;
 use crate::software;
 
@@ -37,10 +38,10 @@ pub mod trail;
 
 use clock::{Ms, now};
 use faults::{Dealt, deal, heal};
-use history::{History, Revoked, Span};
+use history::{History, Revoked, Span, Whom};
 use invariants::{Found, Violation};
 use observer::Observer;
-use schedule::{Deed, Length, Planned};
+use schedule::{Deed, Length, Planned, Wanted};
 
 /// The pause between two looks.
 const LOOK: Duration = Duration::from_millis(2_000);
@@ -225,10 +226,10 @@ impl<'a> Soak<'a> {
                         late += now() - dealing;
                         end += now() - dealing;
                     }
-                    Deed::Revoke(user) => {
-                        tell(&format!("revoke {user}"));
-                        let user: &'static str = user;
-                        scope.spawn(move || self.revoke(user));
+                    Deed::Revoke(wanted) => {
+                        tell(&format!("revoke {wanted:?}"));
+                        let wanted = *wanted;
+                        scope.spawn(move || self.revoke(wanted));
                     }
                 }
             }
@@ -263,28 +264,61 @@ impl<'a> Soak<'a> {
         locked(&self.found).add(vec![violation]);
     }
 
-    /// Revokes a user's credentials with the administrators' command.
-    pub fn revoke(&self, user: &str) {
-        let number = {
-            let mut history = locked(&self.history);
-            history.revocations.push(Revoked { user: user.to_owned(), asked: now(), ..Revoked::default() });
-            history.revocations.len() - 1
+    /// Revokes with the administrators' command.
+    pub fn revoke(&self, wanted: Wanted) {
+        let Some((number, whom)) = self.ordered(wanted) else { return };
+        let (flag, name) = match &whom {
+            Whom::User(user) => ("--user", user.clone()),
+            Whom::Project(project) => ("--project", project.clone()),
+            Whom::Job(job) => ("--job", job.to_string()),
+            Whom::Node(node) => ("--node", node.clone()),
         };
-        let argv = ["timeout", REVOCATION, "credvend", "user", "invalidate", user, "--json"];
+        let mut argv = vec!["timeout", REVOCATION, "credvend", "revoke", flag, &name, "--why", "the soak", "--json"];
+        let cluster = &self.cluster.plan().cluster_name;
+        if matches!(whom, Whom::Job(_) | Whom::Node(_)) {
+            argv.extend(["--cluster", cluster]);
+        }
         let (_silence, pause): (Sender<()>, Receiver<()>) = channel();
         // As an administrator does whose command was told that nobody is there.
-        for _ in 0..REPEATED {
+        for attempt in 0..REPEATED {
             let done = self.cluster.head().run_as("root", &argv);
-            // Without IAM's part it fails, and says so; the sessions have ended all the same, unless it says that, too.
+            // It fails, too, where nodes or AWS were not reached; the sessions have ended all the same, unless it says so.
             let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_default();
-            if !report["sessions"].is_array() || done.stderr.contains("may still be open") {
+            if !report["sessions"].is_array() || report["unfinished"].is_string() {
                 let _ = pause.recv_timeout(Duration::from_millis(700));
                 continue;
             }
-            let revoked = &mut locked(&self.history).revocations[number];
-            revoked.done = Some(now());
-            revoked.denied = done.ok();
+            let at = now();
+            let unheard = report["nodes"]["unheard"].as_array().into_iter().flatten();
+            let unheard = unheard.filter_map(|node| Some(node["node"].as_str()?.to_owned())).collect();
+            let mut history = locked(&self.history);
+            let revoked = &mut history.revocations[number];
+            revoked.done = Some(at);
+            revoked.denied = report["not-denied"].as_array().is_some_and(Vec::is_empty);
+            // A second order knows nothing of the nodes of the sessions that the first one ended.
+            revoked.unheard = (attempt == 0).then_some(unheard);
             return;
         }
+    }
+
+    /// Puts a revocation on record before it is asked for.
+    fn ordered(&self, wanted: Wanted) -> Option<(usize, Whom)> {
+        let mut history = locked(&self.history);
+        let users = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let (whom, users) = match wanted {
+            Wanted::User(user) => (Whom::User(user.to_owned()), users(&[user])),
+            Wanted::Project(project) => (Whom::Project(project.to_owned()), users(&schedule::REVOKED)),
+            Wanted::Node(node) => (Whom::Node(node.to_owned()), users(&people::USERS.map(|user| user.name))),
+            Wanted::Job(number) => {
+                let asks = |run: &&history::Run| run.end.is_none() && run.begin.user != "bobby";
+                let mut running: Vec<_> = history.runs.values().filter(asks).map(|run| &run.begin).collect();
+                running.sort_by_key(|begin| begin.job);
+                let nth = usize::try_from(number).unwrap_or_default() % running.len().max(1);
+                let begin = running.get(nth)?;
+                (Whom::Job(begin.job), users(&[&begin.user]))
+            }
+        };
+        history.revocations.push(Revoked { whom: whom.clone(), users, asked: now(), ..Revoked::default() });
+        Some((history.revocations.len() - 1, whom))
     }
 }

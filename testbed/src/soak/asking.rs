@@ -186,6 +186,7 @@ impl Client {
                     sent: asked.sent,
                     user: self.begin.user.clone(),
                     account: self.begin.account.clone(),
+                    alone_on: (variable("SLURM_JOB_NUM_NODES") == "1").then(|| self.begin.node.clone()),
                     key: asked.key.clone(),
                     secret: text("SecretAccessKey").to_owned(),
                     token: token.to_owned(),

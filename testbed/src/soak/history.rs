@@ -19,17 +19,52 @@ pub struct Span {
     pub until: Option<Ms>,
 }
 
+/// Whom a revocation is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whom {
+    /// All jobs of this user.
+    User(String),
+    /// All jobs of this project.
+    Project(String),
+    /// This job.
+    Job(u32),
+    /// Every job that has this node.
+    Node(String),
+}
+
+impl Default for Whom {
+    fn default() -> Self {
+        Whom::User(String::new())
+    }
+}
+
+impl std::fmt::Display for Whom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Whom::User(user) => write!(f, "user {user}"),
+            Whom::Project(project) => write!(f, "project {project}"),
+            Whom::Job(job) => write!(f, "job {job}"),
+            Whom::Node(node) => write!(f, "node {node}"),
+        }
+    }
+}
+
 /// A revocation that was asked for.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Revoked {
     /// Whose.
-    pub user: String,
+    pub whom: Whom,
+    /// Whose other sessions it may touch: AWS denies by role-session name, which a user's jobs on a node share.
+    pub users: BTreeSet<String>,
     /// When it was asked for.
     pub asked: Ms,
     /// When credvend said that it is done; absent if it did not say so.
     pub done: Option<Ms>,
     /// Whether AWS had taken in all of it by then.
     pub denied: bool,
+    /// The nodes that had not said by then that they follow; absent where the report does not cover all.
+    pub unheard: Option<BTreeSet<String>>,
 }
 
 /// Who was served one key in one run.
@@ -87,6 +122,8 @@ pub struct Session {
     pub user: String,
     /// Its project.
     pub project: String,
+    /// The nodes that it was opened for.
+    pub nodes: BTreeSet<String>,
     /// Of which job; absent for a head's.
     pub job: Option<u32>,
     /// Of which of its runs.
@@ -173,6 +210,18 @@ pub struct Counts {
     pub tried: usize,
     /// Requests by status; 0: no answer.
     pub answers: BTreeMap<u16, u64>,
+}
+
+impl Revoked {
+    /// Whether it is about this session.
+    pub fn is_about(&self, session: &Session) -> bool {
+        match &self.whom {
+            Whom::User(user) => *user == session.user,
+            Whom::Project(project) => *project == session.project,
+            Whom::Job(job) => Some(*job) == session.job,
+            Whom::Node(node) => session.nodes.contains(node),
+        }
+    }
 }
 
 /// Everything.
@@ -270,18 +319,17 @@ impl History {
         }
     }
 
-    /// Whether Slurm itself may have lost a job's epilog on a node: slurmd was killed there while the job ended, and slurmctld
-    /// was killed and forgot that it had been ending.
+    /// Whether Slurm itself may have lost a job's epilog on a node: slurmctld was killed and forgot what it had told, and
+    /// slurmd there was disturbed in what it had been told, both while the job lived or ended.
     pub fn lost_epilog(&self, job: u32, node: &str) -> bool {
         let lives = || self.jobs.iter().filter(|((id, _), _)| *id == job).map(|(_, job)| job);
         let within = |span: &Span| {
             lives()
                 .any(|job| job.seen <= span.until.unwrap_or(Ms::MAX) && job.over.is_none_or(|over| span.from <= over))
         };
-        let ended = |span: &&Span| span.fault.how != How::Freeze && within(span);
-        let mut of = self.faults.iter().filter(ended).map(|span| &span.fault.target);
-        let slurmd = of.clone().any(|target| matches!(target, Target::Slurmd(host) if host == node));
-        slurmd && of.any(|target| *target == Target::Slurmctld)
+        let meanwhile = || self.faults.iter().filter(|span| within(span));
+        let forgot = meanwhile().any(|span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill);
+        forgot && meanwhile().any(|span| span.fault.target.is_slurms() && span.fault.target.host() == node)
     }
 
     /// How many faults of each kind were dealt.
@@ -291,6 +339,20 @@ impl History {
             *counts.entry((span.fault.target.kind(), span.fault.how)).or_default() += 1;
         }
         counts
+    }
+
+    /// Whether a revocation is about this run.
+    pub fn concerns(&self, revoked: &Revoked, run: &Run) -> bool {
+        let begin = &run.begin;
+        match &revoked.whom {
+            Whom::User(user) => *user == begin.user,
+            Whom::Project(project) => *project == begin.account,
+            Whom::Job(job) => *job == begin.job,
+            Whom::Node(node) => {
+                let mut jobs = self.jobs.iter().filter(|((id, _), _)| *id == begin.job);
+                *node == begin.node || jobs.any(|(_, job)| job.nodes.contains(node))
+            }
+        }
     }
 
     /// Whether a fault of one of these targets is in force at a time or was shortly before, `slack` of the fault's own
@@ -325,7 +387,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slurm_loses_an_epilog_only_when_both_its_daemons_were_killed_meanwhile() {
+    fn slurm_loses_an_epilog_only_when_both_its_daemons_were_disturbed_meanwhile() {
         let mut history = History::default();
         history.jobs.insert((7, 1), Job { seen: 100, over: Some(900), ..Job::default() });
         let span = |target, how, from| Span { fault: Fault { target, how }, from, until: Some(from + 50) };

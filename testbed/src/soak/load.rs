@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::clock::{Ms, now};
 use super::dice::Dice;
-use super::history::History;
+use super::history::{History, Revoked};
 use super::locked;
 use super::schedule::REVOKED;
 use crate::cluster::Cluster;
@@ -127,7 +127,9 @@ impl Standing {
     fn renew(&mut self, cluster: &Cluster, history: &Mutex<History>, client: &str) {
         let spent = {
             let history = locked(history);
-            let revoked = history.revocations.iter().filter(|r| r.user == self.user && r.asked >= self.submitted);
+            let run = |job| history.runs.values().find(|run| Some(run.begin.job) == job);
+            let concerned = |r: &&Revoked| run(self.job).is_some_and(|run| history.concerns(r, run));
+            let revoked = history.revocations.iter().filter(|r| r.asked >= self.submitted).filter(concerned);
             let revoked = revoked.map(|r| r.done.unwrap_or(r.asked)).max().is_some_and(|at| at + SPENT < now());
             let over = |job| history.jobs.iter().any(|((id, _), seen)| *id == job && seen.over.is_some());
             self.job.is_none_or(|job| revoked || over(job))

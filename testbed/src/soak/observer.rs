@@ -212,6 +212,12 @@ impl<'a> Observer<'a> {
             status: text("status"),
             user: text("user"),
             project: text("project"),
+            nodes: view["nodes"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|n| Some(n.as_str()?.to_owned()))
+                .collect(),
             job: view["job"].as_u64().and_then(|job| u32::try_from(job).ok()),
             restart: view["restart"].as_u64().and_then(|restart| u32::try_from(restart).ok()).unwrap_or_default(),
             submitted: submitted.ok().and_then(|at| u64::try_from(at.unix_timestamp()).ok()).unwrap_or_default(),

@@ -38,7 +38,7 @@ pub fn survivors(soak: &Soak<'_>, options: &Options) -> Result<Vec<u32>> {
     let lasts = options.lasts.as_millis() + 3_600_000;
     let jobs = soak.cluster.nodes().iter().map(|node| {
         let client = soak.client.display();
-        let script = format!("{client} soak-client --lasts {lasts} --every 400 --until {home}/{LET_GO}\nexit 0");
+        let script = format!("{client} soak-client --lasts {lasts} --every 400 --take --until {home}/{LET_GO}\nexit 0");
         bobby.sbatch(&script, &["-w", node.name(), "--output=/dev/null", "--job-name=survivor"])
     });
     let jobs: Vec<u32> = jobs.collect::<Result<_>>()?;
@@ -151,7 +151,7 @@ fn running_jobs_are_served(soak: &Soak<'_>, observer: &mut Observer<'_>, since: 
             let revoked = history
                 .revocations
                 .iter()
-                .any(|r| r.user == run.begin.user && r.done.is_none_or(|done| done >= run.begin.at));
+                .any(|r| history.concerns(r, run) && r.done.is_none_or(|done| done >= run.begin.at));
             let given_up = history.jobs.iter().any(|((id, _), job)| *id == run.begin.job && job.over.is_some());
             let served = run.last.is_some_and(|(last, ok)| ok && last >= since);
             asks && !revoked && !given_up && !served

@@ -1,5 +1,6 @@
 //! What a soak tells: a line now and then, a table at the end, and everything it knows where it failed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -46,6 +47,16 @@ pub fn json(seed: u64, outcome: &Outcome) -> Value {
         "faults": faults,
         "faults-in-all": history.faults.len(),
         "revocations": history.revocations.len(),
+        "revocations-by-kind": history.revocations.iter().fold(BTreeMap::<_, u64>::new(), |mut counts, revoked| {
+            let kind = revoked.whom.to_string();
+            *counts.entry(kind.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
+            counts
+        }),
+        "revocations-that-every-node-confirmed": history
+            .revocations
+            .iter()
+            .filter(|revoked| revoked.unheard.as_ref().is_some_and(BTreeSet::is_empty))
+            .count(),
         "revocations-done": history.revocations.iter().filter(|revoked| revoked.done.is_some()).count(),
         "jobs": history.jobs.len(),
         "submissions-refused": history.counts.not_submitted,
@@ -54,7 +65,7 @@ pub fn json(seed: u64, outcome: &Outcome) -> Value {
         "nodes-drained-for-ids-that-slurmctld-gave-twice": history.counts.duplicate_ids,
         "records-left-by-epilogs-that-slurm-lost": history.counts.lost_epilogs,
         "clients": history.runs.len(),
-        "answers": history.counts.answers.iter().map(|(s, n)| (named(*s), *n)).collect::<std::collections::BTreeMap<_, _>>(),
+        "answers": history.counts.answers.iter().map(|(s, n)| (named(*s), *n)).collect::<BTreeMap<_, _>>(),
         "identities-told-by-aws": history.runs.values().flat_map(|run| &run.identities).filter(|arn| arn.starts_with("arn:")).count(),
         "copied-keys-tried-at-the-end": history.counts.tried,
         "sessions": history.sessions.len(),
@@ -115,7 +126,7 @@ pub fn deeds(history: &History) -> String {
     }
     for revoked in &history.revocations {
         let done = revoked.done.map_or("not confirmed".to_owned(), |done| format!("done at {:.1}", since(done)));
-        lines.push((revoked.asked, format!("{:8.1} revoke {} ({done})", since(revoked.asked), revoked.user)));
+        lines.push((revoked.asked, format!("{:8.1} revoke {} ({done})", since(revoked.asked), revoked.whom)));
     }
     lines.sort();
     lines.into_iter().map(|(_, line)| line + "\n").collect()
@@ -146,7 +157,7 @@ pub fn keep(run_dir: &Path, seed: u64, outcome: &Outcome) -> Result<PathBuf> {
 mod tests {
     use super::*;
     use crate::soak::faults::{Fault, How, Target};
-    use crate::soak::history::{Revoked, Span};
+    use crate::soak::history::{Revoked, Span, Whom};
 
     #[test]
     fn the_report_counts_by_kind_and_the_deeds_are_in_order() {
@@ -155,13 +166,13 @@ mod tests {
             let fault = Fault { target: Target::Credd(node.into()), how: How::Kill };
             history.faults.push(Span { fault, from, until: Some(from + 500) });
         }
-        history.revocations.push(Revoked { user: "bob".into(), asked: 5_000, ..Revoked::default() });
+        history.revocations.push(Revoked { whom: Whom::User("bob".into()), asked: 5_000, ..Revoked::default() });
         history.counts.answers.insert(0, 3);
         let deeds = deeds(&history);
         let lines: Vec<&str> = deeds.lines().map(str::trim).collect();
         assert_eq!(
             lines,
-            ["2.0 – 2.5 kill credd on n1", "4.0 revoke bob (not confirmed)", "8.0 – 8.5 kill credd on n2"]
+            ["2.0 – 2.5 kill credd on n1", "4.0 revoke user bob (not confirmed)", "8.0 – 8.5 kill credd on n2"]
         );
         let outcome = Outcome { history, violations: vec![], judged: (4, 2) };
         let json = json(7, &outcome);

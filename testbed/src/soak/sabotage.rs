@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::clock::now;
 use super::invariants::{self, Found, Violation};
 use super::observer::Observer;
+use super::schedule::Wanted;
 use super::{Soak, locked, logs};
 use crate::deadline::wait_for;
 use crate::ours::HEAD_SECRET;
@@ -68,7 +69,7 @@ fn missed_revocation(soak: &Soak<'_>) -> Result<Violation> {
         served(soak).then_some(())
     })?;
     cluster.unplug(&node)?;
-    soak.revoke(user);
+    soak.revoke(Wanted::User(user));
     let caught = noticed(soak, "nobody is served after the revocation");
     cluster.plug_in(&node)?;
     cluster.as_user(user).scancel(job);

@@ -34,8 +34,32 @@ fn longest(length: Length) -> Ms {
 pub enum Deed {
     /// A fault, and for how long it lasts.
     Fault(Fault, Ms),
-    /// A user's credentials are revoked.
-    Revoke(&'static str),
+    /// Credentials are revoked.
+    Revoke(Wanted),
+}
+
+/// Whose credentials are to be revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// This user's.
+    User(&'static str),
+    /// This project's.
+    Project(&'static str),
+    /// Some job's: of those that run then, in the order of their ids, the one that this number falls on.
+    Job(u64),
+    /// Of every job that has this node.
+    Node(&'static str),
+}
+
+/// Mostly a user, each in turn; now and then something else. A node would end a survivor, so not in a short run.
+fn whom(dice: &mut Dice, nth: &mut usize, length: Length) -> Wanted {
+    *nth += 1;
+    match dice.between(0, 10) {
+        0 | 1 => Wanted::Job(dice.between(0, 1_000)),
+        2 => Wanted::Project(dice.one::<&str>(&["shared", "climate"])),
+        3 if length == Length::Long => Wanted::Node("n1"),
+        _ => Wanted::User(REVOKED[*nth % 2]),
+    }
 }
 
 /// When, since the begin.
@@ -65,8 +89,8 @@ pub fn schedule(seed: u64, lasts: Duration, nodes: &[String], length: Length) ->
         plan.push((at, Deed::Fault(fault.clone(), lasts)));
         nth += 1;
         if dice.once_in(3) {
-            plan.push((at + dice.between(0, lasts + 1000), Deed::Revoke(REVOKED[revoke_next % 2])));
-            revoke_next += 1;
+            let when = at + dice.between(0, lasts + 1000);
+            plan.push((when, Deed::Revoke(whom(&mut dice, &mut revoke_next, length))));
         }
         let mut over = at + lasts;
         if dice.once_in(2) {
@@ -82,8 +106,9 @@ pub fn schedule(seed: u64, lasts: Duration, nodes: &[String], length: Length) ->
         }
         at = over + dice.between(500, if length == Length::Long { 4_000 } else { 1_500 });
         if nth % ROUND == 0 {
-            plan.push((at + quiet(length) - WATCHED, Deed::Revoke(REVOKED[revoke_next % 2])));
+            // By whom the standing jobs are, so that there is somebody to judge it by.
             revoke_next += 1;
+            plan.push((at + quiet(length) - WATCHED, Deed::Revoke(Wanted::User(REVOKED[revoke_next % 2]))));
             at += quiet(length);
         }
     }
@@ -214,7 +239,7 @@ mod tests {
         let possible: BTreeSet<_> = all(&nodes()).iter().map(|f| (f.target.kind(), f.how)).collect();
         assert_eq!(kinds, possible);
         for user in REVOKED {
-            assert!(plan.iter().any(|(_, deed)| *deed == Deed::Revoke(user)));
+            assert!(plan.iter().any(|(_, deed)| *deed == Deed::Revoke(Wanted::User(user))));
         }
     }
 }

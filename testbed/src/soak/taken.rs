@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Ms;
-use super::history::Revoked;
+use super::history::{Revoked, Whom};
 use super::invariants::Violation;
 use super::{Soak, locked};
 use crate::people;
@@ -26,6 +26,8 @@ pub struct Taken {
     pub user: String,
     /// In which project.
     pub account: String,
+    /// On which node, if its job has no other.
+    pub alone_on: Option<String>,
     /// The access key's id.
     pub key: String,
     /// The secret.
@@ -37,12 +39,23 @@ pub struct Taken {
 /// Whether it must be dead: taken before a revocation of its user that was done; `None` where nothing is sure, such as of
 /// what was taken while one was under way.
 fn must_be_dead(taken: &Taken, revocations: &[Revoked]) -> Option<bool> {
-    let of_user: Vec<&Revoked> = revocations.iter().filter(|revoked| revoked.user == taken.user).collect();
-    if of_user.is_empty() {
-        return Some(false);
+    let mut touched = false;
+    for revoked in revocations {
+        let about = match &revoked.whom {
+            Whom::User(user) => *user == taken.user,
+            Whom::Project(project) => *project == taken.account,
+            // Not known of what was copied away, and perhaps.
+            Whom::Job(_) => false,
+            Whom::Node(node) => taken.alone_on.as_ref() == Some(node),
+        };
+        if about && revoked.denied && revoked.done.is_some() && taken.sent < revoked.asked {
+            return Some(true);
+        }
+        let elsewhere =
+            matches!(&revoked.whom, Whom::Node(node) if taken.alone_on.as_ref().is_some_and(|own| own != node));
+        touched |= about || (revoked.users.contains(&taken.user) && !elsewhere);
     }
-    let dead = of_user.iter().any(|revoked| revoked.denied && revoked.done.is_some() && taken.sent < revoked.asked);
-    dead.then_some(true)
+    (!touched).then_some(false)
 }
 
 /// Tries to read the project's data with the newest and oldest of them: what was revoked must not, the bystander's must.
@@ -101,18 +114,36 @@ mod tests {
 
     fn taken(user: &str, sent: Ms) -> Taken {
         let text = String::new;
-        Taken { sent, user: user.into(), account: text(), key: sent.to_string(), secret: text(), token: text() }
+        let alone_on = Some("n3".to_owned());
+        Taken {
+            sent,
+            user: user.into(),
+            account: text(),
+            alone_on,
+            key: sent.to_string(),
+            secret: text(),
+            token: text(),
+        }
     }
 
     #[test]
     fn only_what_was_taken_before_a_revocation_that_is_done_must_be_dead() {
-        let revoked = Revoked { user: "bob".into(), asked: 100, done: Some(110), denied: true };
+        let whom = Whom::User("bob".into());
+        let users = ["bob".to_owned()].into();
+        let revoked = Revoked { whom, users, asked: 100, done: Some(110), denied: true, unheard: None };
         let of = |user, sent, revoked: &Revoked| must_be_dead(&taken(user, sent), std::slice::from_ref(revoked));
         assert_eq!(of("bob", 99, &revoked), Some(true));
         assert_eq!(of("bob", 105, &revoked), None);
         assert_eq!(of("bobby", 99, &revoked), Some(false));
         assert_eq!(of("bob", 99, &Revoked { denied: false, ..revoked.clone() }), None);
-        assert_eq!(of("bob", 99, &Revoked { done: None, ..revoked }), None);
+        assert_eq!(of("bob", 99, &Revoked { done: None, ..revoked.clone() }), None);
+        let node = |node: &str| {
+            let users = ["bob", "bobby"].map(str::to_owned).into();
+            Revoked { whom: Whom::Node(node.into()), users, ..revoked.clone() }
+        };
+        assert_eq!((of("bobby", 99, &node("n1")), of("bobby", 99, &node("n3"))), (Some(false), Some(true)));
+        let job = Revoked { whom: Whom::Job(7), ..revoked };
+        assert_eq!(of("bob", 99, &job), None, "it may have been that job's");
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
     for revoked in &history.revocations {
         let Some(done) = revoked.done else { continue };
-        for run in history.runs.values().filter(|run| run.begin.user == revoked.user) {
+        for run in history.runs.values().filter(|run| history.concerns(revoked, run)) {
             let before = run.keys.values().map(|served| served.first).min();
             if before.is_none_or(|first| first >= revoked.asked) {
                 continue;
@@ -117,17 +117,20 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
             let Some(last) = run.keys.values().map(|served| served.last).max().filter(|last| *last > done) else {
                 continue;
             };
-            let limit = revoked_until(history, run, done);
+            // A node that said that it has dropped them has no more time at all.
+            let said = revoked.unheard.as_ref().is_some_and(|unheard| !unheard.contains(&run.begin.node));
+            let limit = if said { done } else { revoked_until(history, run, done) };
             if last > limit {
                 found.push(Violation::new(
                     "nobody is served after the revocation",
                     subject(run),
                     format!(
-                        "{} was served {} ms after the revocation of {} was done; allowed were {} ms",
+                        "{} was served {} ms after the revocation of {} was done; allowed were {} ms{}",
                         subject(run),
                         last - done,
-                        revoked.user,
-                        limit - done
+                        revoked.whom,
+                        limit - done,
+                        if said { ", since the node had said that it follows" } else { "" }
                     ),
                 ));
             }
@@ -142,7 +145,7 @@ pub fn judged(history: &History) -> (usize, usize) {
     let (mut all, mut strict) = (0, 0);
     for revoked in &history.revocations {
         let Some(done) = revoked.done else { continue };
-        for run in history.runs.values().filter(|run| run.begin.user == revoked.user) {
+        for run in history.runs.values().filter(|run| history.concerns(revoked, run)) {
             let served_before = run.keys.values().any(|served| served.first < revoked.asked);
             let asked_after = run.last.is_some_and(|(last, _)| last > done);
             if served_before && asked_after {
@@ -155,9 +158,10 @@ pub fn judged(history: &History) -> (usize, usize) {
 }
 
 fn revoked_by(history: &History, run: &Run, at: Ms) -> bool {
-    let of_user = history.revocations.iter().filter(|revoked| revoked.user == run.begin.user);
-    of_user
-        .into_iter()
+    history
+        .revocations
+        .iter()
+        .filter(|revoked| history.concerns(revoked, run))
         .any(|revoked| revoked.asked <= at && revoked.done.is_none_or(|done| run.begin.at <= done + OPENED))
 }
 
@@ -215,7 +219,7 @@ pub fn left_without(history: &History) -> Vec<Violation> {
             let rested = history
                 .revocations
                 .iter()
-                .filter(|revoked| revoked.user == run.begin.user)
+                .filter(|revoked| revoked.users.contains(&run.begin.user))
                 .map(|revoked| revoked.done.unwrap_or(revoked.asked))
                 .filter(|at| *at <= streak.until)
                 .map(|at| at + NAMES_RESTED)
@@ -305,10 +309,16 @@ pub fn unknown_keys(history: &History) -> Vec<Violation> {
 mod tests {
     use super::super::fixture::{ask, fault, history};
     use super::*;
-    use crate::soak::history::{Issued, Job, Revoked};
+    use crate::soak::history::{Issued, Job, Revoked, Whom};
 
     fn revoke(history: &mut History, asked: Ms, done: Option<Ms>) {
-        history.revocations.push(Revoked { user: "alice".into(), asked, done, denied: true });
+        history.revocations.push(Revoked {
+            whom: Whom::User("alice".into()),
+            users: ["alice".to_owned()].into(),
+            asked,
+            done,
+            ..Revoked::default()
+        });
     }
 
     fn runs(history: &mut History, seen: Ms, alive: Ms, over: Option<Ms>) {
@@ -326,6 +336,34 @@ mod tests {
         history.sessions.clear();
         assert_eq!(after_the_revocation(&history).len(), 1);
         assert_eq!(judged(&history), (1, 1));
+    }
+
+    #[test]
+    fn a_node_that_said_that_it_follows_has_no_more_time() {
+        let mut history = history();
+        ask(&mut history, 20_000, 200);
+        ask(&mut history, 30_100, 200);
+        revoke(&mut history, 29_900, Some(30_000));
+        fault(&mut history, Target::Credvend, 29_000, 29_500);
+        assert_eq!(after_the_revocation(&history), []);
+        history.revocations[0].unheard = Some(["n1".to_owned()].into());
+        assert_eq!(after_the_revocation(&history), []);
+        history.revocations[0].unheard = Some(["n2".to_owned()].into());
+        assert_eq!(after_the_revocation(&history).len(), 1);
+    }
+
+    #[test]
+    fn projects_jobs_and_nodes_are_revoked_too() {
+        let mut history = history();
+        ask(&mut history, 20_000, 200);
+        ask(&mut history, 90_000, 200);
+        revoke(&mut history, 29_900, Some(30_000));
+        let mut found = |whom| {
+            history.revocations[0].whom = whom;
+            after_the_revocation(&history).len()
+        };
+        assert_eq!([Whom::Project("genomics".into()), Whom::Job(7), Whom::Node("n1".into())].map(&mut found), [1; 3]);
+        assert_eq!([Whom::Project("climate".into()), Whom::Job(8), Whom::Node("n2".into())].map(&mut found), [0; 3]);
     }
 
     #[test]
@@ -404,7 +442,7 @@ mod tests {
         runs(&mut history, 9_000, 60_000, None);
         revoke(&mut history, 29_000, Some(29_100));
         assert_eq!(refused_without_cause(&history), []);
-        history.revocations[0].user = "alicette".into();
+        history.revocations[0].whom = Whom::User("alicette".into());
         assert_eq!(refused_without_cause(&history).len(), 1);
     }
 

@@ -82,8 +82,8 @@ pub fn still_open(history: &History) -> Vec<Violation> {
 
 /// Whoever's credentials were not revoked has no revoked session: bob is not bobby.
 pub fn of_a_bystander(history: &History) -> Vec<Violation> {
-    let revoked = |user: &str| history.revocations.iter().any(|revoked| revoked.user == user);
-    let hit = history.sessions.values().filter(|session| session.status == "INVALIDATED" && !revoked(&session.user));
+    let revoked = |session: &Session| history.revocations.iter().any(|revoked| revoked.is_about(session));
+    let hit = history.sessions.values().filter(|session| session.status == "INVALIDATED" && !revoked(session));
     hit.map(|session| {
         let what = format!("session {} of {} was revoked: {:?}", session.id, session.user, session.why);
         Violation::new("a revocation hits nobody else", session.id.clone(), what)
@@ -95,6 +95,7 @@ pub fn of_a_bystander(history: &History) -> Vec<Violation> {
 mod tests {
     use super::super::fixture::{fault, history};
     use super::*;
+    use crate::soak::history::Whom;
 
     #[test]
     fn an_open_session_of_a_job_that_is_over_is_caught_after_the_sweeps_bound() {
@@ -142,10 +143,14 @@ mod tests {
     #[test]
     fn a_bystander_who_was_hit_is_caught() {
         let mut history = history();
-        history.revocations.push(crate::soak::history::Revoked { user: "bob".into(), ..Default::default() });
+        let whom = Whom::User("bob".into());
+        history.revocations.push(crate::soak::history::Revoked { whom, ..Default::default() });
         let session = history.sessions.get_mut("s").unwrap();
         (session.status, session.user) = ("INVALIDATED".into(), "bobby".into());
         assert_eq!(of_a_bystander(&history).len(), 1);
+        history.revocations[0].whom = Whom::Job(7);
+        assert_eq!(of_a_bystander(&history), []);
+        history.revocations[0].whom = Whom::User("bob".into());
         history.sessions.get_mut("s").unwrap().user = "bob".into();
         assert_eq!(of_a_bystander(&history), []);
     }
