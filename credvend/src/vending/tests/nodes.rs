@@ -150,6 +150,33 @@ async fn a_node_of_a_cluster_with_the_very_same_job_does_not_get_anothers_sessio
 }
 
 #[tokio::test]
+async fn a_node_that_was_told_to_renew_by_one_replica_gets_nothing_older_from_another() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    let elsewhere = w.replica();
+    let ask = async |heard| {
+        let request =
+            credd_protocol::node_api::CredentialsRequest { role: Default::default(), min_life_seconds: 0, heard };
+        w.vending.credentials_for_node(&node("n1"), session, &request).await.unwrap().credentials.access_key_id
+    };
+    let first = ask(0).await;
+    assert_eq!(ask(0).await, first, "kept");
+    let news = crate::store::News {
+        kind: crate::store::NewsKind::Renew,
+        sessions: vec![session],
+        reason: "dead in AWS".into(),
+        order: None,
+        nodes: vec![],
+    };
+    let seq = elsewhere.events().publish(&lab(), news).await.unwrap();
+    assert_eq!(ask(seq - 1).await, first, "that node has not heard it, and this replica has not looked");
+    let second = ask(seq).await;
+    assert_ne!(second, first);
+    assert_eq!(ask(seq).await, second, "kept");
+}
+
+#[tokio::test]
 async fn credentials_carry_the_seeds_name_and_nothing_else() {
     let w = World::new();
     w.slurm.run(7, "alice", "genomics", &["n1"]);
