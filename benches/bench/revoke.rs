@@ -275,11 +275,14 @@ fn start() -> Result<Service> {
     credvend.arg("--config").arg(&config).arg("serve");
     credvend.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("HOME", &state);
     let mut process = Process::start(&mut credvend, &log)?;
+    // Printed when it listens.
+    let mut pin = None;
     process.wait_ready(&log, || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() && UnixStream::connect(&admin).is_ok()
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let printed = said.lines().find(|line| line.contains("sha256:"));
+        pin = printed.and_then(|line| line.split_whitespace().find(|word| word.starts_with("sha256:")).map(str::to_owned));
+        pin.is_some() && UnixStream::connect(&admin).is_ok()
     })?;
-    let said = fs::read_to_string(&log)?;
-    let pin = said.split_whitespace().find(|word| word.starts_with("sha256:")).context("credvend prints its pin")?;
-    let (url, pin) = (format!("https://127.0.0.1:{port}"), pin.to_owned());
+    let (url, pin) = (format!("https://127.0.0.1:{port}"), pin.context("credvend prints its pin")?);
     Ok(Service { url, pin, admin, dir, authority, _process: process })
 }

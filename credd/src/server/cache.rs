@@ -45,6 +45,8 @@ pub struct Flight {
     generation: u64,
     /// credvend looks at the session after this.
     started: Now,
+    /// In the background, for what was taken back.
+    refetch: bool,
     /// What it brings is not to be used as it is: it was taken back, or something was missed meanwhile.
     void: Cell<bool>,
     landed: RefCell<Option<Result<Document, Trouble>>>,
@@ -53,8 +55,12 @@ pub struct Flight {
 
 impl Flight {
     fn new(wanted: Duration, generation: u64, started: Now) -> Rc<Self> {
+        Rc::new(Self::over(wanted, generation, started, false))
+    }
+
+    fn over(wanted: Duration, generation: u64, started: Now, refetch: bool) -> Self {
         let (void, landed, notify) = Default::default();
-        Rc::new(Flight { wanted, generation, started, void, landed, notify })
+        Flight { wanted, generation, started, refetch, void, landed, notify }
     }
 
     /// What it brought, once it has landed; `None` as soon as that is not to be used: look again how things are.
@@ -164,6 +170,8 @@ const AFTER_NO: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_se
 const IN_BACKGROUND: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
 /// What was in use and was taken back is fetched anew within this: a whole cluster hears of it in one moment.
 const REFETCH_SPREAD: Duration = Duration::from_secs(10);
+/// So often it is tried.
+const REFETCHES: u32 = 8;
 /// So many of the oldest entries are looked at for one that can go.
 const EVICTION_LOOKS: usize = 64;
 
@@ -310,6 +318,9 @@ impl Cache {
                     entry.not_ahead_before = Some(now.mono + behind);
                     if matches!(trouble, Trouble::Never(_) | Trouble::Gone(_)) {
                         entry.document = None;
+                    } else if flight.refetch && failures < REFETCHES {
+                        // credvend gives nothing under a name that it has just revoked, for some seconds.
+                        entry.refetch = entry.not_ahead_before;
                     }
                     entry.trouble = Some(trouble.clone());
                 }
@@ -333,7 +344,7 @@ impl Cache {
             if let Some(at) = entry.refetch.filter(|_| entry.flight.is_none()) {
                 let at = entry.not_before.map_or(at, |held| held.max(at));
                 if now.mono >= at {
-                    let flight = Flight::new(FIRST_WANTED, self.generation, now);
+                    let flight = Rc::new(Flight::over(FIRST_WANTED, self.generation, now, true));
                     (entry.flight, entry.refetch, entry.used) = (Some(flight.clone()), None, false);
                     flights.push((key.clone(), flight));
                 } else {

@@ -13,7 +13,11 @@ use super::bed::{Act, Answer, Bed};
 
 /// What may happen in a state.
 fn moves(bed: &Bed, breadth: Breadth) -> Vec<Vec<Act>> {
-    let mut single = vec![Act::Ask, Act::Pass(2), Act::Pass(1500)];
+    // A moment; until the document is renewed behind the answer; until it is below its floor.
+    let mut single = vec![Act::Ask, Act::Pass(2), Act::Pass(2500)];
+    if !breadth.pairs {
+        single.push(Act::Pass(1900));
+    }
     if breadth.other_job {
         single.push(Act::AskOther);
     }

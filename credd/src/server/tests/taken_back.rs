@@ -68,6 +68,24 @@ fn dead_credentials_are_dropped_fetched_once_for_all_who_ask_and_again_for_who_u
     });
 }
 
+#[test]
+fn new_credentials_that_cannot_be_had_yet_are_tried_for_again_although_nobody_asks() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (job, token) = house.job(1).await;
+        assert_eq!(house.ask(1, &token).await.word(), "ASIA0001");
+        let session = house.session_of(&job.run).unwrap();
+        let busy = super::fake_credvend::error("Unavailable", "the Deny would hit these too", true);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((503, busy));
+        house.credvend.tell(|seq| Event::Renew { seq, sessions: vec![session], reason: "r".into(), answer: true });
+        house.until("it is refused", |h| h.counts().1 == 2).await;
+        house.credvend.script.borrow_mut().refuse_credentials = None;
+        house.until("it is given", |h| h.counts().1 == 3).await;
+        while house.ask(1, &token).await.word() == "NotNow" {}
+        assert_eq!((house.ask(1, &token).await.word(), house.counts().1), ("ASIA0003".into(), 3));
+    });
+}
+
 async fn futures(house: &House, id: u32, token: &credd_protocol::JobToken, many: usize) -> Vec<String> {
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..many {
