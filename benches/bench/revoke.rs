@@ -280,7 +280,8 @@ fn start() -> Result<Service> {
     process.wait_ready(&log, || {
         let said = fs::read_to_string(&log).unwrap_or_default();
         let printed = said.lines().find(|line| line.contains("sha256:"));
-        pin = printed.and_then(|line| line.split_whitespace().find(|word| word.starts_with("sha256:")).map(str::to_owned));
+        pin = printed
+            .and_then(|line| line.split_whitespace().find(|word| word.starts_with("sha256:")).map(str::to_owned));
         pin.is_some() && UnixStream::connect(&admin).is_ok()
     })?;
     let (url, pin) = (format!("https://127.0.0.1:{port}"), pin.context("credvend prints its pin")?);

@@ -470,7 +470,10 @@ impl Cache {
             .map(|(key, e)| {
                 let document = e.document.as_ref().map(|d| (known(&d.body), d.life.left(now)));
                 let held = (from_now(e.not_before), from_now(e.not_ahead_before), from_now(e.refetch));
-                let flight = e.flight.as_ref().map(|flight| (flight.wanted, flight.generation == self.generation));
+                let flight = e
+                    .flight
+                    .as_ref()
+                    .map(|flight| (flight.wanted, flight.refetch, flight.generation == self.generation));
                 format!(
                     "{} {document:?} {flight:?} {} {:?} {held:?} {} {}",
                     own(key),
