@@ -16,6 +16,7 @@ mod plugin_object;
 mod revoke;
 mod sample;
 mod scratch;
+mod store;
 mod sts;
 mod vending_api;
 mod vending_speed;
@@ -30,17 +31,18 @@ use figure::{Figure, Topic};
 
 type Measure = fn() -> Result<Vec<Figure>>;
 
-const TOPICS: [(&str, &str, Measure); 6] = [
+const TOPICS: [(&str, &str, Measure); 7] = [
     ("plugin", "The plugin's shared object", plugin_object::measure),
     ("endpoint", "credd's endpoint", endpoint_speed::measure),
     ("memory", "credd's memory, 1,000 live sessions and their documents cached", memory::measure),
     ("credvend", "credvend, over TLS on kept connections", vending_speed::measure),
+    ("store", "credvend among 100,000 open sessions in SQLite", store::measure),
     ("revoke", "Revocation, credvend and 1,000 nodes on this machine", revoke::measure),
     ("start", "The start of a job on a real cluster, one node", job_start::measure),
 ];
 
 const USAGE: &str = "usage: cargo bench -p credd-cluster-tests -- [--json] [TOPIC…]
-topics: plugin endpoint memory credvend revoke start";
+topics: plugin endpoint memory credvend store revoke start";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -67,14 +67,16 @@ pub fn measure() -> Result<Vec<Figure>> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Memory {
-    rss: f64,
-    anonymous: f64,
+pub struct Memory {
+    /// All of it.
+    pub rss: f64,
+    /// What no file backs.
+    pub anonymous: f64,
     pss: f64,
 }
 
 /// In megabytes of 1,000,000 bytes.
-fn memory(pid: u32) -> Result<Memory> {
+pub fn memory(pid: u32) -> Result<Memory> {
     let field = |file: &str, name: &str| -> Result<f64> {
         let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned())?;

@@ -18,21 +18,26 @@ use crate::wrk::{self, Done, Load};
 const SECRET: &str = "bench-head-secret-0123456789abcdef0123456789";
 const CALLERS: [usize; 3] = [1, 16, 64];
 const ROUNDS: usize = 3;
+/// Durable pairs a second, whoever asks at the same time.
+pub const PAIRS: f64 = 2000.0;
 /// For so many seconds sessions are opened for the GETs of one round, and for so many they are asked for, each once: so
 /// nothing is cached.
 const OPENING: u32 = 4;
 const ASKING: u32 = 1;
 
-struct Service {
+/// A credvend with one cluster whose head states its jobs.
+pub struct Service {
     port: u16,
-    dir: PathBuf,
-    process: Process,
+    /// What is its own.
+    pub dir: PathBuf,
+    /// The process.
+    pub process: Process,
 }
 
 /// Measures both.
 pub fn measure() -> Result<Vec<Figure>> {
     wrk::program()?;
-    let service = start()?;
+    let service = start("credvend")?;
     let mut figures = Vec::new();
     for callers in CALLERS {
         let (mut rates, mut cpu) = (Sample::default(), Sample::default());
@@ -44,10 +49,10 @@ pub fn measure() -> Result<Vec<Figure>> {
             cpu.push((processor_seconds(service.process.pid())? - before) * 2e6 / done.answers as f64);
         }
         let name = format!("durable open+close pairs, {callers} caller{}", if callers > 1 { "s" } else { "" });
-        figures.push(
-            Figure::new(name, rates.median(), "/s")
-                .detail(format!("{:.0} µs of credvend's processor time a pair", cpu.median())),
-        );
+        let figure = Figure::new(name, rates.median(), "/s");
+        // One caller waits for the disk, twice.
+        let figure = if callers > 1 { figure.at_least(PAIRS) } else { figure };
+        figures.push(figure.detail(format!("{:.0} µs of credvend's processor time a pair", cpu.median())));
     }
     for callers in [16, 64] {
         let (mut rates, mut cpu) = (Sample::default(), Sample::default());
@@ -77,7 +82,8 @@ impl Service {
         wrk::run(&Load { url: &url, connections: callers, seconds, headers: &[], uid: None, script, cpu: Cpu::Any })
     }
 
-    fn pairs(&self, callers: usize, prefix: &str) -> Result<Done> {
+    /// Opens and closes sessions for two seconds.
+    pub fn pairs(&self, callers: usize, prefix: &str) -> Result<Done> {
         let arguments = vec![SECRET.to_owned(), prefix.to_owned(), (4 * callers).to_string()];
         let done = self.load("pairs.lua", include_str!("pairs.lua"), callers, 2, arguments)?;
         // On a busy machine a close may overtake the open of its session, and is refused.
@@ -85,7 +91,8 @@ impl Service {
         Ok(done)
     }
 
-    fn open_many(&self, prefix: &str) -> Result<PathBuf> {
+    /// Opens sessions for a few seconds, and leaves them open. Their ids and tokens are in the file.
+    pub fn open_many(&self, prefix: &str) -> Result<PathBuf> {
         let list = self.dir.join(format!("{prefix}sessions"));
         let arguments = vec![SECRET.to_owned(), prefix.to_owned(), list.display().to_string()];
         self.load("opens.lua", include_str!("opens.lua"), 64, OPENING, arguments)?.expect_clean()?;
@@ -101,8 +108,9 @@ impl Service {
     }
 }
 
-fn start() -> Result<Service> {
-    let dir = scratch::dir("credvend")?;
+/// Starts one in a directory of this name.
+pub fn start(name: &str) -> Result<Service> {
+    let dir = scratch::dir(name)?;
     let state = dir.join("state");
     fs::create_dir_all(&state)?;
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
