@@ -103,6 +103,7 @@ impl Site {
         let source = StsSource::new(standing(&self.pretend, &self.service.keys).await);
         let request = AssumeRequest {
             session: "3f2c8a54-8d5e-4b8e-9d2a-0c8b3f6d7e11".parse().unwrap(),
+            project: "genomics".parse().unwrap(),
             role_arn: role_arn(role),
             session_name: "lab-bob-n1".into(),
             duration_seconds: 3600,

@@ -16,7 +16,9 @@ static CLUSTER: LazyLock<RwLock<Cluster>> =
 /// The usual cluster, and a partition whose jobs get another role of their project.
 fn plan() -> Plan {
     let train = ExtraRole { name: "train".into(), project: "genomics".into() };
-    Plan { more_roles: vec![train], ..Plan::default() }.partition("train", "", Some("on,role=train,region=eu-west-1"))
+    Plan { more_roles: vec![train], ..Plan::default() }
+        .partition("train", "", Some("on,role=train,region=eu-west-1"))
+        .partition("unheard", "", Some("on,max-unheard=30s"))
 }
 
 /// The cluster in a test's hands. If the test fails, the daemons' last log lines are printed with it.

@@ -44,13 +44,14 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     }
     println!("{} is valid", path.display());
     println!("certificate  {certificate}");
-    if let Some(projects) = projects {
+    if let Some(projects) = &projects {
         println!("projects     {}", projects.projects.len());
     }
     if let Some(upstream) = &config.upstream {
         println!("upstream     {} has the roles", upstream.url);
     }
-    for warning in parts::warnings(&config) {
+    let of_map = projects.iter().flat_map(|map| parts::map_warnings(&config, map));
+    for warning in parts::warnings(&config).into_iter().chain(of_map) {
         println!("warning      {warning}");
     }
     let mut bad = store(&config, args.online)?;

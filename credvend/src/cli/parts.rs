@@ -1,6 +1,6 @@
 //! The configuration's parts: what `serve` runs on, and what `check-config` looks at.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -89,6 +89,34 @@ pub fn warnings(config: &Config) -> Vec<String> {
              credvend's own authority"
                 .into(),
         );
+    }
+    warnings
+}
+
+/// What an administrator should know about the map: whose credentials could not be revoked, or only with others'.
+pub fn map_warnings(config: &Config, map: &ProjectMap) -> Vec<String> {
+    if config.upstream.is_some() {
+        return vec![];
+    }
+    let mut warnings = Vec::new();
+    let roles = || map.projects.iter().flat_map(|(project, roles)| roles.iter().map(move |role| (project, role)));
+    let accounts: BTreeSet<&str> = roles().map(|(_, (_, role))| role.arn.account_id()).collect();
+    let revokers: BTreeSet<&str> = config.aws.revoker_roles.iter().map(|arn| arn.account_id()).collect();
+    for account in accounts.difference(&revokers) {
+        warnings.push(format!(
+            "AWS account {account} has no revoker role in [aws] revoker-roles: a revocation ends sessions there, but what \
+             was issued lives until it expires; `credvend project policy` prints what is needed"
+        ));
+    }
+    for (project, (name, role)) in roles().filter(|(_, (_, role))| role.revoke_on_end) {
+        let template = role.session_name.as_ref().unwrap_or(&config.names.template);
+        if !template.has(Part::Job) {
+            warnings.push(format!(
+                "role {name} of project {project} has revoke-on-end, and its session-name {template} does not name the \
+                 job: when a job ends, the credentials of the same user's other jobs there die too, and programs that \
+                 keep credentials fail until they fetch new ones; use a session-name with {{job}}"
+            ));
+        }
     }
     warnings
 }

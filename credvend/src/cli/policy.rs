@@ -1,11 +1,11 @@
 //! `credvend project policy`.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use hyper::Method;
 use serde_json::Value;
 
 use super::{call, parts};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ProjectsFrom};
 use crate::projects::policies::{Policies, policies};
 use crate::server::admin::Identity;
 
@@ -23,8 +23,17 @@ pub struct Args {
 }
 
 pub fn run(config: &Config, args: Args) -> anyhow::Result<()> {
-    let map = parts::projects(config)
-        .map_err(|problems| ConfigError { path: config.projects.display().to_string(), problems })?;
+    if let Some(upstream) = &config.upstream {
+        bail!("{} has the roles, and needs the policies: ask there", upstream.url);
+    }
+    let map = super::block_on(async {
+        let dynamo = match config.projects_from {
+            ProjectsFrom::Store => Some(parts::dynamo(config).await?),
+            ProjectsFrom::File => None,
+        };
+        let map = parts::projects_in_force(config, dynamo.as_ref()).await;
+        anyhow::Ok(map.map_err(|problems| ConfigError { path: config.projects.display().to_string(), problems })?)
+    })??;
     let principal = match args.principal {
         Some(arn) => arn,
         None => {

@@ -15,7 +15,7 @@ use crate::vending::revoking::RevocationReport;
 use crate::vending::revoking::report::RoleReport;
 
 /// How often it is asked how far the revocation has come.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How many names of each kind people are shown; `--json` has them all.
 const SHOWN: usize = 20;

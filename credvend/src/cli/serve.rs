@@ -134,7 +134,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let munge = MungeVerifier::new(nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect(), store)?;
     let authenticator =
         Authenticator { clusters: config.clusters.iter().map(|c| c.name.clone()).collect(), secrets, munge };
-    let warnings = parts::warnings(&config);
+    let mut warnings = parts::warnings(&config);
+    warnings.extend(parts::map_warnings(&config, &projects.current()));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
@@ -226,7 +227,8 @@ async fn listen_until_stopped(
     let mut hangup = signal(SignalKind::hangup())?;
     let limits =
         Arc::new(ConnectionLimits::new(config.limits.max_connections, config.limits.max_connections_per_address));
-    let admin_limits = Arc::new(ConnectionLimits::new(64, 64));
+    // A revocation keeps one while it goes on, and there may be many of them.
+    let admin_limits = Arc::new(ConnectionLimits::new(256, 256));
     if let Some(dir) = config.admin_socket.parent() {
         make_socket_dir(dir)?;
     }

@@ -167,6 +167,10 @@ impl Denier for Measured<dyn Denier> {
         self.metrics.iam.get_or_create(&OfResult { result: word }).inc();
         result
     }
+
+    fn lacks(&self, role: &RoleArn) -> Option<String> {
+        self.inner.lacks(role)
+    }
 }
 
 /// One cluster's Slurm.
