@@ -148,8 +148,8 @@ fn find_record(
         }
         (None, Policy::Broken(why)) => Err(without(why)),
         (None, Policy::On(_)) => Err(without(format!(
-            "the start of job {id} left no record on this node; tell your administrator, unless the job is older than \
-             this cluster's credd"
+            "the start of job {id} left no record on this node: slurmd ran no prolog here, as on a node that joined the \
+             job later, or the job is older than this cluster's credd; if neither is so, tell your administrator"
         ))),
     }
 }

@@ -4,9 +4,14 @@
 //! with the reason, on a machine that cannot hold such a cluster.
 #![forbid(unsafe_code)]
 
+mod changed;
+mod dead_nodes;
 mod endpoint;
+mod failover;
 mod forgery;
+mod growing;
 mod head_push;
+mod interrupted;
 mod launch;
 mod lazy_prolog;
 mod lifecycle;
@@ -14,4 +19,5 @@ mod lying_node;
 mod outages;
 mod revocation;
 mod roles;
+mod slurm_outages;
 mod support;

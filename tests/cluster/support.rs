@@ -175,12 +175,17 @@ impl HeldJob<'_> {
         get(self.host(), user, &self.uri, &[&format!("Authorization: {}", self.token)])
     }
 
+    /// Lets it run to its end.
+    pub fn release(&self) {
+        let user = self.cluster.as_user(&self.user);
+        user.write_file(&format!("release-{}", self.job), "").expect("the home is writable");
+    }
+
     /// Lets it run to its end, and waits for that.
     #[track_caller]
     pub fn finish(self) -> u32 {
-        let user = self.cluster.as_user(&self.user);
-        user.write_file(&format!("release-{}", self.job), "").expect("the home is writable");
-        let state = user.wait_job(self.job, SOON).expect("the job ends");
+        self.release();
+        let state = self.cluster.as_user(&self.user).wait_job(self.job, SOON).expect("the job ends");
         assert_eq!(state, "COMPLETED");
         self.job
     }
@@ -191,6 +196,61 @@ impl Drop for HeldJob<'_> {
         // Also where a test failed: a job that stays would hold its CPU until the end. Harmless for one that has ended.
         self.cluster.as_user(&self.user).scancel(self.job);
     }
+}
+
+/// Asks a node's endpoint as a process of the job would, with what a step of it wrote down by [`NOTE`].
+pub fn ask_noted(cluster: &Cluster, user: &str, job: u32, node: &str) -> Answer {
+    let (uri, token) = noted(cluster, user, job, node).unwrap_or_else(|| panic!("job {job} noted nothing on {node}"));
+    get(cluster.node(node), user, &uri, &[&format!("Authorization: {token}")])
+}
+
+/// A shell line by which a step writes its URL and token into the user's home, for each node apart.
+pub const NOTE: &str = "n=~/note-$SLURM_JOB_ID-$SLURMD_NODENAME; printf \"%s\\n%s\\n\" \
+                        \"$AWS_CONTAINER_CREDENTIALS_FULL_URI\" \"$AWS_CONTAINER_AUTHORIZATION_TOKEN\" > $n.new; mv $n.new $n";
+
+/// What [`NOTE`] wrote, once it is there.
+pub fn noted(cluster: &Cluster, user: &str, job: u32, node: &str) -> Option<(String, String)> {
+    let note = cluster.run_dir().join(format!("home/{user}/note-{job}-{node}"));
+    let text = std::fs::read_to_string(note).ok()?;
+    let (uri, token) = text.trim_end().split_once('\n')?;
+    Some((uri.to_owned(), token.to_owned()))
+}
+
+/// Waits until a step of the job has written its note on each of these nodes.
+#[track_caller]
+pub fn wait_noted(cluster: &Cluster, user: &str, job: u32, nodes: &[&str]) {
+    for node in nodes {
+        testbed::wait_for(&format!("the note of job {job} on {node}"), SOON, || {
+            noted(cluster, user, job, node).map(drop)
+        })
+        .unwrap_or_else(|e| panic!("{e}; it printed {:?}", cluster.as_user(user).job_output(job)));
+    }
+}
+
+/// `scontrol …` as root, which must succeed.
+#[track_caller]
+pub fn scontrol(cluster: &Cluster, arguments: &str) {
+    cluster.head().run_as_root(&format!("scontrol {arguments}")).expect_ok();
+}
+
+/// Waits until slurmctld has saved its state, a running job in it, as it does some seconds after a change. A job that is
+/// not in there when slurmctld dies is lost, or pending again; that is Slurm's affair, not what these tests are about.
+#[track_caller]
+pub fn wait_saved(cluster: &Cluster, job: u32) {
+    // What is saved half a second from now has begun to be saved after now.
+    let due = std::time::SystemTime::now() + Duration::from_millis(500);
+    let saved = || std::fs::metadata(cluster.run_dir().join("state/job_state")).ok()?.modified().ok();
+    testbed::wait_for("the job to be in the saved state", SOON, || {
+        scontrol(cluster, &format!("update jobid={job} comment=saved"));
+        saved().filter(|at| *at > due)
+    })
+    .unwrap();
+}
+
+/// The jobs that have a record on a node.
+pub fn records(cluster: &Cluster, node: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(cluster.node(node).path("/run/credd/jobs")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// What an HTTP server said.
