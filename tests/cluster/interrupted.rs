@@ -71,6 +71,8 @@ fn begun_anew(cluster: &Cluster) {
     assert_eq!(status(cluster, tasks[1]), "ACTIVE", "the other task of the array goes on");
     let id = urgent.finish();
     assert_eq!(bob.job_state(id), "COMPLETED");
+    // While it waits it is given to another project.
+    scontrol(cluster, &format!("update jobid={held} account=shared"));
     scontrol(cluster, &format!("release {held}"));
 
     // The site's own prolog fails: Slurm drains the node and holds the job, as it would without us.
@@ -100,6 +102,8 @@ fn begun_anew(cluster: &Cluster) {
         let all = sessions(cluster, *job);
         assert_eq!((all.len(), &all[0]["status"], &all[1]["status"]), (2, &"ACTIVE".into(), &"COMPLETED".into()));
     }
+    let projects: Vec<_> = sessions(cluster, held).iter().map(|s| s["project"].clone()).collect();
+    assert_eq!(projects, ["shared", "genomics"]);
     assert_eq!(sessions(cluster, tasks[1]).len(), 1);
     let all = [preempted, held, tasks[0], tasks[1]];
     for job in all {
