@@ -89,7 +89,10 @@ fn requeued_by_a_node_failure(cluster: &Cluster) {
     assert_eq!((all.len(), &all[0]["status"], &all[1]["status"]), (2, &"ACTIVE".into(), &"COMPLETED".into()));
     // Back from the dead with the first run still on it: Slurm kills that, and its token is worth nothing.
     comes_back(cluster, "n3");
-    wait_for("the first run's record to go", SOON, || records(cluster, "n3").is_empty().then_some(())).unwrap();
+    wait_for("the first run's record to go", SOON, || {
+        (!records(cluster, "n3").contains(&id.to_string())).then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {:?}", cluster.node("n3").run_as_root("credd status; ps -ef")));
     let old = get(cluster.node("n3"), "alice", &old_uri, &[&format!("Authorization: {old_token}")]);
     assert_eq!(old.status, 403, "{old:?}");
     assert_eq!(ask_noted(cluster, "alice", id, "n2").status, 200, "which does not touch the second");
