@@ -142,29 +142,38 @@ async fn revoke(service: &Service, nodes: &[Rc<Node>], jobs: Vec<JobHere>, trial
     let admin = service.admin.clone();
     let request = tokio::task::spawn_blocking(move || {
         let begun = Instant::now();
-        let path = format!("/admin/v1/users/{}/invalidate", user_of(trial));
-        Ok::<_, anyhow::Error>((begun, ask(&admin, &path)?))
+        Ok::<_, anyhow::Error>((begun, order(&admin, &user_of(trial))?))
     });
-    let mut refused = vec![];
-    while let Some(outcome) = tokio::time::timeout(PATIENCE, waiting.join_next()).await? {
-        let (refuses, at) = outcome?;
-        ensure!(refuses, "a node serves although it has heard");
-        refused.push(at);
-    }
-    let (begun, answer) = request.await??;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "credvend answered {answer}");
+    let all = async {
+        let mut refused = vec![];
+        while let Some(outcome) = waiting.join_next().await {
+            let (refuses, at) = outcome?;
+            ensure!(refuses, "a node serves although it has heard");
+            refused.push(at);
+        }
+        Ok(refused)
+    };
+    let ordered = async { request.await? };
+    let (refused, (begun, _)) = tokio::time::timeout(PATIENCE, async { tokio::try_join!(all, ordered) }).await??;
     for (node, job) in nodes.iter().zip(&jobs) {
         node.end(job);
     }
     Ok(refused.into_iter().map(|at| (at - begun).as_secs_f64()).collect())
 }
 
-/// One request on the administrators' socket.
-fn ask(socket: &Path, path: &str) -> Result<String> {
+/// Orders the revocation on the administrators' socket, as `credvend revoke --user` does.
+fn order(socket: &Path, user: &str) -> Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: credvend\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+    let body = format!(r#"{{"subject":{{"user":"{user}"}}}}"#);
+    write!(
+        stream,
+        "POST /admin/v1/revocations HTTP/1.1\r\nHost: credvend\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "credvend answered {answer}");
     Ok(answer)
 }
 
