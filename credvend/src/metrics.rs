@@ -67,6 +67,8 @@ pub struct Metrics {
     assume_role: Family<OfResult, Counter>,
     assume_role_seconds: Histogram,
     assume_role_under_way: Gauge,
+    sts_waiting: Gauge,
+    sts_wait_seconds: Histogram,
     iam: Family<OfResult, Counter>,
     slurm_seconds: Durations<OfQuestion>,
     slurm_failures: Family<OfQuestion, Counter>,
@@ -111,9 +113,11 @@ impl Default for Metrics {
             request_seconds = slow(), "request_duration_seconds", "Time to an answer, by verb";
             events = Family::default(), "events", "Events of the audit log, whether or not it can be written";
             refusals = Family::default(), "refusals", "Refusals of the audit log, by code";
-            assume_role = Family::default(), "assume_role", "AssumeRole calls, by result (ok, refused, unavailable)";
-            assume_role_seconds = Histogram::new(SLOW), "assume_role_duration_seconds", "Time of an AssumeRole, waiting for its turn and retries included";
-            assume_role_under_way = Gauge::default(), "assume_role_under_way", "AssumeRole calls under way or waiting for their turn";
+            assume_role = Family::default(), "assume_role", "AssumeRole calls, by result (ok, refused, unavailable; busy: not made)";
+            assume_role_seconds = Histogram::new(SLOW), "assume_role_duration_seconds", "Time of an AssumeRole, retries included";
+            assume_role_under_way = Gauge::default(), "assume_role_under_way", "AssumeRole calls under way";
+            sts_waiting = Gauge::default(), "sts_waiting", "Calls that wait for their turn at STS ([sts] rate)";
+            sts_wait_seconds = Histogram::new(SLOW), "sts_wait_duration_seconds", "Time that a call waited for its turn";
             iam = Family::default(), "deny_policies", "Attempts to bring a role's Deny in line, by result (ok, failed)";
             slurm_seconds = slow(), "slurm_duration_seconds", "Time of an answer of slurmctld, by cluster and question";
             slurm_failures = Family::default(), "slurm_failures", "Questions that slurmctld did not answer, by cluster and question";

@@ -183,3 +183,29 @@ proptest! {
         let _ = Config::parse(&format!("{key} = {value}\n{SMALL}"));
     }
 }
+
+#[test]
+fn metrics_are_for_this_host_unless_it_is_said_twice() {
+    let parse = |text: &str| Config::parse(&format!("{SMALL}[metrics]\n{text}"));
+    assert_eq!(parse("").unwrap().metrics, None);
+    assert_eq!(parse("listen = \"127.0.0.1:9945\"").unwrap().metrics, Some("127.0.0.1:9945".parse().unwrap()));
+    assert!(parse("listen = \"[::1]:9945\"").is_ok() && parse("listen = \"9945\"").is_err());
+    for beyond in ["0.0.0.0:9945", "10.0.0.1:9945", "[::]:9945"] {
+        let text = format!("listen = \"{beyond}\"");
+        assert!(parse(&text).unwrap_err()[0].contains("beyond-loopback = true"), "{beyond}");
+        assert!(parse(&format!("{text}\nbeyond-loopback = true")).is_ok(), "{beyond}");
+    }
+}
+
+#[test]
+fn the_audit_logs_policies_are_words() {
+    let parse = |text: &str| Config::parse(&format!("{SMALL}[audit]\n{text}"));
+    let strict =
+        parse("path = \"/var/log/credvend/audit.jsonl\"\nfsync = \"each\"\non-failure = \"refuse\"").unwrap().audit;
+    assert_eq!((strict.fsync, strict.on_failure), (Fsync::Each, OnFailure::Refuse));
+    for (text, part) in
+        [("fsync = \"always\"", "each, interval, never"), ("on-failure = 1", "a string"), ("path = \"x\"", "absolute")]
+    {
+        assert!(parse(text).unwrap_err()[0].contains(part), "{text}");
+    }
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, SessionId, TokenHash, UserName};
+use prometheus_client::metrics::gauge::Gauge;
 use time::OffsetDateTime;
 
 use super::{Metrics, OfFailure, OfOperation, OfQuestion, OfResult};
@@ -109,7 +110,14 @@ store! {
 #[async_trait]
 impl Source for Measured<dyn Source> {
     async fn turn(&self, project: &ProjectId) -> Result<(), SourceError> {
-        self.inner.turn(project).await
+        let (begun, metrics) = (Instant::now(), &self.metrics);
+        let _waiting = OneMore::of(&metrics.sts_waiting);
+        let result = self.inner.turn(project).await;
+        metrics.sts_wait_seconds.observe(begun.elapsed().as_secs_f64());
+        if result.is_err() {
+            metrics.assume_role.get_or_create(&OfResult { result: "busy" }).inc();
+        }
+        result
     }
 
     fn delay(&self, project: &ProjectId) -> Duration {
@@ -118,7 +126,7 @@ impl Source for Measured<dyn Source> {
 
     async fn assume(&self, request: &AssumeRequest) -> Result<Assumed, SourceError> {
         let (begun, metrics) = (Instant::now(), &self.metrics);
-        let _under_way = UnderWay::new(metrics);
+        let _under_way = OneMore::of(&metrics.assume_role_under_way);
         let result = self.inner.assume(request).await;
         metrics.assume_role_seconds.observe(begun.elapsed().as_secs_f64());
         let word = match &result {
@@ -143,19 +151,19 @@ impl Source for Measured<dyn Source> {
     }
 }
 
-/// One more call under way, until dropped: callers give up.
-struct UnderWay<'m>(&'m Metrics);
+/// One more, until dropped: callers give up.
+struct OneMore<'m>(&'m Gauge);
 
-impl<'m> UnderWay<'m> {
-    fn new(metrics: &'m Metrics) -> Self {
-        metrics.assume_role_under_way.inc();
-        UnderWay(metrics)
+impl<'m> OneMore<'m> {
+    fn of(gauge: &'m Gauge) -> Self {
+        gauge.inc();
+        OneMore(gauge)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for OneMore<'_> {
     fn drop(&mut self) {
-        self.0.assume_role_under_way.dec();
+        self.0.dec();
     }
 }
 

@@ -10,7 +10,7 @@ use super::measured::Measured;
 use super::*;
 use crate::source::{AssumeRequest, Assumed, Source, SourceError};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Cursor, SessionFilter, Store};
+use crate::store::{Cursor, SessionFilter, Store, conformance};
 
 struct NoAws;
 
@@ -53,6 +53,7 @@ async fn used() -> (Arc<Metrics>, tempfile::TempDir) {
         source_identity: None,
         tags: vec![],
     };
+    source.turn(&request.project).await.unwrap();
     source.assume(&request).await.unwrap_err();
     metrics.iam.get_or_create(&OfResult { result: "ok" }).inc();
     let question = OfQuestion { cluster: "lab".into(), question: "job" };
@@ -110,6 +111,19 @@ async fn the_document_has_every_metric_with_its_type_and_labels() {
     assert_eq!(families(&metrics.text()), documented);
 }
 
+/// A default of the trait that the wrapper forgot would answer instead of the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_measured_store_keeps_every_promise() {
+    let dirs = std::sync::Mutex::new(vec![]);
+    conformance::all(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+        dirs.lock().unwrap().push(dir);
+        Measured::<dyn Store>::new(store, Arc::default()) as Arc<dyn Store>
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn labels_are_never_of_a_user_or_job() {
     let (metrics, _dir) = used().await;
@@ -126,6 +140,8 @@ async fn what_fails_and_what_is_under_way_is_counted() {
     for line in [
         "credvend_assume_role_total{result=\"unavailable\"} 1",
         "credvend_assume_role_under_way 0",
+        "credvend_sts_waiting 0",
+        "credvend_sts_wait_duration_seconds_count 1",
         "credvend_sweeps_total{result=\"failed\"} 1",
         "credvend_last_sweep_timestamp_seconds 0",
         "credvend_refusals_total{code=\"NotOnNode\"} 1",
