@@ -99,7 +99,8 @@ impl Service {
         Ok(list)
     }
 
-    fn gets(&self, callers: usize, list: &Path) -> Result<Done> {
+    /// So many callers ask for the credentials of each listed session once.
+    pub fn gets(&self, callers: usize, list: &Path) -> Result<Done> {
         let arguments = vec![list.display().to_string()];
         let done = self.load("gets.lua", include_str!("gets.lua"), callers, ASKING, arguments)?.expect_clean()?;
         let sessions = fs::read_to_string(list)?.lines().count();
@@ -110,6 +111,11 @@ impl Service {
 
 /// Starts one in a directory of this name.
 pub fn start(name: &str) -> Result<Service> {
+    start_with(name, "")
+}
+
+/// Starts one with this in its `[store]`; tables of DynamoDB are made.
+pub fn start_with(name: &str, store: &str) -> Result<Service> {
     let dir = scratch::dir(name)?;
     let state = dir.join("state");
     fs::create_dir_all(&state)?;
@@ -129,7 +135,7 @@ pub fn start(name: &str) -> Result<Service> {
         "credvend.toml",
         &format!(
             "listen = [\"127.0.0.1:{port}\"]\nstate-dir = {state:?}\nadmin-socket = {admin:?}\nprojects = {projects:?}\n\
-             [tls]\nnames = [\"localhost\"]\n\
+             [tls]\nnames = [\"localhost\"]\n[store]\n{store}\
              [aws]\nregion = \"us-east-1\"\nsts-endpoint = \"http://{aws}\"\niam-endpoint = \"http://{aws}\"\n\
              [[cluster]]\nname = \"bench\"\nattest = \"head\"\nhead-secret-file = {secret:?}\n\
              [log]\nfilter = \"warn\"\n",
@@ -137,6 +143,12 @@ pub fn start(name: &str) -> Result<Service> {
         ),
     )?;
     let log = dir.join("credvend.log");
+    if !store.is_empty() {
+        let mut init = command(&testbed::software::program("credvend")?, Cpu::Any, None);
+        init.arg("--config").arg(&config).args(["store", "init"]).env("HOME", &state);
+        let made = init.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").output()?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
     let mut credvend = command(&testbed::software::program("credvend")?, Cpu::Any, None);
     credvend.arg("--config").arg(&config).arg("serve");
     credvend.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("HOME", &state);

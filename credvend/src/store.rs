@@ -11,6 +11,7 @@ use credd_protocol::{
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+pub mod archive;
 #[cfg(test)]
 pub mod conformance;
 pub mod dynamo;

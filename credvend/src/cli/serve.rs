@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::{parts, pin};
 use crate::audit::{Event, Log};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Attest, Config, ConfigError, ProjectsFrom};
+use crate::config::{Attest, Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::deny::Denier;
 use crate::deny::elsewhere::Elsewhere;
 use crate::events::Events;
@@ -33,9 +33,9 @@ use crate::server::{Server, Settings};
 use crate::source::Source;
 use crate::source::upstream::Upstream;
 use crate::store::dynamo::DynamoStore;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, archive};
 use crate::vending::{Parts, Vending};
-use background::{Table, Watched, news, sweep};
+use background::{Table, Turn, Watched, news, sweep};
 
 mod background;
 
@@ -93,6 +93,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     match store.epoch().await {
         Err(StoreError::Unavailable(why)) => tracing::error!("{why}"),
         other => drop(other?),
+    }
+    if let Ok(Some(_)) = store.get_note(archive::NOTES, archive::UNFINISHED).await {
+        anyhow::bail!("a copy into this store was not finished: go on with `credvend store copy --resume`");
     }
     let projects = parts::projects_in_force(&config, dynamo.as_deref()).await.map_err(config_error)?;
     let projects = Arc::new(Projects::new(projects));
@@ -246,7 +249,9 @@ async fn listen_until_stopped(
         tasks.spawn(metrics_page::serve(server.clone(), listener, certificates.clone()));
     }
     tasks.spawn(admin.serve(server.clone(), admin_limits.clone()));
-    tasks.spawn(sweep(server.vending.clone(), stop.subscribe()));
+    // The only credvend of an SQLite file waits for nobody's turn, a killed predecessor's least of all.
+    let turn = (config.store.kind == StoreKind::Dynamodb).then(Turn::new);
+    tasks.spawn(sweep(server.vending.clone(), turn, stop.subscribe()));
     tasks.spawn(news(
         server.vending.clone(),
         config.clusters.iter().map(|c| c.name.clone()).collect(),

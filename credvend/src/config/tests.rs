@@ -56,7 +56,11 @@ fn the_examples_commented_options_exist_and_show_the_defaults() {
         .map(|line| format!("{line}\n"))
         .collect();
     let (config, short) = (Config::parse(&shown).unwrap(), Config::parse(SMALL).unwrap());
-    assert_eq!((&config.listen, &config.state_dir, &config.store), (&short.listen, &short.state_dir, &short.store));
+    assert_eq!((&config.listen, &config.state_dir), (&short.listen, &short.state_dir));
+    let store = |config: &Config| (config.store.kind, config.store.path.clone(), config.store.table_prefix.clone());
+    assert_eq!(store(&config), store(&short));
+    assert!(config.store.region.is_some() && config.store.endpoint.is_some());
+    assert_eq!(config.projects_from, short.projects_from);
     assert_eq!((&config.limits, &config.log, config.localhost_port), (&short.limits, &short.log, short.localhost_port));
     assert_eq!((&config.names, config.sts), (&short.names, short.sts));
     assert_eq!((config.plain_http, config.session_tokens), (short.plain_http, short.session_tokens));
@@ -66,6 +70,18 @@ fn the_examples_commented_options_exist_and_show_the_defaults() {
     let (one, other) = (&config.clusters[0], &short.clusters[0]);
     assert_eq!((one.attest, one.node_address_check), (other.attest, other.node_address_check));
     assert_eq!((one.head_session_max_days, other.head_session_max_days), (30, 30));
+}
+
+#[test]
+fn what_a_store_of_tables_needs_is_checked() {
+    let problems = |store: &str| Config::parse(&format!("{store}\n{SMALL}")).unwrap_err().join("\n");
+    assert!(problems("projects-from = \"store\"").contains("kind = \"dynamodb\""));
+    assert!(problems("[store]\nkind = \"mysql\"").contains("sqlite, dynamodb"));
+    assert!(problems("[store]\ntable-prefix = \"a b\"").contains("table-prefix"));
+    assert!(problems("[store]\nendpoint = \"dynamo\"").contains("http"));
+    let text = format!("projects-from = \"store\"\n[store]\nkind = \"dynamodb\"\n{SMALL}");
+    let config = Config::parse(&text).unwrap();
+    assert_eq!((config.store.kind, config.projects_from), (StoreKind::Dynamodb, ProjectsFrom::Store));
 }
 
 #[test]

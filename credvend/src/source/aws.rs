@@ -202,9 +202,11 @@ impl Aws {
 
     /// A client of the region's DynamoDB, or of another endpoint. It makes one attempt: the store has retries of its own.
     pub(crate) fn dynamodb(&self, endpoint: Option<&str>) -> aws_sdk_dynamodb::Client {
-        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&self.config).retry_config(RetryConfig::disabled());
-        dynamodb
-            .set_endpoint_url(endpoint.map(str::to_owned).or_else(|| self.config.endpoint_url().map(str::to_owned)));
+        let dynamodb = aws_sdk_dynamodb::config::Builder::from(&self.config).retry_config(RetryConfig::disabled());
+        let dynamodb = match endpoint {
+            Some(endpoint) => dynamodb.endpoint_url(endpoint),
+            None => dynamodb,
+        };
         aws_sdk_dynamodb::Client::from_conf(dynamodb.build())
     }
 

@@ -9,6 +9,7 @@
 //! | `walk`, `cursor`, `weeks` | listings over several partitions, and where they end |
 //! | `sessions`, `issuances`, `orders`, `news`, `notes` | the intents |
 //! | `pruning` | what goes |
+//! | `archive` | what a copy to another store needs |
 //! | `projects` | which project has which roles, where the site keeps that here |
 //!
 //! Reads are strongly consistent reads of base tables. Global secondary indexes are eventually consistent, so there are
@@ -32,6 +33,7 @@ use super::{
     Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
+mod archive;
 mod cursor;
 mod db;
 mod issuances;
@@ -59,6 +61,8 @@ use item::{ALONE, Item, Row, TTL, key, number, put, text};
 /// A nonce may be forgotten this long after its expiry: far more than two replicas' clocks differ.
 const NONCE_SLACK: Duration = Duration::hours(1);
 
+/// Until when a nonce counts.
+const EXPIRES: &str = "ExpiresAt";
 /// Who wrote a nonce.
 const WRITER: &str = "WrittenBy";
 
@@ -73,11 +77,11 @@ pub struct DynamoStore {
 impl DynamoStore {
     /// Tables that are there, or that [`DynamoStore::init`] makes. No call is made yet.
     pub fn new(client: Client, tables: Tables) -> Self {
-        Self::with_patience(client, tables, db::PATIENCE)
+        Self::with_patience(client, tables, db::PATIENCE, db::AT_ONCE)
     }
 
-    fn with_patience(client: Client, tables: Tables, patience: std::time::Duration) -> Self {
-        let db = Arc::new(Db::new(client, tables, patience));
+    fn with_patience(client: Client, tables: Tables, patience: std::time::Duration, at_once: usize) -> Self {
+        let db = Arc::new(Db::new(client, tables, patience, at_once));
         DynamoStore { db, weeks: Default::default(), publishing: Default::default() }
     }
 
@@ -127,6 +131,10 @@ impl Store for DynamoStore {
 
     async fn get(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
         sessions::get(&self.db, id).await
+    }
+
+    async fn status(&self, id: SessionId) -> Result<Option<(SessionStatus, Option<String>)>, StoreError> {
+        sessions::status(&self.db, id).await
     }
 
     async fn find_run(&self, cluster: &ClusterName, run: &Run) -> Result<Option<Session>, StoreError> {
@@ -180,7 +188,8 @@ impl Store for DynamoStore {
         let writer = uuid::Uuid::new_v4().to_string();
         let mut item = Item::new();
         put(&mut item, tables::NONCE, text(keys::bounded(nonce)));
-        put(&mut item, TTL, number((expires + NONCE_SLACK).unix_timestamp()));
+        put(&mut item, TTL, item::forgotten(expires, NONCE_SLACK));
+        put(&mut item, EXPIRES, number(item::micros(expires)));
         put(&mut item, WRITER, text(&writer));
         let request = self
             .db

@@ -8,6 +8,7 @@
 //! | `readers` | the reading connections |
 //! | `sessions`, `issuances`, `orders`, `news`, `notes`, `rows` | the statements, and rows to and from types |
 //! | `cursor` | opaque, checked page cursors |
+//! | `archive` | what a copy to another store needs |
 //!
 //! WAL with `synchronous=FULL`: what a call returned survives a power cut. A commit costs one fsync(2) whoever shares
 //! it, so callers at the same time cost about as much as one.
@@ -25,6 +26,7 @@ use super::{
     RUNS_PAGE, Revocation, Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
+mod archive;
 mod cursor;
 mod errors;
 mod file;

@@ -1,4 +1,5 @@
 //! A `ministack` of one test's own, and the requests that a test makes with other people's keys.
+#![allow(dead_code, reason = "each test program uses some of it")]
 
 pub mod between;
 
@@ -29,6 +30,9 @@ impl Keys {
 pub struct ServiceUser {
     pub arn: String,
     pub keys: Keys,
+    /// Of the same key, for programs.
+    pub id: String,
+    pub secret: String,
 }
 
 const USER: &str = "credvend-service";
@@ -108,7 +112,14 @@ impl PretendAws {
     pub async fn create_bare_user(&self) -> ServiceUser {
         let user = self.iam.create_user().user_name(USER).send().await.unwrap().user.unwrap();
         let key = self.iam.create_access_key().user_name(USER).send().await.unwrap().access_key.unwrap();
-        ServiceUser { arn: user.arn, keys: Keys::new(&key.access_key_id, &key.secret_access_key, None) }
+        let keys = Keys::new(&key.access_key_id, &key.secret_access_key, None);
+        ServiceUser { arn: user.arn, keys, id: key.access_key_id, secret: key.secret_access_key }
+    }
+
+    /// What this policy allows, credvend may do too.
+    pub async fn allow_also(&self, policy: &Value) {
+        let put = self.iam.put_user_policy().user_name(USER).policy_name("more").policy_document(policy.to_string());
+        put.send().await.unwrap();
     }
 
     /// The revoker that [`PretendAws::create_service_user`] made.

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 #[path = "../pretend_aws/mod.rs"]
-#[expect(dead_code, reason = "what only the tests of STS and IAM ask it for")]
 mod pretend_aws;
 
 mod first_version;

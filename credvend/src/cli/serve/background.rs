@@ -21,17 +21,73 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(5);
 const WATCH_PAUSE: Duration = Duration::from_secs(60);
 /// Between two looks at the store's table of projects.
 const PROJECTS_PAUSE: Duration = Duration::from_secs(4);
+/// Who holds this lease of the store sweeps.
+const SWEEP_LEASE: &str = "sweep";
+/// How long a replica that died keeps the others from sweeping.
+const TURN: Duration = Duration::from_secs(20);
+/// Between two looks of the sweeping replica for ends of which no node was told.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(600);
 /// A sweep that takes longer is given up; the next one starts over.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(120);
 
-/// Closes the sessions of jobs that are over, until the service stops.
-pub async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
+/// Whose turn it is to sweep, among replicas. Two that sweep at the same time do no harm, only twice the work.
+pub struct Turn {
+    holder: String,
+    /// When ends were last looked for that no replica has told the nodes of.
+    told: Option<Instant>,
+}
+
+impl Turn {
+    /// This process'.
+    pub fn new() -> Self {
+        Turn { holder: uuid::Uuid::new_v4().to_string(), told: None }
+    }
+
+    /// Whether this replica sweeps now.
+    async fn is_ours(&mut self, vending: &Vending) -> bool {
+        let now = OffsetDateTime::now_utc();
+        let ours = vending.store().lease(SWEEP_LEASE, &self.holder, now, now + TURN).await;
+        match ours {
+            Ok(true) => {}
+            Ok(false) => {
+                self.told = None;
+                return false;
+            }
+            // The sweep itself will say what is wrong with the store.
+            Err(_) => return true,
+        }
+        // Another replica may have died between ending a session and saying so, and may never start again.
+        if self.told.is_none_or(|at| at.elapsed() > UNTOLD_PAUSE) && vending.tell_untold().await.is_ok() {
+            self.told = Some(Instant::now());
+        }
+        true
+    }
+
+    /// Another replica may be luckier.
+    async fn give_up(&self, vending: &Vending) {
+        let _ = vending.store().release(SWEEP_LEASE, &self.holder).await;
+    }
+}
+
+/// Closes the sessions of jobs that are over, until the service stops. With other replicas, one of them does.
+pub async fn sweep(vending: Arc<Vending>, mut turn: Option<Turn>, mut stopping: watch::Receiver<bool>) {
     let mut last: Option<String> = None;
     loop {
         let pause = SWEEP_PAUSE.mul_f64(0.8 + 0.4 * f64::from(random_byte()) / 255.0);
         tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => return,
+            _ = stopping.wait_for(|stop| *stop) => {}
             () = tokio::time::sleep(pause) => {}
+        }
+        if *stopping.borrow() {
+            if let Some(turn) = &turn {
+                turn.give_up(&vending).await;
+            }
+            return;
+        }
+        if let Some(turn) = &mut turn
+            && !turn.is_ours(&vending).await
+        {
+            continue;
         }
         // Cut short, it has closed some sessions; the next one closes the others.
         let begun = Instant::now();
@@ -45,6 +101,9 @@ pub async fn sweep(vending: Arc<Vending>, mut stopping: watch::Receiver<bool>) {
         // Its own failure shows in the store's metrics.
         let _ = vending.count_revocations().await;
         let complaint = swept.as_ref().err().map(ToString::to_string);
+        if let (Some(turn), Some(_)) = (&turn, &complaint) {
+            turn.give_up(&vending).await;
+        }
         match (&swept, &complaint) {
             (Ok(closed), _) if *closed > 0 => tracing::info!(closed, "sessions of jobs that are over were closed"),
             // Once, not every few seconds.

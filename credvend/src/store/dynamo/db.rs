@@ -27,7 +27,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(6);
 const FIRST_PAUSE: Duration = Duration::from_millis(40);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Calls at the same time; others wait within their deadline.
-const AT_ONCE: usize = 192;
+pub(super) const AT_ONCE: usize = 192;
 /// DynamoDB's own bounds.
 const WRITES_AT_ONCE: usize = 25;
 const READS_AT_ONCE: usize = 100;
@@ -178,8 +178,8 @@ impl Patience {
 }
 
 impl Db {
-    pub(super) fn new(client: Client, tables: Tables, patience: Duration) -> Self {
-        Db { client, tables, places: Semaphore::new(AT_ONCE), patience }
+    pub(super) fn new(client: Client, tables: Tables, patience: Duration, at_once: usize) -> Self {
+        Db { client, tables, places: Semaphore::new(at_once), patience }
     }
 
     /// Makes a call until it has an answer that asking again would not change, or time is up.

@@ -72,7 +72,7 @@ fn written(issuance: &Issuance, (pk, sk): (String, String)) -> Item {
     put_text(&mut item, NODE, issuance.node.as_ref().map(|n| n.as_str()));
     put(&mut item, ISSUED, number(micros(issuance.issued)));
     put(&mut item, EXPIRES, number(micros(issuance.expires)));
-    put(&mut item, TTL, number((issuance.expires + FORGOTTEN_AFTER).unix_timestamp()));
+    put(&mut item, TTL, item::forgotten(issuance.expires, FORGOTTEN_AFTER));
     item
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::store::StoreError;
 
@@ -27,6 +27,12 @@ pub(super) fn text(value: impl Into<String>) -> AttributeValue {
 
 pub(super) fn number(value: impl Display) -> AttributeValue {
     AttributeValue::N(value.to_string())
+}
+
+/// When DynamoDB may delete an item: this long after a time, and never sooner than that after now, whatever time the item
+/// is of.
+pub(super) fn forgotten(after: OffsetDateTime, slack: Duration) -> AttributeValue {
+    number(after.max(OffsetDateTime::now_utc()).saturating_add(slack).unix_timestamp())
 }
 
 /// An item's key, or the beginning of an item.

@@ -94,6 +94,15 @@ pub(super) fn all_active(cluster: &ClusterName) -> Vec<String> {
     (0..SHARDS).map(|shard| format!("active#{cluster}#{shard}")).collect()
 }
 
+/// Few sessions end so, and every replica that starts looks at them.
+pub(super) fn invalidated(cluster: &ClusterName, id: SessionId) -> String {
+    format!("invalidated#{cluster}#{}", shard(id))
+}
+
+pub(super) fn all_invalidated(cluster: &ClusterName) -> Vec<String> {
+    (0..SHARDS).map(|shard| format!("invalidated#{cluster}#{shard}")).collect()
+}
+
 pub(super) fn user(user: &UserName) -> String {
     format!("user#{user}")
 }

@@ -6,16 +6,18 @@ use super::item::{Item, Row, key, put, text};
 use super::keys;
 use crate::store::StoreError;
 
-/// So much stands in the item itself.
-const INLINE: usize = 200_000;
+/// So much stands in the item itself where it is read with it anyway.
+pub(super) const MUCH: usize = 200_000;
+/// And so much where the item is read and written often without it: DynamoDB counts whole items.
+pub(super) const LITTLE: usize = 2_000;
 /// One piece.
 const PIECE: usize = 350_000;
 /// The attribute of a piece.
 const PIECE_TEXT: &str = "PieceText";
 
 /// Puts a text into an item, or its pieces beside it.
-pub(super) async fn write(db: &Db, item: &mut Item, name: &str, long: &str) -> Result<(), StoreError> {
-    if long.len() <= INLINE {
+pub(super) async fn write(db: &Db, item: &mut Item, name: &str, long: &str, inline: usize) -> Result<(), StoreError> {
+    if long.len() <= inline {
         put(item, name, text(long));
         return Ok(());
     }

@@ -7,7 +7,7 @@ use credd_protocol::ClusterName;
 use time::OffsetDateTime;
 
 use super::db::{Cancelled, Db, Refused, defect, failed};
-use super::item::{ALONE, Item, PK, Row, SK, TTL, key, micros, number, put, text};
+use super::item::{ALONE, Item, PK, Row, SK, TTL, forgotten, key, micros, number, put, text};
 use super::orders::{bare, body, parsed};
 use super::{keys, long_text};
 use crate::store::{NEWS_PAGE, News, NumberedNews, StoreError};
@@ -51,7 +51,7 @@ pub(super) async fn publish(
     let table = &db.tables.state;
     let mut written = Item::new();
     put(&mut written, AT, number(micros(at)));
-    long_text::write(db, &mut written, BODY, &body(news)?).await?;
+    long_text::write(db, &mut written, BODY, &body(news)?, long_text::MUCH).await?;
     let mut newest = newest(db, cluster).await?;
     // Every failure is another's success: so many publish at the same time never.
     for _ in 0..1000 {
@@ -113,6 +113,27 @@ async fn read(db: &Db, item: &Item) -> Result<NumberedNews, StoreError> {
     Ok(NumberedNews { seq, at: row.time(AT)?, news: parsed(row, BODY, &text)? })
 }
 
+/// Where each cluster's numbering stands.
+pub(super) async fn newest_of_all(db: &Db) -> Result<Vec<(ClusterName, u64)>, StoreError> {
+    let items = db.partition(&db.tables.state, keys::NEWEST_NEWS, (" ", keys::HIGHEST)).await?;
+    items.iter().map(|item| Ok((Row(item).parsed(SK)?, Row(item).number(NUMBER)?))).collect()
+}
+
+/// Puts a piece of news under its number, for a copy.
+pub(super) async fn put_news(db: &Db, cluster: &ClusterName, numbered: &NumberedNews) -> Result<(), StoreError> {
+    let mut item = key(keys::news(cluster), keys::news_number(numbered.seq));
+    put(&mut item, AT, number(micros(numbered.at)));
+    long_text::write(db, &mut item, BODY, &body(&numbered.news)?, long_text::MUCH).await?;
+    db.write_all(&db.tables.state, vec![item], vec![]).await
+}
+
+/// Sets where a cluster's numbering stands, for a copy.
+pub(super) async fn put_newest(db: &Db, cluster: &ClusterName, newest: u64) -> Result<(), StoreError> {
+    let mut item = key(keys::NEWEST_NEWS, cluster.as_str());
+    put(&mut item, NUMBER, number(newest));
+    db.write_all(&db.tables.state, vec![item], vec![]).await
+}
+
 /// Deletes what was published before a time; how many.
 pub(super) async fn prune(db: &Db, before: OffsetDateTime) -> Result<u64, StoreError> {
     let table = &db.tables.state;
@@ -142,7 +163,7 @@ pub(super) async fn lease(
     let mut item = key(keys::LEASES, keys::bounded(name));
     put(&mut item, HOLDER, text(holder));
     put(&mut item, UNTIL, number(micros(until)));
-    put(&mut item, TTL, number(until.unix_timestamp().saturating_add(86_400)));
+    put(&mut item, TTL, forgotten(until, time::Duration::DAY));
     let request = db
         .client
         .put_item()

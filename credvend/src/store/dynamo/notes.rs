@@ -8,9 +8,11 @@ use super::db::Db;
 use super::item::{Item, Row, SK, key, put, text};
 use super::walk::Walk;
 use super::{cursor, keys, long_text};
+use crate::store::archive::Record;
 use crate::store::{Cursor, PAGE, Page, StoreError};
 
 const NOTE_KEY: &str = "NoteKey";
+const KIND: &str = "NoteKind";
 const NOTE: &str = "NoteText";
 
 fn partition(kind: &str, shard: u8) -> String {
@@ -26,7 +28,8 @@ pub(super) async fn put_note(db: &Db, kind: &str, note: &str, words: &str) -> Re
     let mut item = note_key(kind, note);
     let old = db.get(&db.tables.state, item.clone()).await?;
     put(&mut item, NOTE_KEY, text(note));
-    long_text::write(db, &mut item, NOTE, words).await?;
+    put(&mut item, KIND, text(kind));
+    long_text::write(db, &mut item, NOTE, words, long_text::MUCH).await?;
     db.write_all(&db.tables.state, vec![item], vec![]).await?;
     match old {
         Some(old) => long_text::delete(db, &old, NOTE).await,
@@ -47,6 +50,13 @@ pub(super) async fn remove(db: &Db, kind: &str, note: &str) -> Result<(), StoreE
         long_text::delete(db, &old, NOTE).await?;
     }
     Ok(())
+}
+
+/// An item as a record of a copy.
+pub(super) async fn record(db: &Db, item: &Item) -> Result<Record, StoreError> {
+    let row = Row(item);
+    let words = long_text::read(db, item, NOTE).await?.ok_or_else(|| row.broken(NOTE, "it is missing"))?;
+    Ok(Record::Note { kind: row.text(KIND)?.to_owned(), key: row.text(NOTE_KEY)?.to_owned(), text: words })
 }
 
 pub(super) async fn list(

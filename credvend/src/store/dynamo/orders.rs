@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use super::db::{Db, Refused, defect};
-use super::item::{ALONE, Item, PK, Row, SK, TTL, from_micros, key, micros, number, put, text};
+use super::item::{ALONE, Item, PK, Row, SK, TTL, forgotten, from_micros, key, micros, number, put, text};
 use super::{cursor, keys, long_text, nodes_text};
 use crate::store::{Block, Cursor, Order, OrderId, PAGE, Page, Revocation, StoreError, Subject};
 
@@ -59,7 +59,7 @@ pub(super) async fn put_order(db: &Db, order: &Order) -> Result<(), StoreError> 
     let place = keys::place(order.at, order.id.0);
     let mut own = order_key(order.id);
     put(&mut own, AT, number(micros(order.at)));
-    long_text::write(db, &mut own, BODY, &body(order)?).await?;
+    long_text::write(db, &mut own, BODY, &body(order)?, long_text::MUCH).await?;
     let mut entry = key(keys::ORDERS, &place);
     put(&mut entry, ORDER, text(order.id.to_string()));
     if let Some(done) = order.done {
@@ -254,7 +254,7 @@ pub(super) async fn deny(db: &Db, revocation: &Revocation) -> Result<(), StoreEr
         put(&mut item, DENIED, text(body(&revocation.whose)?));
         put(&mut item, ISSUED_BEFORE, number(before));
         put(&mut item, UNTIL, number(until));
-        put(&mut item, TTL, number(from_micros(until).unix_timestamp().saturating_add(400 * 86_400)));
+        put(&mut item, TTL, forgotten(from_micros(until), time::Duration::days(400)));
         let request = db
             .client
             .put_item()

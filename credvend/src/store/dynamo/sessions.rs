@@ -85,7 +85,7 @@ async fn item(db: &Db, session: &Session) -> Result<Item, StoreError> {
         put(&mut item, HEAD_SUBMITTED, text(submitted));
         put(&mut item, TOKEN, text(token.to_hex()));
     }
-    long_text::write(db, &mut item, NODES, &nodes_text::written(&session.nodes)).await?;
+    long_text::write(db, &mut item, NODES, &nodes_text::written(&session.nodes), long_text::LITTLE).await?;
     Ok(item)
 }
 
@@ -119,12 +119,7 @@ pub(super) async fn read(db: &Db, item: &Item) -> Result<Session, StoreError> {
         origin,
         opened: row.time(OPENED)?,
         ended: row.opt_number(ENDED)?.map(from_micros),
-        status: match row.text(STATUS)? {
-            ACTIVE => SessionStatus::Active,
-            "INVALIDATED" => SessionStatus::Invalidated,
-            "COMPLETED" => SessionStatus::Completed,
-            _ => return Err(row.broken(STATUS, "there is no such status")),
-        },
+        status: status_of(row)?,
         why: row.opt_text(WHY)?.map(str::to_owned),
     })
 }
@@ -160,6 +155,15 @@ fn places(session: &Session) -> [(String, String); 3] {
     ]
 }
 
+/// The list of its status, where there is one.
+fn by_status(session: &Session) -> Option<String> {
+    match session.status {
+        SessionStatus::Active => Some(keys::active(&session.cluster, session.id)),
+        SessionStatus::Invalidated => Some(keys::invalidated(&session.cluster, session.id)),
+        SessionStatus::Completed => None,
+    }
+}
+
 fn put_new(table: &str, item: Item) -> Result<TransactWriteItem, StoreError> {
     let put = Put::builder()
         .table_name(table)
@@ -186,9 +190,8 @@ pub(super) async fn open(db: &Db, weeks: &Weeks, session: Session) -> Result<Ope
     for (pk, sk) in places(&session) {
         writes.push(put_any(table, entry(&session, pk, sk))?);
     }
-    if session.status == SessionStatus::Active {
-        let place = keys::place(session.opened, session.id);
-        writes.push(put_any(table, entry(&session, keys::active(&session.cluster, session.id), place))?);
+    if let Some(pk) = by_status(&session) {
+        writes.push(put_any(table, entry(&session, pk, keys::place(session.opened, session.id)))?);
     }
     match db.transact(writes).await {
         Ok(()) => return Ok(Opened::New(session)),
@@ -208,6 +211,15 @@ pub(super) async fn open(db: &Db, weeks: &Weeks, session: Session) -> Result<Ope
     Err(StoreError::Unavailable("the run's earlier session is being pruned".into()))
 }
 
+fn status_of(row: Row<'_>) -> Result<SessionStatus, StoreError> {
+    match row.text(STATUS)? {
+        ACTIVE => Ok(SessionStatus::Active),
+        "INVALIDATED" => Ok(SessionStatus::Invalidated),
+        "COMPLETED" => Ok(SessionStatus::Completed),
+        _ => Err(row.broken(STATUS, "there is no such status")),
+    }
+}
+
 fn session_key(id: SessionId) -> Item {
     key(keys::session(id), ALONE)
 }
@@ -217,6 +229,12 @@ pub(super) async fn get(db: &Db, id: SessionId) -> Result<Option<Session>, Store
         Some(item) => Ok(Some(read(db, &item).await?)),
         None => Ok(None),
     }
+}
+
+/// The item alone: a large job's nodes stand elsewhere.
+pub(super) async fn status(db: &Db, id: SessionId) -> Result<Option<(SessionStatus, Option<String>)>, StoreError> {
+    let Some(item) = db.get(&db.tables.sessions, session_key(id)).await? else { return Ok(None) };
+    Ok(Some((status_of(Row(&item))?, Row(&item).opt_text(WHY)?.map(str::to_owned))))
 }
 
 pub(super) async fn find_run(db: &Db, cluster: &ClusterName, run: &Run) -> Result<Option<Session>, StoreError> {
@@ -353,17 +371,19 @@ pub(super) async fn end(
             .map_err(defect)?;
         let place = key(keys::active(&session.cluster, id), keys::place(session.opened, id));
         let delete = Delete::builder().table_name(&db.tables.sessions).set_key(Some(place)).build().map_err(defect)?;
-        let writes = vec![
+        let mut writes = vec![
             TransactWriteItem::builder().update(update).build(),
             TransactWriteItem::builder().delete(delete).build(),
         ];
+        session.status = status;
+        session.ended = Some(from_micros(micros(at)));
+        session.why = Some(why.to_owned());
+        if let Some(pk) = by_status(&session) {
+            let entry = entry(&session, pk, keys::place(session.opened, id));
+            writes.push(put_any(&db.tables.sessions, entry)?);
+        }
         match db.transact(writes).await {
-            Ok(()) => {
-                session.status = status;
-                session.ended = Some(from_micros(micros(at)));
-                session.why = Some(why.to_owned());
-                return Ok(Ended::Now(session));
-            }
+            Ok(()) => return Ok(Ended::Now(session)),
             Err(Cancelled::Conditions(_)) => {}
             Err(Cancelled::Store(error)) => return Err(error),
         }
@@ -407,20 +427,21 @@ pub(super) async fn clusters(db: &Db) -> Result<Vec<(ClusterName, i64, i64)>, St
 
 /// The partitions to read, newest first.
 async fn sources(db: &Db, filter: &SessionFilter, from: &str) -> Result<Vec<Vec<String>>, StoreError> {
-    let active = filter.status == Some(SessionStatus::Active);
-    if let (Some(user), false) = (&filter.user, active) {
-        return Ok(vec![vec![keys::user(user)]]);
-    }
-    if let (Some(project), false) = (&filter.project, active) {
-        return Ok(vec![vec![keys::project(project)]]);
-    }
-    if let (true, Some(cluster)) = (active, &filter.cluster) {
-        return Ok(vec![keys::all_active(cluster)]);
+    let of_status: Option<fn(&ClusterName) -> Vec<String>> = match filter.status {
+        Some(SessionStatus::Active) => Some(keys::all_active),
+        Some(SessionStatus::Invalidated) => Some(keys::all_invalidated),
+        _ => None,
+    };
+    match (of_status, filter) {
+        (Some(of_status), SessionFilter { cluster: Some(cluster), .. }) => return Ok(vec![of_status(cluster)]),
+        (None, SessionFilter { user: Some(user), .. }) => return Ok(vec![vec![keys::user(user)]]),
+        (None, SessionFilter { project: Some(project), .. }) => return Ok(vec![vec![keys::project(project)]]),
+        _ => {}
     }
     let mut clusters = clusters(db).await?;
     clusters.retain(|(name, ..)| filter.cluster.as_ref().is_none_or(|wanted| wanted == name));
-    if active {
-        return Ok(vec![clusters.iter().flat_map(|(name, ..)| keys::all_active(name)).collect()]);
+    if let Some(of_status) = of_status {
+        return Ok(vec![clusters.iter().flat_map(|(name, ..)| of_status(name)).collect()]);
     }
     let Some(oldest) = clusters.iter().map(|(_, oldest, _)| *oldest).min() else { return Ok(vec![]) };
     let newest = clusters.iter().map(|(.., newest)| *newest).max().unwrap_or(oldest);
@@ -525,6 +546,7 @@ pub(super) async fn prune_partition(db: &Db, pk: &str, before: OffsetDateTime) -
             long_text::delete(db, item, NODES).await?;
             let [log, places @ ..] = places(&session);
             own.extend(places.into_iter().chain([first_of(&session)]).map(|(pk, sk)| key(pk, sk)));
+            own.extend(by_status(&session).map(|pk| key(pk, keys::place(session.opened, session.id))));
             own.push(session_key(session.id));
             logged.push(key(log.0, log.1));
         }

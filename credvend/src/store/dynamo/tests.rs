@@ -16,7 +16,6 @@ use crate::source::aws::{Aws, AwsOptions};
 use crate::store::{Ended, IssuedTo, News, NewsKind, Opened, Session, SessionFilter};
 
 #[path = "../../../tests/pretend_aws/mod.rs"]
-#[allow(dead_code)]
 mod pretend_aws;
 
 use pretend_aws::between::{Between, Faults};
@@ -25,13 +24,15 @@ use pretend_aws::{Keys, PretendAws};
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 async fn at(endpoint: &str, prefix: &str, patience: Duration) -> Arc<DynamoStore> {
-    let options = AwsOptions::new("us-east-1".parse().unwrap());
+    let mut options = AwsOptions::new("us-east-1".parse().unwrap());
+    // One thread of Python, on a machine that has other things to do.
+    options.timeouts.attempt = LONG;
     let aws = Aws::with_credentials(options, Keys::new("test", "test", None).provider()).await;
-    Arc::new(DynamoStore::with_patience(aws.dynamodb(Some(endpoint)), Tables::new(prefix), patience))
+    Arc::new(DynamoStore::with_patience(aws.dynamodb(Some(endpoint)), Tables::new(prefix), patience, 16))
 }
 
 /// Thousands of callers at once wait for one another at a pretend AWS.
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(1800);
 
 async fn store(endpoint: &str) -> Arc<DynamoStore> {
     let store = at(endpoint, &format!("t{}-", NUMBER.fetch_add(1, Ordering::Relaxed)), LONG).await;
@@ -186,7 +187,6 @@ async fn making_the_tables_again_changes_nothing_and_a_restore_is_another_store(
 async fn what_has_expired_counts_for_nothing_though_dynamodb_keeps_it() {
     let pretend = PretendAws::start().await;
     let store = store(pretend.endpoint()).await;
-    // Long past for the table's TTL; it deletes such items some day, and until then they are still read.
     let long_ago = T0 - time::Duration::days(3000);
     let session = Session { opened: long_ago, ..of_job(1, 0) };
     store.open(session.clone()).await.unwrap();
@@ -239,6 +239,53 @@ async fn the_projects_table_is_taken_and_changed_as_a_whole_and_in_parts() {
     assert!(matches!(store.projects(region.as_ref()).await, Err(ProjectsError::Invalid(_))));
 }
 
+/// What the documentation says that each operation costs. Nothing else asks for so much as a table's description.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
+async fn what_each_intent_costs() {
+    let pretend = PretendAws::start().await;
+    let between = Between::start(pretend.endpoint(), Faults::default()).await;
+    let store = store(between.endpoint()).await;
+    // The first of a week notes it.
+    let first = of_job(1, 0);
+    store.open(first.clone()).await.unwrap();
+    store.record_issuance(issued_for(&first, "ASIA0", T0)).await.unwrap();
+    between.take_calls();
+    let costs = |what: &str, expected: &[(&str, u64)]| {
+        let expected: std::collections::BTreeMap<String, u64> =
+            expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        assert_eq!(between.take_calls(), expected, "{what}");
+    };
+    let session = of_job(2, 0);
+    let lab = session.cluster.clone();
+    store.find_run(&lab, &conformance::run(2, 0)).await.unwrap();
+    costs("a run that is new", &[("Query", 1)]);
+    store.open(session.clone()).await.unwrap();
+    costs("open", &[("TransactWriteItems", 1)]);
+    store.find_run(&lab, &conformance::run(2, 0)).await.unwrap();
+    costs("a run that is open", &[("Query", 1), ("GetItem", 1)]);
+    store.open(Session { id: SessionId::random(), ..session.clone() }).await.unwrap();
+    costs("open again", &[("TransactWriteItems", 1), ("GetItem", 1)]);
+    store.get(session.id).await.unwrap();
+    store.status(session.id).await.unwrap();
+    costs("get and status", &[("GetItem", 2)]);
+    store.record_issuance(issued_for(&session, "ASIA1", T0)).await.unwrap();
+    costs("an issuance", &[("BatchWriteItem", 1)]);
+    store.remember_nonce("n", T0).await.unwrap();
+    costs("a nonce", &[("PutItem", 1)]);
+    store.list_revocations(T0).await.unwrap();
+    store.news(&lab, 0).await.unwrap();
+    store.open_orders().await.unwrap();
+    store.list_blocks().await.unwrap();
+    costs("what is polled", &[("Query", 4)]);
+    store.list_runs(&lab, None).await.unwrap();
+    costs("the sweep's list", &[("Query", u64::from(keys::SHARDS))]);
+    store.lease("sweep", "a", T0, T0).await.unwrap();
+    costs("a lease", &[("PutItem", 1)]);
+    store.end(session.id, SessionStatus::Completed, T0, "over").await.unwrap();
+    costs("end", &[("GetItem", 1), ("TransactWriteItems", 1)]);
+}
+
 #[test]
 fn the_policy_names_the_tables_and_no_more() {
     let policy = super::policy(&Tables::new("site-"), "aws-cn", "cn-north-1", "123456789012");
@@ -248,3 +295,6 @@ fn the_policy_names_the_tables_and_no_more() {
     let actions = statement["Action"].to_string();
     assert!(!actions.contains('*') && !actions.contains("DeleteTable"), "{actions}");
 }
+
+#[path = "copy_tests.rs"]
+mod copying;
