@@ -217,6 +217,7 @@ async fn the_projects_table_is_taken_and_changed_as_a_whole_and_in_parts() {
     let (_, map) = store.projects(None).await.unwrap();
     assert_eq!(map.by_id(&"genomics".parse().unwrap()).unwrap()[&"default".parse().unwrap()].arn.as_str(), arn);
     let change = RoleChange {
+        revoke_on_end: None,
         arn: "arn:aws:iam::123456789012:role/train".parse().unwrap(),
         duration: Some("2h".into()),
         source_identity: Some(true),
