@@ -49,7 +49,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut client = Client::new(arguments.take)?;
     client.write(&Line::Begin(client.begin.clone()))?;
-    let end = now() + arguments.lasts;
+    let end = now() + if client.begin.equipped { arguments.lasts } else { 0 };
     let mut served = false;
     if arguments.identity {
         client.identity()?;

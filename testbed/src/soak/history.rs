@@ -70,9 +70,9 @@ pub struct Revoked {
 /// Who was served one key in one run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Served {
-    /// When the first request that got it was sent.
+    /// When it was first there: its session was open before.
     pub first: Ms,
-    /// And the last.
+    /// When the last request that got it was sent.
     pub last: Ms,
     /// How often.
     pub times: u64,
@@ -294,7 +294,7 @@ impl History {
                 }
                 let served = run.keys.entry(asked.key).or_default();
                 if served.times == 0 {
-                    served.first = asked.sent;
+                    served.first = asked.got;
                 }
                 served.last = served.last.max(asked.sent);
                 served.times += 1;

@@ -59,6 +59,7 @@ pub fn meanwhile(history: &History) -> Vec<Violation> {
         serving::after_the_sessions_end,
         serving::after_the_revocation,
         serving::refused_without_cause,
+        serving::unequipped,
         serving::left_without,
         serving::wrong_answers,
         serving::another_identity,

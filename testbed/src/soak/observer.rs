@@ -302,12 +302,12 @@ fn merge_jobs(history: &mut History, jobs: HashMap<JobKey, (String, String, Stri
     }
     for (key, (state, nodes, reason)) in jobs {
         // A requeue shows as a job that waits again, or as another submission under its id. It was the node's doing where
-        // it ran, so it is put down to that life, and to when that was seen last.
+        // it ran, so it is put down to that life.
         let waits = life(&state) == 1;
         for ((id, submitted), job) in &mut history.jobs {
             let again = (*submitted == key.1 && waits) || *submitted < key.1;
             if *id == key.0 && again && life(&job.state) > 1 {
-                job.odd.push((job.alive, "requeued".into()));
+                job.odd.push((at, "requeued".into()));
                 job.state = "REQUEUED".into();
             }
         }
@@ -398,11 +398,11 @@ mod tests {
         assert_eq!(history.jobs[&(7, 1)].nodes, ["n1", "n3"].map(str::to_owned).into());
         assert_eq!(history.jobs[&(7, 1)].over, Some(20));
         let odd = |key| history.jobs[&key].odd.iter().map(|(at, what)| (*at, what.as_str())).collect::<Vec<_>>();
-        assert_eq!(odd((7, 1)), [(10, "requeued")]);
+        assert_eq!(odd((7, 1)), [(20, "requeued")]);
         assert_eq!(odd((7, 5)), [(20, "held: launch failed requeued held")]);
         merge_jobs(&mut history, answer(&[(7, 5, "RUNNING", "n1", "None")]), 40);
         merge_jobs(&mut history, answer(&[(7, 5, "PENDING", "", "BeginTime")]), 50);
-        assert_eq!(history.jobs[&(7, 5)].odd.last(), Some(&(40, "requeued".to_owned())));
+        assert_eq!(history.jobs[&(7, 5)].odd.last(), Some(&(50, "requeued".to_owned())));
         assert_eq!(history.jobs[&(9, 1)].odd.len(), 1);
     }
 }

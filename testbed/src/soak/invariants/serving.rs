@@ -17,6 +17,9 @@ const LEFT: Ms = 5_000;
 /// After a fault of Slurm's a node learns that it runs what slurmctld has given up when it registers again.
 const REGISTERED: Ms = 40_000;
 
+/// slurmd remembers the numbers of jobs that ended for two minutes.
+const REMEMBERED: Ms = 150_000;
+
 /// A job's processes may be told that it is over while they are being ended.
 const ENDING: Ms = 6_000;
 
@@ -188,6 +191,11 @@ pub fn refused_without_cause(history: &History) -> Vec<Violation> {
             if known_over || !still_ran || revoked_by(history, run, *at) || history.ours.contains(&run.begin.job) {
                 continue;
             }
+            // A keeper that hangs does not tell the server of new jobs.
+            let keeper = |target: &Target| matches!(target, Target::Credd(of) if of == node);
+            if code == "UnknownToken" && history.troubled(*at, keeper, reconnected).is_some() {
+                continue;
+            }
             // slurmctld that was killed may have lost the job's start, and a node that it gave up runs on.
             if history.troubled(*at, slurms, |_| REGISTERED).is_some() {
                 continue;
@@ -200,6 +208,23 @@ pub fn refused_without_cause(history: &History) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// Every job finds URL and token in its environment, also where nothing of ours runs at that moment. Slurm runs no prolog
+/// for a job whose number it gave before and the node still knows, as after a kill of slurmctld.
+pub fn unequipped(history: &History) -> Vec<Violation> {
+    let lacking = history.runs.values().filter(|run| !run.begin.run.is_empty() && !run.begin.equipped);
+    lacking
+        .filter(|run| {
+            let node = &run.begin.node;
+            let slurms = |target: &Target| target.is_slurms() && (target.host() == node || target.host() == "head");
+            history.troubled(run.begin.at, slurms, |_| REMEMBERED).is_none()
+        })
+        .map(|run| {
+            let what = format!("{} found no URL or no token in its environment", subject(run));
+            Violation::new("every job finds its environment", subject(run), what)
+        })
+        .collect()
 }
 
 /// A job that runs, is not revoked and asks on is not left without credentials for longer than SDKs try, unless a fault is
@@ -444,6 +469,31 @@ mod tests {
         assert_eq!(refused_without_cause(&history), []);
         history.revocations[0].whom = Whom::User("alicette".into());
         assert_eq!(refused_without_cause(&history).len(), 1);
+    }
+
+    #[test]
+    fn an_unknown_token_is_put_down_to_a_keeper_that_hangs_and_to_nothing_else() {
+        let mut history = history();
+        ask(&mut history, 30_000, 403);
+        runs(&mut history, 9_000, 60_000, None);
+        history.runs.get_mut("r").unwrap().refusals[0].1 = "UnknownToken".into();
+        fault(&mut history, Target::CreddServer("n1".into()), 29_000, 31_000);
+        assert_eq!(refused_without_cause(&history).len(), 1);
+        fault(&mut history, Target::Credd("n1".into()), 29_000, 31_000);
+        assert_eq!(refused_without_cause(&history), []);
+        history.runs.get_mut("r").unwrap().refusals[0].1 = "Refused".into();
+        assert_eq!(refused_without_cause(&history).len(), 1);
+    }
+
+    #[test]
+    fn a_job_without_its_environment_is_caught() {
+        let mut history = history();
+        assert_eq!(unequipped(&history), []);
+        history.runs.get_mut("r").unwrap().begin.equipped = false;
+        fault(&mut history, Target::Credd("n1".into()), 9_000, 11_000);
+        assert_eq!(unequipped(&history).len(), 1);
+        fault(&mut history, Target::Slurmctld, 2_000, 3_000);
+        assert_eq!(unequipped(&history), []);
     }
 
     #[test]
