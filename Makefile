@@ -41,7 +41,12 @@ bench: ## Measures speed and size against the project's bounds (BENCHFLAGS="--js
 	$(CARGO) build --profile plugin -p slurm-spank --examples
 	@mkdir -p $(TARGET)/shipped && \
 		ln -sf $(TARGET)/node/credd $(TARGET)/release/credvend $(TARGET)/release/testbed $(TARGET)/shipped/
-	@CREDD_BIN_DIR=$(TARGET)/shipped CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests -- $(BENCHFLAGS)
+	@CREDD_BIN_DIR=$(TARGET)/shipped CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests --bench bench -- $(BENCHFLAGS)
+
+.PHONY: sim
+sim: ## A job on 10,000 simulated nodes against a real credvend and an STS that throttles (SIMFLAGS="--nodes 1000 --json")
+	$(CARGO) build --release -p credvend --bins
+	@CREDD_BIN_DIR=$(TARGET)/release $(CARGO) bench -q -p credd-cluster-tests --bench sim -- $(SIMFLAGS)
 
 .PHONY: lint
 lint: build ## Formatting, clippy, cargo-deny, and the shipped example configurations

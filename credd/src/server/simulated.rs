@@ -43,6 +43,16 @@ impl Node {
     /// # Errors
     /// A configuration that does not serve, or that asks for MUNGE.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let node = Self::start_deaf(config)?;
+        tokio::task::spawn_local(stream::keep_open(node.0.clone()));
+        Ok(node)
+    }
+
+    /// Starts one that opens no stream: where a machine has no descriptors for all of them.
+    ///
+    /// # Errors
+    /// See [`Node::start`].
+    pub fn start_deaf(config: &Config) -> anyhow::Result<Self> {
         anyhow::ensure!(config.credvend.identity.is_some(), "a simulated node proves itself by a certificate");
         let (out, mut said) = mpsc::unbounded_channel();
         let keeper = Keeper::new(out);
@@ -52,7 +62,6 @@ impl Node {
         let server = Server::new(keeper, credvend, 0, Settings::of(config), world);
         tokio::task::spawn_local(async move { while said.recv().await.is_some() {} });
         tokio::task::spawn_local(vend::renew(server.clone()));
-        tokio::task::spawn_local(stream::keep_open(server.clone()));
         tokio::task::spawn_local(news::answer(server.clone()));
         Ok(Node(server))
     }
