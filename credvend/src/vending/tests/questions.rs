@@ -175,3 +175,20 @@ async fn those_who_wait_for_a_question_share_its_failure() {
     w.open(7).await;
     assert_eq!(w.questions(), 2);
 }
+
+#[tokio::test]
+async fn the_end_of_a_large_jobs_session_is_seen_by_the_next_who_asks() {
+    let w = World::new();
+    let nodes: Vec<String> = (1..=300).map(|n| format!("n{n}")).collect();
+    let list: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    w.slurm.run(7, "alice", "genomics", &list);
+    let session = w.open(7).await.session;
+    w.try_open("n2", 7).await.unwrap();
+    w.credentials("n2", session).await.unwrap();
+    // By another replica: nothing in this process knows of it.
+    w.store.end(session, SessionStatus::Invalidated, w.now(), "revoked elsewhere").await.unwrap();
+    let (code, _, why) = refused(w.credentials("n2", session).await);
+    assert!(code == "SessionEnded" && why.contains("revoked elsewhere"), "{code} {why}");
+    assert_eq!(refused(w.try_open("n3", 7).await).0, "SessionEnded");
+    assert_eq!(w.assumed(), 1);
+}
