@@ -4,17 +4,18 @@
 //! has read the store after taking it, and reads the store again after writing. A holder that dies loses the lease by
 //! time. Should its last write come late and undo a newer one, the next look at IAM, a minute later at most, puts it right.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use credd_protocol::RoleArn;
 use time::{Duration, OffsetDateTime};
 
 use super::Parts;
+use super::revoking::dying::{alive_from, may_kill, names_of};
 use crate::audit::Event;
 use crate::clock::Clock;
-use crate::deny::{Denier, DenyError};
-use crate::store::{Denied, Revocation, Store, StoreError};
+use crate::deny::{Denier, DenyError, policy};
+use crate::store::{Denied, IssuedTo, Revocation, Store, StoreError};
 
 /// The first pause after a failure; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::seconds(5);
@@ -36,6 +37,12 @@ const LEASE: Duration = Duration::seconds(45);
 /// A lease that another replica holds is asked for again after this, and so often.
 const LEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 const LEASE_TRIES: usize = 100;
+
+/// A policy with more characters than this has its older entries put together.
+const ROOMY: usize = policy::MAX_CHARS / 2;
+
+/// What was issued so long ago is on record, if anybody got it: longer than an AssumeRole may take.
+const ON_RECORD: Duration = Duration::seconds(30);
 
 /// How often the store is read again after a write, since more was revoked meanwhile.
 const ROUNDS: usize = 16;
@@ -185,7 +192,8 @@ impl Denying {
         let undone = |e: StoreError| Undone { why: e.to_string(), left_out: None };
         let mut entries = self.entries(role).await.map_err(undone)?;
         for _ in 0..ROUNDS {
-            let projected = self.denier.project(role, &entries).await;
+            let roomy = self.put_together(role, &entries).await.map_err(undone)?;
+            let projected = self.denier.project(role, &roomy).await;
             let now = self.clock.now();
             let mine = self.store.lease(lease, &self.replica, now, now + LEASE).await.map_err(undone)?;
             let again = self.entries(role).await.map_err(undone)?;
@@ -204,6 +212,35 @@ impl Denying {
             entries = again;
         }
         Err(Undone { why: "more and more is revoked of this role; its Deny is made again soon".into(), left_out: None })
+    }
+
+    /// Gives the older entries one moment, where nothing that lives was issued in between: a policy has room for some 200
+    /// names of one moment, and for some 50 moments.
+    async fn put_together(&self, role: &RoleArn, entries: &[Revocation]) -> Result<Vec<Revocation>, StoreError> {
+        let mut entries = entries.to_vec();
+        let now = self.clock.now();
+        let old = |entry: &Revocation| alive_from(entry) < now - ON_RECORD;
+        let newest_old = entries.iter().filter(|e| old(e)).map(|e| e.issued_before).max();
+        let length = policy::compose(&entries, usize::MAX).document.map_or(0, |document| policy::counted(&document));
+        let Some(newest_old) = newest_old.filter(|_| length > ROOMY) else { return Ok(entries) };
+        let own: HashMap<&Denied, &Revocation> = entries.iter().map(|e| (&e.whose, e)).collect();
+        let mut kept: HashSet<Denied> = HashSet::new();
+        let mut from = None;
+        loop {
+            let page = self.store.list_issuances(&IssuedTo::Role(role.clone()), now, from.as_ref()).await?;
+            for issuance in &page.items {
+                let lives = |name: &Denied| own.get(name).is_some_and(|own| !may_kill(own, issuance));
+                kept.extend(names_of(issuance).into_iter().filter(lives));
+            }
+            match page.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        for entry in entries.iter_mut().filter(|e| old(e) && !kept.contains(&e.whose)) {
+            entry.issued_before = newest_old;
+        }
+        Ok(entries)
     }
 
     async fn entries(&self, role: &RoleArn) -> Result<Vec<Revocation>, StoreError> {

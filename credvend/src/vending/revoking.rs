@@ -9,8 +9,9 @@
 //! | `ending` | the sessions' ends |
 //! | `telling` | the nodes, and their answers |
 //! | `dying` | what AWS must deny, and who else that hits |
+//! | `resuming` | what somebody began and did not bring to an end |
 //! | `on_end` | roles whose credentials die with their job |
-//! | `report` | what is said of it |
+//! | `report`, `looking_up` | what is said of it, and later |
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -24,18 +25,21 @@ use crate::audit::Event;
 use crate::deny::policy;
 use crate::refusal::Refusal;
 use crate::store::{
-    Block, Cursor, Denied, Ended, Issuance, NewsKind, Order, OrderId, Page, Revocation, Session, StoreError, Subject,
+    Block, Denied, Ended, Issuance, NewsKind, Order, OrderId, Revocation, Session, StoreError, Subject,
 };
 use credd_protocol::seed_api::SessionStatus;
 use dying::Dying;
 use report::RoleReport;
 pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
+pub(super) use resuming::Lately;
 
 mod concerned;
 pub(super) mod dying;
 mod ending;
+mod looking_up;
 pub(super) mod on_end;
 pub mod report;
+mod resuming;
 mod telling;
 
 /// The most bytes of an order's `why`.
@@ -46,9 +50,6 @@ const DENY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(40);
 
 /// How long an order is left to who began it before another replica takes it up: longer than it takes.
 const LEFT_ALONE: Duration = Duration::seconds(90);
-
-/// Orders done this lately are looked at again: a session that was being opened while they were carried out has ended, too.
-const LATELY: Duration = Duration::minutes(2);
 
 /// What is ordered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +174,7 @@ impl Vending {
         let denied = report.roles.iter().filter(|role| role.in_force).map(|role| role.denied_total).sum();
         let lacking = report.not_denied.len() + report.nodes.unheard.len() + usize::from(report.unfinished.is_some());
         if order.done.is_some() {
+            self.lately.add([Order { report: None, ..order.clone() }]);
             let sessions = report.sessions_total;
             self.parts.audit.note(Event::RevocationDone { order: &order, sessions, denied, lacking });
         }
@@ -286,73 +288,6 @@ impl Vending {
         }
         let reason = "other credentials under the same name were revoked; new ones are fetched";
         self.tell(NewsKind::Renew, sessions, reason, order.into(), &BTreeMap::new()).await;
-    }
-
-    /// Orders that somebody began and did not bring to an end, and sessions that slipped through while one was carried
-    /// out.
-    pub(super) async fn resume_orders(&self) -> Result<(), StoreError> {
-        let store = &self.parts.store;
-        for order in store.open_orders().await? {
-            let now = self.now();
-            if store.lease(&lease_of(order.id), &self.replica, now, now + LEFT_ALONE).await? {
-                self.carry_out(order, true).await;
-            }
-        }
-        let lately = self.now() - LATELY;
-        for order in store.list_orders(None).await?.items {
-            if order.done.is_none_or(|done| done < lately) {
-                continue;
-            }
-            let late = self.end_open(&order, order.at).await?;
-            if !late.is_empty() {
-                let issued = self.issued_to(&order, &late).await?;
-                let holders = telling::holders(&late, &issued);
-                self.tell(NewsKind::Invalidated, &late, &reason(&order), Some(order.id), &holders).await;
-                let theirs = late.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
-                self.deny_all(&order, &issued, &theirs).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// An order, with what is known of it by now.
-    ///
-    /// # Errors
-    /// The store; an unknown order.
-    pub async fn revocation(&self, id: OrderId) -> Result<RevocationReport, Refusal> {
-        let order = self.parts.store.get_order(id).await?;
-        let order = order.ok_or_else(|| Refusal::NotFound(format!("there is no revocation {id}")))?;
-        Ok(self.told(&order))
-    }
-
-    /// Orders, newest first.
-    ///
-    /// # Errors
-    /// The store.
-    pub async fn revocations(&self, from: Option<&Cursor>) -> Result<Page<RevocationReport>, Refusal> {
-        let page = self.parts.store.list_orders(from).await?;
-        Ok(Page { items: page.items.iter().map(|order| self.told(order)).collect(), next: page.next })
-    }
-
-    fn told(&self, order: &Order) -> RevocationReport {
-        let stored = order.report.as_ref().and_then(|text| serde_json::from_str::<RevocationReport>(text).ok());
-        let mut report = stored.unwrap_or_else(|| RevocationReport::of(order));
-        for role in &mut report.roles {
-            // The Deny has a life of its own.
-            if !role.in_force
-                && role.denied.len() == role.denied_total
-                && self.denying.has(&role.role_arn, &role.denied)
-            {
-                role.in_force = true;
-                if let Some(why) = role.why_not.take() {
-                    report.not_denied.retain(|lacking| *lacking != why);
-                }
-            }
-        }
-        if order.done.is_none() {
-            report.unfinished.get_or_insert_with(|| "it is being carried out".into());
-        }
-        report
     }
 
     /// A user's sessions and credentials (the seed's DELETE): on the head's clusters, or everywhere.

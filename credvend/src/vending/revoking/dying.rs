@@ -96,6 +96,12 @@ pub(super) fn exactly(issuance: &Issuance) -> Denied {
     Denied::UserId(userid(issuance))
 }
 
+/// Every name by which a Deny may hit what was issued.
+pub(in crate::vending) fn names_of(issuance: &Issuance) -> Vec<Denied> {
+    let identity = issuance.source_identity.clone().map(Denied::SourceIdentity);
+    [Denied::Everyone, exactly(issuance)].into_iter().chain(identity).collect()
+}
+
 fn is_of(entry: &Revocation, issuance: &Issuance) -> bool {
     entry.role_arn == issuance.role_arn
         && match &entry.whose {
@@ -231,8 +237,7 @@ impl Vending {
             if theirs.contains(&issuance.session) {
                 return;
             }
-            let mut names = vec![Denied::Everyone, exactly(&issuance)];
-            names.extend(issuance.source_identity.clone().map(Denied::SourceIdentity));
+            let names = names_of(&issuance);
             let entry = names.iter().filter_map(|name| by_name.get(name)).find(|entry| may_kill(entry, &issuance));
             if let Some(entry) = entry {
                 see(entry, issuance);

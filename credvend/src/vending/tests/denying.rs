@@ -8,6 +8,7 @@ use time::Duration;
 
 use super::revoking_subjects::{order, user};
 use super::world::*;
+use crate::clock::Clock as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_revocations_at_two_credvends_lose_no_entry() {
@@ -96,4 +97,37 @@ async fn what_comes_while_a_policy_is_written_is_in_the_next_one() {
     drop(closed);
     assert!(bob.await.unwrap().not_denied.is_empty() && eve.await.unwrap().not_denied.is_empty());
     assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1", "AROAgenomics:lab-eve-n1"]);
+}
+
+#[tokio::test]
+async fn many_moments_are_put_together_and_what_lives_stays_out_of_it() {
+    let w = World::new();
+    // Jobs of many users end one after the other, each revoked at its own moment; old has a newer job of the same name.
+    let mut sessions = vec![];
+    let users: Vec<String> = (0..120).map(|i| format!("user{i:03}")).collect();
+    for (i, name) in users.iter().enumerate() {
+        let id = i as u32 + 1;
+        w.slurm.run(id, name, "genomics", &["n1"]);
+        let session = w.open(id).await.session;
+        w.credentials("n1", session).await.unwrap();
+        sessions.push(session);
+        w.clock.advance(Duration::seconds(5));
+    }
+    let job = |id: u32| order(crate::store::Subject::Job(lab(), id.try_into().unwrap()));
+    // A newer one of the first user's name lives on.
+    w.slurm.run(500, &users[0], "genomics", &["n1"]);
+    let newer = w.open(500).await.session;
+    w.credentials("n1", newer).await.unwrap();
+    w.clock.advance(Duration::minutes(1));
+    for id in 1..=120 {
+        w.vending.revoke(job(id)).await.unwrap();
+    }
+    let entries = w.iam.policies.lock().unwrap()[&arn("genomics")].clone();
+    assert_eq!(entries.len(), 120);
+    let composed = crate::deny::policy::compose(&entries, crate::deny::policy::MAX_CHARS);
+    assert!(composed.left_out.is_empty(), "{} did not fit", composed.left_out.len());
+    let issued = w.store.list_issuances(&crate::store::IssuedTo::Session(newer), w.clock.now(), None).await.unwrap();
+    let first = entries.iter().find(|e| e.whose == crate::store::Denied::UserId("AROAgenomics:lab-user000-n1".into()));
+    assert!(first.unwrap().issued_before < issued.items[0].issued, "the newer one lives");
+    w.credentials("n1", newer).await.unwrap();
 }

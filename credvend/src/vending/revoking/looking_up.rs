@@ -1,0 +1,48 @@
+//! What is known of an order by now.
+
+use super::report::RevocationReport;
+use crate::refusal::Refusal;
+use crate::store::{Cursor, Order, OrderId, Page};
+use crate::vending::Vending;
+
+impl Vending {
+    /// An order, with what is known of it by now.
+    ///
+    /// # Errors
+    /// The store; an unknown order.
+    pub async fn revocation(&self, id: OrderId) -> Result<RevocationReport, Refusal> {
+        let order = self.parts.store.get_order(id).await?;
+        let order = order.ok_or_else(|| Refusal::NotFound(format!("there is no revocation {id}")))?;
+        Ok(self.told(&order))
+    }
+
+    /// Orders, newest first.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn revocations(&self, from: Option<&Cursor>) -> Result<Page<RevocationReport>, Refusal> {
+        let page = self.parts.store.list_orders(from).await?;
+        Ok(Page { items: page.items.iter().map(|order| self.told(order)).collect(), next: page.next })
+    }
+
+    pub(super) fn told(&self, order: &Order) -> RevocationReport {
+        let stored = order.report.as_ref().and_then(|text| serde_json::from_str::<RevocationReport>(text).ok());
+        let mut report = stored.unwrap_or_else(|| RevocationReport::of(order));
+        for role in &mut report.roles {
+            // The Deny has a life of its own.
+            if !role.in_force
+                && role.denied.len() == role.denied_total
+                && self.denying.has(&role.role_arn, &role.denied)
+            {
+                role.in_force = true;
+                if let Some(why) = role.why_not.take() {
+                    report.not_denied.retain(|lacking| *lacking != why);
+                }
+            }
+        }
+        if order.done.is_none() {
+            report.unfinished.get_or_insert_with(|| "it is being carried out".into());
+        }
+        report
+    }
+}
