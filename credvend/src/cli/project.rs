@@ -5,7 +5,7 @@ use hyper::Method;
 
 use super::{call, parts, table};
 use crate::config::{Config, ConfigError, ProjectsFrom};
-use crate::projects::{Problem, edit, foreign_role};
+use crate::projects::{Problem, edit, foreign_role, is_upstreams};
 use crate::server::admin::{Reloaded, RoleView};
 use crate::store::dynamo::ProjectsError;
 
@@ -59,6 +59,15 @@ pub struct SetArgs {
 }
 
 pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
+    if let Some(upstream) = &config.upstream
+        && !matches!(command, Command::List { .. })
+    {
+        anyhow::bail!(
+            "the upstream {} has the projects' roles and the policies they need; which projects there are here stands in {}, to be edited by hand",
+            upstream.url,
+            config.projects.display()
+        );
+    }
     match command {
         Command::List { json } => {
             let roles: Vec<RoleView> = call::admin(config, Method::GET, "/admin/v1/projects")?;
@@ -75,7 +84,15 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                     ];
                     let sends: Vec<_> = sends.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
                     let seconds = r.duration_seconds.to_string();
-                    [r.project.to_string(), r.role, r.role_arn, seconds, sends.join(" ")]
+                    match config.upstream {
+                        // Which role, if the file does not say, and how long, nobody knows before it is asked for.
+                        Some(_) => {
+                            let unsaid = r.role_arn.parse().is_ok_and(|arn| is_upstreams(&arn));
+                            let arn = if unsaid { "from the upstream".into() } else { r.role_arn };
+                            [r.project.to_string(), r.role, arn, String::new(), String::new()]
+                        }
+                        None => [r.project.to_string(), r.role, r.role_arn, seconds, sends.join(" ")],
+                    }
                 }),
             );
             Ok(())

@@ -292,3 +292,13 @@ async fn a_revocation_that_was_not_heard_comes_before_the_users_next_session() {
     assert_eq!(deployment.lock().unwrap().denied, ["bob"]);
     assert_eq!(statuses(&deployment), ["INVALIDATED", "ACTIVE"]);
 }
+
+#[tokio::test]
+async fn the_command_line_says_whose_the_roles_are() {
+    let (_deployment, url) = start(Deployment::default()).await;
+    let cluster = Service::start(before(&url, "")).await;
+    let (good, said) = cluster.run(&["project", "list"]).await;
+    assert!(good && said.contains("genomics") && said.contains("from the upstream"), "{said}");
+    let (good, said) = cluster.run(&["project", "set", "climate", "--role-arn", ROLE]).await;
+    assert!(!good && said.contains("to be edited by hand"), "{said}");
+}
