@@ -213,7 +213,13 @@ impl<'a> Soak<'a> {
                 heal(self.cluster, &dealt).with_context(|| format!("undo {dealt:?}"))?;
                 locked(&self.history).faults[number].until = Some(now());
             }
-            while let Some((_, deed)) = coming.next_if(|(when, _)| *when + late <= at) {
+            while let Some((when, deed)) = coming.next_if(|(when, deed)| {
+                let in_its_way = matches!(deed, Deed::Fault(fault, _) if in_force.iter().any(|(.., d)| d.is_at(fault)));
+                *when + late <= at && !in_its_way
+            }) {
+                // What waited for another's end moves all that follows.
+                end += at - (when + late);
+                late = at - when;
                 match deed {
                     Deed::Fault(fault, lasts) => {
                         let number = self.begins(fault);
@@ -241,7 +247,7 @@ impl<'a> Soak<'a> {
                 return Ok(());
             }
             let healing = in_force.iter().map(|(until, ..)| *until).min();
-            let dealing = coming.peek().map(|(when, _)| *when + late);
+            let dealing = coming.peek().map(|(when, _)| (*when + late).max(at + 20));
             let next = healing.into_iter().chain(dealing).chain([told + TELL, end.max(at + 20)]).min();
             let pause = next.unwrap_or(at).saturating_sub(now()).clamp(5, 1_000);
             let _ = next_deed.recv_timeout(Duration::from_millis(pause));

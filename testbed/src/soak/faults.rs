@@ -114,6 +114,14 @@ pub struct Dealt {
     pid: Option<i32>,
 }
 
+impl Dealt {
+    /// Whether another fault would befall the same daemon or node.
+    pub fn is_at(&self, other: &Fault) -> bool {
+        let central = |fault: &Fault| fault.target.host() == "head";
+        self.fault.target == other.target || (!central(other) && self.fault.target.host() == other.target.host())
+    }
+}
+
 /// Does it. When this returns, the fault is in force.
 pub fn deal(cluster: &Cluster, fault: &Fault) -> Result<Dealt> {
     let dealt = |pid| Ok(Dealt { fault: fault.clone(), pid });

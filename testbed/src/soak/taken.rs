@@ -51,9 +51,8 @@ fn must_be_dead(taken: &Taken, revocations: &[Revoked]) -> Option<bool> {
         if about && revoked.denied && revoked.done.is_some() && taken.sent < revoked.asked {
             return Some(true);
         }
-        let elsewhere =
-            matches!(&revoked.whom, Whom::Node(node) if taken.alone_on.as_ref().is_some_and(|own| own != node));
-        touched |= about || (revoked.users.contains(&taken.user) && !elsewhere);
+        // AWS denies by role-session name, which all jobs of a user on a node share: who is touched gets others at once.
+        touched |= about || revoked.users.contains(&taken.user);
     }
     (!touched).then_some(false)
 }
@@ -141,7 +140,7 @@ mod tests {
             let users = ["bob", "bobby"].map(str::to_owned).into();
             Revoked { whom: Whom::Node(node.into()), users, ..revoked.clone() }
         };
-        assert_eq!((of("bobby", 99, &node("n1")), of("bobby", 99, &node("n3"))), (Some(false), Some(true)));
+        assert_eq!((of("bobby", 99, &node("n1")), of("bobby", 99, &node("n3"))), (None, Some(true)));
         let job = Revoked { whom: Whom::Job(7), ..revoked };
         assert_eq!(of("bob", 99, &job), None, "it may have been that job's");
     }
