@@ -82,7 +82,7 @@ async fn only_slurms_own_sentence_means_absence() {
     assert_eq!(ask(&format!("echo 'warning: old' >&2; {unknown}; exit 1")).await.unwrap(), Answer::Absent);
     // A task that was requeued is shown as one of its array that wait.
     let waiting = row(["6", "0", "2001", "PENDING", "alice", "genomics", "batch"], "");
-    answer(dir.path(), &[waiting.clone()]);
+    answer(dir.path(), std::slice::from_ref(&waiting));
     assert_eq!(ask("cat answer").await.unwrap(), Answer::Absent);
     answer(dir.path(), &[waiting, running("8")]);
     for no_answer in [

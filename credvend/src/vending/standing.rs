@@ -36,8 +36,11 @@ pub(super) struct Standing {
     accounts: tokio::sync::Mutex<Option<(OffsetDateTime, Option<String>)>>,
     addresses: Mutex<HashMap<NodeName, (OffsetDateTime, Arc<Address>)>>,
     /// What Slurm said about all nodes. Held while asking: one question for all.
-    listed: tokio::sync::Mutex<Option<(OffsetDateTime, Result<HashMap<NodeName, String>, AttestError>)>>,
+    listed: tokio::sync::Mutex<Option<(OffsetDateTime, Listing)>>,
 }
+
+/// Every node's `NodeAddr`, or why Slurm gave no listing.
+type Listing = Result<HashMap<NodeName, String>, AttestError>;
 
 /// A node's `NodeAddr`, and what it resolves to.
 struct Address {
