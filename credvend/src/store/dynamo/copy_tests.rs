@@ -155,7 +155,7 @@ async fn a_site_goes_to_dynamodb_and_back_and_is_what_it_was() {
     // What the intents promise holds of what was copied.
     let lab = "lab".parse().unwrap();
     assert_eq!(dynamo.newest_news(&lab).await.unwrap(), source.newest_news(&lab).await.unwrap());
-    assert!(!dynamo.remember_nonce(&format!("{:032x}", 3), T0).await.unwrap());
+    assert!(!dynamo.remember_nonce(&format!("{:032x}", 30), T0).await.unwrap(), "a nonce that was not pruned");
     assert_eq!(dynamo.open_orders().await.unwrap(), source.open_orders().await.unwrap());
     assert_eq!(dynamo.list_runs(&lab, None).await.unwrap().items, source.list_runs(&lab, None).await.unwrap().items);
 
