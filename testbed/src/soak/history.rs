@@ -257,9 +257,14 @@ pub struct History {
     pub secrets: BTreeSet<String>,
     /// Wrong documents and statuses, as they came.
     pub wrong_answers: Vec<String>,
+    /// How crowded the machine was, now and then: tasks that want a core, over four times as many as there are cores.
+    pub crowds: Vec<(Ms, f64)>,
     /// The counts.
     pub counts: Counts,
 }
+
+/// The machine's load of a minute counts as long around it.
+const LOAD_LASTS: Ms = 60_000;
 
 /// No run has more refusals than these on record; it got the point.
 const MAX_REFUSALS: usize = 100;
@@ -332,6 +337,15 @@ impl History {
         forgot && meanwhile().any(|span| span.fault.target.is_slurms() && span.fault.target.host() == node)
     }
 
+    /// A bound for what takes processor time: as promised, and where others crowd the machine in proportion longer.
+    pub fn bound(&self, at: Ms, promised: Ms) -> Ms {
+        let near = self.crowds.iter().filter(|(when, _)| when.abs_diff(at) <= LOAD_LASTS).map(|(_, crowd)| *crowd);
+        let crowd = near.fold(1.0, f64::max).min(10.0);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds, and not negative")]
+        let bound = (promised as f64 * crowd) as Ms;
+        bound
+    }
+
     /// How many faults of each kind were dealt.
     pub fn faults_by_kind(&self) -> BTreeMap<(&'static str, How), usize> {
         let mut counts = BTreeMap::new();
@@ -385,6 +399,16 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_crowded_machine_stretches_a_bound() {
+        let mut history = History::default();
+        assert_eq!(history.bound(100_000, 2_000), 2_000);
+        history.crowds = vec![(90_000, 0.4), (95_000, 2.5), (500_000, 9.0), (900_000, 99.0)];
+        assert_eq!(history.bound(100_000, 2_000), 5_000);
+        assert_eq!(history.bound(300_000, 2_000), 2_000);
+        assert_eq!(history.bound(900_000, 2_000), 20_000, "and not without an end");
+    }
 
     #[test]
     fn slurm_loses_an_epilog_only_when_both_its_daemons_were_disturbed_meanwhile() {

@@ -58,6 +58,10 @@ impl<'a> Observer<'a> {
         }
         self.nodes(history);
         self.records(history);
+        if let Some(crowd) = crowd() {
+            let mut history = locked(history);
+            history.crowds.push((now(), crowd));
+        }
         // Errors are credvend's outages, which the checks know.
         let _ = self.sessions(history);
         self.uses(history);
@@ -281,6 +285,13 @@ impl<'a> Observer<'a> {
 fn slurms_own_drain(history: &History, reason: &str) -> bool {
     let killed = |span: &Span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill;
     reason == "Duplicate jobid" && history.faults.iter().any(killed)
+}
+
+/// The load of the last minute over four times the number of cores: at 1 each process waits about as long as four others.
+fn crowd() -> Option<f64> {
+    let load: f64 = fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()?;
+    let cores = std::thread::available_parallelism().ok()?.get();
+    Some(load / (4 * cores) as f64)
 }
 
 /// How lively a state is.

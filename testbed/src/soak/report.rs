@@ -74,6 +74,7 @@ pub fn json(seed: u64, outcome: &Outcome) -> Value {
         "keys-issued": history.issued.len(),
         "runs-that-asked-on-after-a-revocation": outcome.judged.0,
         "of-these-with-the-strict-bound": outcome.judged.1,
+        "most-crowded": history.crowds.iter().map(|(_, crowd)| *crowd).fold(0.0, f64::max),
         "memory-and-descriptors": history.uses,
         "violations": outcome.violations,
     })

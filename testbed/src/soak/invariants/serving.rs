@@ -44,8 +44,9 @@ fn hears(history: &History, node: &str, at: Ms) -> Ms {
     };
     // A fault that begins before the node could act counts too.
     let clear = history.clear_from(at, concerns, reconnected);
-    let soon = history.clear_from(clear + HEARD, concerns, reconnected);
-    if soon > clear + HEARD { soon + HEARD } else { clear + HEARD }
+    let heard = history.bound(clear, HEARD);
+    let soon = history.clear_from(clear + heard, concerns, reconnected);
+    if soon > clear + heard { soon + heard } else { clear + heard }
 }
 
 /// Until when a node may run what Slurm, asked at `at`, calls over.
@@ -57,14 +58,14 @@ fn left(history: &History, node: &str, at: Ms) -> Ms {
         Target::Credvend | Target::Aws => false,
     };
     let before = at.saturating_sub(LEFT);
-    history.clear_from(before, concerns, |_| REGISTERED).max(at) + LEFT
+    history.clear_from(before, concerns, |_| REGISTERED).max(at) + history.bound(at, LEFT)
 }
 
 /// Until when a run may be served what was revoked at `at`: until its node has heard of it, and where its partition asks for
 /// that, no longer than the node may serve unheard.
 fn revoked_until(history: &History, run: &Run, at: Ms) -> Ms {
     let hears = hears(history, &run.begin.node, at);
-    if run.begin.partition == CAUTIOUS { hears.min(at + MAX_UNHEARD + HEARD) } else { hears }
+    if run.begin.partition == CAUTIOUS { hears.min(at + MAX_UNHEARD + history.bound(at, HEARD)) } else { hears }
 }
 
 fn subject(run: &Run) -> String {
@@ -153,7 +154,7 @@ pub fn judged(history: &History) -> (usize, usize) {
             let asked_after = run.last.is_some_and(|(last, _)| last > done);
             if served_before && asked_after {
                 all += 1;
-                strict += usize::from(hears(history, &run.begin.node, done) <= done + HEARD);
+                strict += usize::from(hears(history, &run.begin.node, done) <= done + history.bound(done, HEARD));
             }
         }
     }
@@ -259,7 +260,7 @@ pub fn left_without(history: &History) -> Vec<Violation> {
                 calm = calm.max(next.saturating_sub(clear));
                 at = next.max(clear).max(at + 1);
             }
-            if calm > PATIENCE {
+            if calm > history.bound(streak.until, PATIENCE) {
                 found.push(Violation::new(
                     "no running job is left without credentials",
                     subject(run),

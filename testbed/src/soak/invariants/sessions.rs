@@ -47,7 +47,7 @@ pub fn without_a_job(history: &History) -> Vec<Violation> {
             match disturbed {
                 Some(from) => limit = from,
                 None => {
-                    limit = clear.saturating_add(SWEPT);
+                    limit = clear.saturating_add(history.bound(clear, SWEPT));
                     break;
                 }
             }
