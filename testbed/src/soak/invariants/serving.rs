@@ -143,8 +143,8 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
     found
 }
 
-/// How many pairs of a revocation and a run that asked on after it there were; and how many of them with the strict bound,
-/// no fault near. A check that only ever forgave would show nothing.
+/// How many pairs of a revocation and a run that asked on after it there were; and how many of them with a strict bound:
+/// the node had said that it follows, or no fault was near. A check that only ever forgave would show nothing.
 pub fn judged(history: &History) -> (usize, usize) {
     let (mut all, mut strict) = (0, 0);
     for revoked in &history.revocations {
@@ -154,7 +154,9 @@ pub fn judged(history: &History) -> (usize, usize) {
             let asked_after = run.last.is_some_and(|(last, _)| last > done);
             if served_before && asked_after {
                 all += 1;
-                strict += usize::from(hears(history, &run.begin.node, done) <= done + history.bound(done, HEARD));
+                let said = revoked.unheard.as_ref().is_some_and(|unheard| !unheard.contains(&run.begin.node));
+                strict +=
+                    usize::from(said || hears(history, &run.begin.node, done) <= done + history.bound(done, HEARD));
             }
         }
     }
