@@ -118,6 +118,9 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
             if before.is_none_or(|first| first >= revoked.asked) {
                 continue;
             }
+            if run.keys.keys().any(|key| had_ended(history, key, revoked.asked)) {
+                continue;
+            }
             let Some(last) = run.keys.values().map(|served| served.last).max().filter(|last| *last > done) else {
                 continue;
             };
@@ -141,6 +144,13 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// Whether the session of a key had ended before the revocation: Slurm had lost the job while its processes ran on. No
+/// node is told of such a session then; [`after_the_sessions_end`] judges it.
+fn had_ended(history: &History, key: &str, asked: Ms) -> bool {
+    let session = history.issued.get(key).and_then(|issued| history.sessions.get(&issued.session));
+    session.is_some_and(|session| session.status == "COMPLETED" && session.ended.is_some_and(|ended| ended < asked))
 }
 
 /// How many pairs of a revocation and a run that asked on after it there were; and how many of them with a strict bound:
@@ -377,6 +387,19 @@ mod tests {
         history.revocations[0].unheard = Some(["n1".to_owned()].into());
         assert_eq!(after_the_revocation(&history), []);
         history.revocations[0].unheard = Some(["n2".to_owned()].into());
+        assert_eq!(after_the_revocation(&history).len(), 1);
+    }
+
+    #[test]
+    fn a_session_that_was_over_before_is_judged_by_its_end() {
+        let mut history = history();
+        ask(&mut history, 20_000, 200);
+        ask(&mut history, 90_000, 200);
+        revoke(&mut history, 29_900, Some(30_000));
+        let session = history.sessions.get_mut("s").unwrap();
+        (session.status, session.ended) = ("COMPLETED".into(), Some(29_000));
+        assert_eq!((after_the_revocation(&history).len(), after_the_sessions_end(&history).len()), (0, 1));
+        history.sessions.get_mut("s").unwrap().ended = Some(31_000);
         assert_eq!(after_the_revocation(&history).len(), 1);
     }
 
