@@ -49,6 +49,8 @@ pub struct Waits {
     pub errors: usize,
     /// Processes that had at least one.
     pub processes: usize,
+    /// Processes that got nothing within three minutes.
+    pub given_up: usize,
     /// What one of the failures said.
     pub said: Option<String>,
 }
@@ -179,6 +181,7 @@ fn waits(mut seen: Vec<Seen>) -> Waits {
         max: at(1.0),
         errors: seen.iter().map(|process| process.errors).sum(),
         processes: seen.iter().filter(|process| process.errors > 0).count(),
+        given_up: seen.iter().filter(|process| process.given_up).count(),
         said: seen.iter().rev().find_map(|process| process.said.clone()),
     }
 }

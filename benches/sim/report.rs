@@ -69,7 +69,7 @@ pub fn json(plan: &Plan, outcomes: &[Outcome]) -> Value {
     let waits = |w: &Waits| {
         json!({
             "p50-seconds": w.p50.as_secs_f64(), "p99-seconds": w.p99.as_secs_f64(), "max-seconds": w.max.as_secs_f64(),
-            "errors": w.errors, "processes-with-errors": w.processes, "said": w.said,
+            "errors": w.errors, "processes-with-errors": w.processes, "given-up": w.given_up, "said": w.said,
         })
     };
     let one = |o: &Outcome| {
@@ -101,6 +101,9 @@ pub fn broken(outcomes: &[Outcome]) -> Vec<String> {
                 "{what}: {} errors in the job and {} beside it, where there should be none; one said: {said}",
                 outcome.herd.errors, outcome.beside.errors
             ));
+        }
+        if outcome.herd.given_up + outcome.beside.given_up > 0 {
+            broken.push(format!("{what}: {} processes got nothing", outcome.herd.given_up + outcome.beside.given_up));
         }
         if outcome.sts.throttled > 0 {
             broken.push(format!("{what}: the STS had to throttle {} calls", outcome.sts.throttled));
