@@ -107,7 +107,9 @@ pub fn converse(stream: &UnixStream, desk: &Desk) -> io::Result<()> {
     let response = match line::receive::<Request>(&mut reader, MAX_LINE_BYTES) {
         Ok(None) => return Ok(()),
         Ok(Some(request)) => answer(&request, desk),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Response::Error(error.to_string()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+            Response::Error(error.to_string())
+        }
         Err(error) => return Err(error),
     };
     line::send(stream, &response, MAX_LINE_BYTES).or_else(|error| match error.kind() {
