@@ -101,8 +101,13 @@ impl Service {
 
     /// So many callers ask for the credentials of each listed session once.
     pub fn gets(&self, callers: usize, list: &Path) -> Result<Done> {
+        self.gets_for(ASKING, callers, list)
+    }
+
+    /// The same for so many seconds at most.
+    pub fn gets_for(&self, seconds: u32, callers: usize, list: &Path) -> Result<Done> {
         let arguments = vec![list.display().to_string()];
-        let done = self.load("gets.lua", include_str!("gets.lua"), callers, ASKING, arguments)?.expect_clean()?;
+        let done = self.load("gets.lua", include_str!("gets.lua"), callers, seconds, arguments)?.expect_clean()?;
         let sessions = fs::read_to_string(list)?.lines().count();
         ensure!(done.answers <= sessions as u64, "{} GETs of {sessions} sessions: some were cached", done.answers);
         Ok(done)
