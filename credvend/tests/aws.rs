@@ -4,7 +4,6 @@
 //! or it is on PATH; else the tests are ignored.
 #![forbid(unsafe_code)]
 
-#[allow(dead_code)]
 mod pretend_aws;
 
 use std::sync::Arc;

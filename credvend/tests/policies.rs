@@ -2,7 +2,6 @@
 //! stolen revoker can do nothing else, and without them nothing works.
 #![forbid(unsafe_code)]
 
-#[allow(dead_code)]
 mod pretend_aws;
 
 use std::sync::Arc;
