@@ -181,8 +181,8 @@ fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> 
         }
         for id in ids {
             // A task of an array whose first job a killed slurmctld has lost is listed by it for ever, and unknown to it.
-            let done = soak.cluster.head().run_as_root(&format!("scancel {id}"));
-            if done.stderr.contains("Invalid job id") {
+            let done = soak.cluster.head().run_as_root(&format!("scancel {id}; scontrol show job {id} 2>&1"));
+            if done.stdout.contains("Invalid job id") {
                 ghosts.extend(id.parse::<u32>());
             }
         }
