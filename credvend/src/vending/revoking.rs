@@ -88,11 +88,12 @@ impl Vending {
         }
         let now = self.now();
         // If it is not to be had somebody else carries the same order out, which does no harm.
-        let _ = self.parts.store.lease(&lease_of(order.id), &self.replica, now, now + LEFT_ALONE).await?;
+        let holder = self.holder("ordered");
+        let _ = self.parts.store.lease(&lease_of(order.id), &holder, now, now + LEFT_ALONE).await?;
         self.parts.store.put_order(order.clone()).await?;
         self.parts.audit.note(Event::RevocationOrdered { order: &order });
         tracing::warn!(order = %order.id, by = ?order.by, subject = ?order.subject, why = ?order.why, "revocation ordered");
-        Ok(self.carry_out(order, false).await)
+        Ok(self.carry_out(order, false, &holder).await)
     }
 
     /// What [`Vending::revoke`] would do. Nothing changes.
@@ -153,8 +154,13 @@ impl Vending {
         (Order { id, subject, clusters, by, why, wide, at, done: None, report: None }, block)
     }
 
+    /// Who holds an order's lease: a sweep of this process must not take up what a request to it carries out.
+    fn holder(&self, by: &str) -> String {
+        format!("{}/{by}", self.replica)
+    }
+
     /// Everything that an order asks for; `again` if somebody began with it before. What fails leaves it open.
-    async fn carry_out(&self, mut order: Order, again: bool) -> RevocationReport {
+    async fn carry_out(&self, mut order: Order, again: bool, holder: &str) -> RevocationReport {
         let begun = Instant::now();
         let mut report = RevocationReport::of(&order);
         match self.all_steps(&order, again, begun, &mut report).await {
@@ -168,7 +174,7 @@ impl Vending {
             report.unfinished.get_or_insert_with(|| format!("what was done could not be noted: {e}; it is done again"));
         }
         let lease = lease_of(order.id);
-        if let Err(e) = self.parts.store.release(&lease, &self.replica).await {
+        if let Err(e) = self.parts.store.release(&lease, holder).await {
             tracing::debug!(order = %order.id, error = %e, "the order's lease ends by itself");
         }
         let denied = report.roles.iter().filter(|role| role.in_force).map(|role| role.denied_total).sum();

@@ -42,8 +42,9 @@ impl Vending {
         let store = &self.parts.store;
         for order in store.open_orders().await? {
             let now = self.now();
-            if store.lease(&lease_of(order.id), &self.replica, now, now + LEFT_ALONE).await? {
-                self.carry_out(order, true).await;
+            let holder = self.holder("sweep");
+            if store.lease(&lease_of(order.id), &holder, now, now + LEFT_ALONE).await? {
+                self.carry_out(order, true, &holder).await;
             }
         }
         for order in self.lately_done().await? {
