@@ -48,6 +48,9 @@ pub const MAX_WHY: usize = 512;
 /// IAM gets so long within an answer; then the answer says that it goes on.
 const DENY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(40);
 
+/// So long after its session's end a job's nodes are still asked whether they have dropped what they held.
+const EPILOGS: Duration = Duration::minutes(15);
+
 /// How long an order is left to who began it before another replica takes it up: longer than it takes.
 const LEFT_ALONE: Duration = Duration::seconds(90);
 
@@ -229,8 +232,14 @@ impl Vending {
         self.parts.store.put_order(so_far).await?;
 
         let issued = self.issued_to(order, &sessions).await?;
-        let holders = telling::holders(&sessions, &issued);
-        self.tell(NewsKind::Invalidated, &sessions, &reason(order), Some(order.id), &holders).await;
+        let earlier = self.ended_earlier(&sessions, &issued).await?;
+        let mut holders = telling::holders(&sessions, &issued);
+        for (place, until) in telling::holders(earlier.iter().filter(|s| may_run_on(s, order)), &issued) {
+            let known = holders.entry(place).or_insert(until);
+            *known = until.max(*known);
+        }
+        let told = sessions.iter().chain(&earlier);
+        self.tell(NewsKind::Invalidated, told, &reason(order), Some(order.id), &holders).await;
         let theirs: HashSet<SessionId> =
             sessions.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
         let answered = async {
@@ -328,6 +337,11 @@ impl Vending {
             Ended::Unknown => Err(Refusal::UnknownSession(session.to_string())),
         }
     }
+}
+
+/// Whether processes of an ended session's job may still be there: epilogs may be late.
+fn may_run_on(session: &Session, order: &Order) -> bool {
+    session.ended.is_some_and(|at| order.at - at < EPILOGS)
 }
 
 fn lease_of(order: OrderId) -> String {

@@ -13,6 +13,9 @@ use crate::vending::Vending;
 /// The times of two replicas, or of AWS and ours, may differ by so much: within it the session itself is looked at.
 const SKEW: Duration = Duration::minutes(5);
 
+/// How many sessions are read at a time.
+const AT_ONCE: usize = 64;
+
 impl Vending {
     /// The subject's sessions with this status, or with any, opened at or before a time.
     pub(super) async fn concerned(
@@ -214,6 +217,32 @@ impl Vending {
             }
         }
         Ok(found)
+    }
+
+    /// The sessions, other than these, that ended before but still have living credentials. Slurm may have lost their jobs
+    /// (a slurmctld that was killed forgets) while their processes go on: their nodes must hear of it, too.
+    pub(super) async fn ended_earlier(
+        &self,
+        sessions: &[Session],
+        issued: &[Issuance],
+    ) -> Result<Vec<Session>, StoreError> {
+        let known: HashSet<SessionId> = sessions.iter().map(|s| s.id).collect();
+        let others: HashSet<SessionId> = issued.iter().map(|i| i.session).filter(|id| !known.contains(id)).collect();
+        let (mut found, mut waiting) = (vec![], others.into_iter());
+        loop {
+            let mut reads = tokio::task::JoinSet::new();
+            for id in waiting.by_ref().take(AT_ONCE) {
+                let store = self.parts.store.clone();
+                reads.spawn(async move { store.get(id).await });
+            }
+            if reads.is_empty() {
+                return Ok(found);
+            }
+            while let Some(read) = reads.join_next().await {
+                let session = read.map_err(|e| StoreError::Broken(e.to_string()))??;
+                found.extend(session.filter(|s| s.status != SessionStatus::Active));
+            }
+        }
     }
 
     /// Looks at all issuances of a kind that still live.
