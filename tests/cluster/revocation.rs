@@ -98,7 +98,9 @@ fn bobs_end_is_not_bobbys() {
     assert_eq!((&rehearsed["dry-run"], &rehearsed["sessions-total"]), (&true.into(), &1.into()), "{rehearsed}");
     assert!(lives(&cluster, "bob", bob.job, "climate"));
     let report = revoke_all(&cluster, &["--user", "bob", "--why", "left the lab"]);
-    assert_eq!((&report["nodes"]["concerned"], &report["nodes"]["dropped"]), (&1.into(), &1.into()), "{report}");
+    // Where bob's jobs ended a moment ago counts, too: processes may be left there.
+    let (concerned, dropped) = (&report["nodes"]["concerned"], &report["nodes"]["dropped"]);
+    assert!(concerned == dropped && dropped.as_u64() >= Some(1), "{report}");
 
     let answer = bob.get_as("bob");
     assert!(answer.status == 403 && answer.body.contains("left the lab"), "at once, and with the reason: {answer:?}");
@@ -128,8 +130,10 @@ fn a_job_and_a_project_and_a_node_and_a_role_each_lose_their_own() {
     let report = revoke_all(&cluster, &["--job", &format!("lab/{}", two.job)]);
     refused(&two, "alice");
     assert!(!lives(&cluster, "alice", two.job, "genomics"));
-    let by = &report["roles"][0]["bystanders"];
-    assert_eq!((by.as_array().map(Vec::len), &by[0]["job"]), (Some(1), &one.job.into()), "{report}");
+    // Jobs of other tests that ended before may have had the name, too.
+    let by = report["roles"][0]["bystanders"].as_array().expect("a list");
+    let active: Vec<_> = by.iter().filter(|by| by["active"] == true).map(|by| &by["job"]).collect();
+    assert_eq!(active, [one.job], "{report}");
     assert!(!lives(&cluster, "alice", one.job, "genomics"));
     served_anew(&cluster, &one, "alice", "genomics");
     assert!(lives(&cluster, "alice", elsewhere.job, "genomics"), "another node, another name");
