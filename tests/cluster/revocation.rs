@@ -251,7 +251,8 @@ fn without_a_revoker_the_rest_happens_and_the_answer_says_what_is_lacking() {
         let code = cluster.head().run_as_root("credvend revoke --user bob >/dev/null 2>&1; echo $?");
         assert_eq!(code.stdout.trim(), "3");
         refused(&job, "bob");
-        assert_eq!((&report["sessions-total"], &report["nodes"]["dropped"]), (&1.into(), &1.into()), "{report}");
+        assert_eq!(report["sessions-total"], 1, "{report}");
+        assert!(report["nodes"]["dropped"].as_u64() >= Some(1), "{report}");
         assert!(lives(&cluster, "bob", job.job, "climate"), "nobody could deny it");
     }
     // With one again, the store still knows what is to be denied.
