@@ -146,7 +146,7 @@ proptest! {
 
     #[test]
     fn under_one_template_a_name_is_shared_only_by_what_the_template_leaves_out(
-        template in template(), a in who(), b in who(), take in proptest::collection::vec(any::<bool>(), 5), at in any::<Index>(),
+        template in template(), a in who(), b in who(), take in proptest::collection::vec(any::<bool>(), 5), at in any::<Index>(), move_border in any::<bool>(),
     ) {
         // `b` shares some of `a`, and sometimes moves a character over a border.
         let mut b = b;
@@ -155,8 +155,14 @@ proptest! {
         if take[2] { b.project = a.project.clone(); }
         if take[3] { b.job = a.job; }
         if take[4] { b.node = a.node.clone(); }
-        if at.index(4) == 0 {
-            b.cluster = format!("{}-{}", a.cluster, a.user.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        // And half of them have the border between cluster and user at another dash of the same text.
+        let text = format!("{}-{}", a.cluster, a.user);
+        let dashes: Vec<usize> = text.match_indices('-').map(|(place, _)| place).collect();
+        let (cluster, user) = text.split_at(dashes[at.index(dashes.len())]);
+        let fits = cluster.parse::<ClusterName>().is_ok() && user[1..].parse::<UserName>().is_ok();
+        if move_border && fits {
+            (b.cluster, b.user) = (cluster.to_owned(), user[1..].to_owned());
+            (b.project, b.job, b.node) = (a.project.clone(), a.job, a.node.clone());
         }
         let (one, two) = (compose(&template, &a), compose(&template, &b));
         prop_assert_eq!(named(&template, &a) == named(&template, &b), one == two, "{} {} {}", template, one, two);

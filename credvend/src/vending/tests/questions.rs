@@ -73,6 +73,14 @@ async fn a_node_that_left_loses_access_with_slurms_word_or_at_its_own() {
     // It says so: what was said before does not speak for it any more.
     w.vending.leave(&node("n2"), session).await.unwrap();
     assert_eq!(refused(w.credentials("n2", session).await).0, "NotOnNode");
+    // Also while Slurm cannot be asked about that: the others are served on its last word, this one is not.
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    let session = w.open(7).await.session;
+    w.slurm.silent();
+    assert_eq!(refused(w.vending.leave(&node("n2"), session).await).0, "Unavailable");
+    assert_eq!(refused(w.credentials("n2", session).await).0, "Unavailable");
+    w.credentials("n1", session).await.unwrap();
     // It says nothing: a minute, or the next listing, whichever is sooner.
     let w = World::new();
     w.slurm.run(7, "alice", "genomics", &["n1", "n2", "n3"]);

@@ -186,7 +186,7 @@ async fn a_job_on_many_nodes_has_one_name_and_costs_one_assumerole() {
         let w = w.clone();
         callers.spawn(async move { w.credentials(&node, session).await.unwrap() });
     }
-    w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
+    w.sts.calls.subscribe().wait_for(|n| *n >= 1).await.unwrap();
     drop(closed);
     let answers = callers.join_all().await;
     assert!(answers.iter().all(|a| a.session_name == "lab-alice-7" && a.credentials.access_key_id == "ASIA1"));
