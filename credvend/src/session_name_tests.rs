@@ -146,7 +146,7 @@ proptest! {
 
     #[test]
     fn under_one_template_a_name_is_shared_only_by_what_the_template_leaves_out(
-        template in template(), a in who(), b in who(), take in proptest::collection::vec(any::<bool>(), 5), at in any::<Index>(), move_border in any::<bool>(),
+        template in prop_oneof![template(), Just(Template::default())], a in who(), b in who(), take in proptest::collection::vec(any::<bool>(), 5), at in any::<Index>(), move_border in any::<bool>(),
     ) {
         // `b` shares some of `a`, and sometimes moves a character over a border.
         let mut b = b;
