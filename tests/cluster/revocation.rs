@@ -223,10 +223,16 @@ impl<'a> Changed<'a> {
         changed
     }
 
+    /// Until the nodes hang on its stream again: they come back when they please.
     fn take_in(&self) {
+        let connected = || {
+            let status = self.cluster.head().run_as("root", &["credvend", "status", "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&status.stdout).ok()?;
+            status["clusters"][0]["nodes-connected"].as_u64()
+        };
+        let before = wait_for("credvend's status", SOON, connected).unwrap();
         self.cluster.credvend().restart().unwrap();
-        wait_for("credvend", SOON, || self.cluster.head().run_as("root", &["credvend", "status"]).ok().then_some(()))
-            .unwrap();
+        wait_for("the nodes", SOON, || connected().filter(|now| *now >= before)).unwrap();
     }
 }
 
