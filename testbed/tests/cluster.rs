@@ -105,18 +105,21 @@ fn the_pretend_aws_enforces_and_keeps_a_log() {
 
     // What credvend will do, with credvend's own keys.
     let keys = [("AWS_ACCESS_KEY_ID", &*made.access_key_id), ("AWS_SECRET_ACCESS_KEY", &*made.secret_access_key)];
-    let assume = |role: &str| {
-        let arn = aws.role_arn(role);
+    let assume_arn = |arn: &str| {
         let session = ["--role-session-name", "lab-alice-n1", "--output", "json"];
         let mut argv = vec!["aws", "sts", "assume-role", "--role-arn", arn];
         argv.extend(session);
         cluster.head().run_with("credvend", &keys, &argv)
     };
+    let assume = |role: &str| assume_arn(aws.role_arn(role));
+    let keys_of = |got: &str| {
+        let got: serde_json::Value = serde_json::from_str(got).expect("JSON");
+        ["AccessKeyId", "SecretAccessKey", "SessionToken"]
+            .map(|name| got["Credentials"][name].as_str().expect("a text").to_owned())
+    };
     let refused = assume("locked").expect_failure();
     assert!(refused.contains("AccessDenied") && refused.contains("role/projects/locked"), "{refused}");
-    let got: serde_json::Value = serde_json::from_str(assume("genomics").expect_ok()).expect("JSON");
-    let field = |name: &str| got["Credentials"][name].as_str().expect("a text").to_owned();
-    let (id, secret, token) = (field("AccessKeyId"), field("SecretAccessKey"), field("SessionToken"));
+    let [id, secret, token] = keys_of(assume("genomics").expect_ok());
     let session = [("AWS_ACCESS_KEY_ID", &*id), ("AWS_SECRET_ACCESS_KEY", &*secret), ("AWS_SESSION_TOKEN", &*token)];
     let as_role = |argv: &[&str]| alice.srun_with(&session, argv);
 
@@ -126,17 +129,26 @@ fn the_pretend_aws_enforces_and_keeps_a_log() {
     let foreign = as_role(&["aws", "s3", "cp", "s3://climate-data/hello.txt", "-"]).expect_failure();
     assert!(foreign.contains("403") || foreign.contains("AccessDenied"), "{foreign}");
 
-    // The inline Deny of a revocation kills what was issued.
+    // The inline Deny of a revocation kills what was issued. credvend itself may not write it, its revoker role may.
     let deny = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}"#;
     let put =
         ["aws", "iam", "put-role-policy", "--role-name", "genomics", "--policy-name", "x", "--policy-document", deny];
-    cluster.head().run_with("credvend", &keys, &put).expect_ok();
+    let refused = cluster.head().run_with("credvend", &keys, &put).expect_failure();
+    assert!(refused.contains("AccessDenied"), "{refused}");
+    let revoker = format!("arn:aws:iam::{}:role/{}", testbed::pretend_aws::ACCOUNT, testbed::pretend_aws::REVOKER);
+    let [id_of_revoker, secret_of_revoker, token_of_revoker] = keys_of(assume_arn(&revoker).expect_ok());
+    let as_revoker = [
+        ("AWS_ACCESS_KEY_ID", &*id_of_revoker),
+        ("AWS_SECRET_ACCESS_KEY", &*secret_of_revoker),
+        ("AWS_SESSION_TOKEN", &*token_of_revoker),
+    ];
+    cluster.head().run_with("credvend", &as_revoker, &put).expect_ok();
     as_role(&["aws", "s3", "cp", "s3://genomics-data/hello.txt", "-"]).expect_failure();
 
     let log = aws.requests().expect("the request log");
     let assumed: Vec<_> =
         log.iter().filter(|r| r.action == "AssumeRole" && r.access_key_id == made.access_key_id).collect();
-    assert_eq!(assumed.len(), 2, "{log:?}");
+    assert_eq!(assumed.len(), 3, "{log:?}");
     assert_eq!(assumed[1].parameter("RoleSessionName"), Some("lab-alice-n1"));
     assert!(log.iter().any(|r| r.action == "GetCallerIdentity" && r.access_key_id == id), "{log:?}");
     assert!(log.iter().any(|r| r.service == "s3" && r.access_key_id == id), "{log:?}");
