@@ -19,6 +19,7 @@ use credd::server::simulated::{JobHere, Node};
 use credd_protocol::record::JobOptions;
 use credd_protocol::{JobId, JobToken, Uid};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use testbed::squeue;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::figure::Figure;
@@ -32,18 +33,6 @@ const CLUSTER: &str = "bench";
 const UID: u32 = 61_001;
 /// No part of a trial takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// As squeue writes them: the widths that credvend asks for, which refuses an answer of another form.
-const COLUMNS: [(&str, usize); 8] = [
-    ("JOBID", 12),
-    ("RESTART_COUNT", 16),
-    ("UID", 12),
-    ("STATE", 24),
-    ("USER", 65),
-    ("ACCOUNT", 129),
-    ("PARTITION", 65),
-    ("SUBMIT_TIME", 24),
-];
 
 struct Service {
     url: String,
@@ -222,13 +211,9 @@ fn record(trial: u32, number: usize) -> Result<Job> {
 
 /// What the pretend squeue prints from now on.
 fn say_that_it_runs(dir: &Path, trial: u32) -> Result<()> {
-    let pad = |text: &str, width: usize| format!("{text:<width$}");
-    let mut text: String = COLUMNS.iter().map(|(heading, width)| pad(heading, *width)).collect();
-    text.push_str("NODELIST\n");
-    let (job, uid, user) = (trial.to_string(), (UID + trial).to_string(), user_of(trial));
-    let row = [&*job, "0", &*uid, "RUNNING", &*user, "genomics", "batch", "2026-01-31T12:00:00"];
-    text.extend(row.iter().zip(COLUMNS).map(|(value, (_, width))| pad(value, width)));
-    text.push_str(&format!("n[0001-{NODES:04}]\n"));
+    let nodes = format!("n[0001-{NODES:04}]");
+    let mut text = squeue::heading();
+    text.push_str(&squeue::running(trial, UID + trial, &user_of(trial), "genomics", &nodes));
     fs::write(dir.join("queue.new"), text)?;
     fs::rename(dir.join("queue.new"), dir.join("queue"))?;
     Ok(())

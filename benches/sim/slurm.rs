@@ -5,18 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-
-/// As squeue writes them: the widths that credvend asks for, which refuses an answer of another form.
-const COLUMNS: [(&str, usize); 8] = [
-    ("JOBID", 12),
-    ("RESTART_COUNT", 16),
-    ("UID", 12),
-    ("STATE", 24),
-    ("USER", 65),
-    ("ACCOUNT", 129),
-    ("PARTITION", 65),
-    ("SUBMIT_TIME", 24),
-];
+use testbed::squeue;
 
 const SETTINGS: &str = "Configuration data as of 2026-01-31T12:00:00\n\
     AccountingStorageEnforce = associations,limits\n\
@@ -54,15 +43,8 @@ impl Slurm {
     /// Puts the commands into `dir`.
     pub fn new(dir: &Path, jobs: &[Job], nodes: &[String]) -> Result<Self> {
         let slurm = Slurm(dir.to_owned());
-        let mut queue: String = COLUMNS.iter().map(|(heading, width)| format!("{heading:<width$}")).collect();
-        queue.push_str("NODELIST\n");
-        for job in jobs {
-            let (id, uid) = (job.id.to_string(), job.uid.to_string());
-            let row = [&*id, "0", &*uid, "RUNNING", &*job.user, &*job.account, "batch", "2026-01-31T12:00:00"];
-            queue.extend(row.iter().zip(COLUMNS).map(|(value, (_, width))| format!("{value:<width$}")));
-            queue.push_str(&job.nodes);
-            queue.push('\n');
-        }
+        let mut queue = squeue::heading();
+        queue.extend(jobs.iter().map(|j| squeue::running(j.id, j.uid, &j.user, &j.account, &j.nodes)));
         let mut addresses = format!("{:65}NODE_ADDR\n", "NODELIST");
         nodes.iter().for_each(|node| addresses.push_str(&format!("{node:65}127.0.0.1\n")));
         for (name, text) in [("squeue", &*queue), ("sinfo", &*addresses), ("scontrol", SETTINGS)] {

@@ -6,6 +6,7 @@
 //! | [`local`] | plugin, `credd status` → `credd`, over the node's Unix sockets |
 //! | [`endpoint`] | plugin → SDK → `credd`: the URL a job finds in its environment |
 //! | [`credentials`] | `credd` → SDK: the container-credentials document and its errors |
+//! | [`causes`] | why something failed, in one sentence |
 //! | [`claim`] | `credd` → `credvend`: what a node signs with MUNGE |
 //! | [`node_api`] | `credd` ↔ `credvend` |
 //! | [`seed_api`] | head node ↔ `credvend`: the wire format of the first version |
@@ -13,6 +14,7 @@
 //! Ids are validated where they enter ([`ids`]); secrets redact themselves ([`secret`]).
 #![forbid(unsafe_code)]
 
+pub mod causes;
 pub mod claim;
 pub mod credentials;
 pub mod endpoint;

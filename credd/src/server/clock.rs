@@ -45,7 +45,14 @@ impl Default for SystemDice {
         let mut seed = [0u8; 8];
         // Without a seed all nodes would roll alike; the address-free fallback still works.
         let _ = getrandom::fill(&mut seed);
-        SystemDice(Cell::new(u64::from_ne_bytes(seed) | 1))
+        SystemDice::seeded(u64::from_ne_bytes(seed))
+    }
+}
+
+impl SystemDice {
+    /// The same numbers for the same seed. The generator never leaves 0, so that is no seed.
+    pub fn seeded(seed: u64) -> Self {
+        SystemDice(Cell::new(seed | 1))
     }
 }
 

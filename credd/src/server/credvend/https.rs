@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use credd_protocol::causes::causes;
 use credd_protocol::claim::SCHEME;
 use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -141,18 +142,7 @@ impl Https {
 
     /// The chain of causes in one sentence; the URL is the configuration's, nothing of it is secret.
     fn unreachable(&self, error: &reqwest::Error) -> String {
-        let mut text = format!("credvend at {} cannot be reached", self.base);
-        let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-        let mut last = String::new();
-        while let Some(error) = cause {
-            let said = error.to_string();
-            if !last.contains(&said) {
-                let _ = write!(text, ": {said}");
-            }
-            last = said;
-            cause = error.source();
-        }
-        text
+        format!("credvend at {} cannot be reached{}", self.base, causes(error))
     }
 }
 

@@ -1,6 +1,5 @@
 //! credvend is away, ails or talks nonsense: what the jobs' clients see of it, and how it is come back to.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::super::cache::{Cache, CacheSettings, Document, Flight, Key, Silence, Step};
-use super::super::clock::{Dice, Now};
+use super::super::clock::{Dice, Now, SystemDice};
 use super::super::credvend::stream::RECONNECT;
 use super::super::freshness::Life;
 use super::super::trouble::Trouble;
@@ -169,20 +168,6 @@ fn clocks_that_are_hours_apart_give_no_dead_credentials() {
     });
 }
 
-/// Numbers that are the same in every run.
-struct Seeded(Cell<u64>);
-
-impl Dice for Seeded {
-    fn roll(&self) -> f64 {
-        let mut x = self.0.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        self.0.set(x);
-        (x >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 /// Half a thousand nodes' caches and streams through twenty minutes of credvend's absence, second by second.
 #[test]
 fn a_cluster_comes_back_spread_out_and_has_not_hammered_meanwhile() {
@@ -195,7 +180,7 @@ fn a_cluster_comes_back_spread_out_and_has_not_hammered_meanwhile() {
     };
     let (mut came_back, mut most_tries) = (vec![0u32; 120], 0);
     for node in 0..NODES {
-        let dice = Rc::new(Seeded(Cell::new(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(node + 1) | 1)));
+        let dice = Rc::new(SystemDice::seeded(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(node + 1)));
         let mut cache = Cache::new(CacheSettings { store: true, max_entries: 10 }, dice.clone());
         let key = Key { session: credd_protocol::SessionId::random(), role: Default::default() };
         let document = |now: Now| Document {

@@ -1,12 +1,12 @@
 //! The API's four verbs over HTTP: bounded in time, size and number, never redirected, each secret sent to nobody but the
 //! configured server.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use credd_protocol::causes::causes;
 use credd_protocol::seed_api::{OpenSession, SessionStatus, SetStatus};
 use credd_protocol::{ClusterName, ProjectId, Secret, UserName};
 use pinned_tls::{Fingerprint, Seen, Trust};
@@ -237,18 +237,7 @@ impl Client {
 
     /// The chain of causes, without the URL: a path of it names a session.
     fn unreachable(&self, error: &reqwest::Error) -> Trouble {
-        let mut text = "it cannot be reached".to_owned();
-        let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-        let mut last = String::new();
-        while let Some(error) = cause {
-            let said = error.to_string();
-            if !last.contains(&said) {
-                let _ = write!(text, ": {said}");
-            }
-            last = said;
-            cause = error.source();
-        }
-        Trouble::Passing(text)
+        Trouble::Passing(format!("it cannot be reached{}", causes(error)))
     }
 }
 
