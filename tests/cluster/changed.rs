@@ -66,7 +66,7 @@ fn suspended(cluster: &Cluster) {
 
 fn signalled_attached_held_and_extended(cluster: &Cluster) {
     let step = format!(
-        "trap 'echo got it' USR1\nsrun bash -c '{NOTE}; until [ -e ~/release-$SLURM_JOB_ID ]; do sleep 0.05; done; \
+        "trap 'echo got it' USR1\nsrun bash -c '{NOTE}; until [ -e ~/step-$SLURM_JOB_ID ]; do sleep 0.05; done; \
          echo step is done' &"
     );
     let job = hold_script(cluster, "alice", &["-w", "n1", "-t", "10"], &step);
@@ -85,9 +85,11 @@ fn signalled_attached_held_and_extended(cluster: &Cluster) {
     forgets(cluster, "n1");
     wait_for("credentials", SOON, || (job.get_as("alice").status == 200).then_some(())).unwrap();
     assert_eq!(only_session(cluster, job.job), session);
-    let id = job.finish();
+    // The step ends before its job does, which would kill it.
+    alice.write_file(&format!("step-{id}"), "").unwrap();
     let said = attached.wait_with_output().unwrap();
     assert!(String::from_utf8_lossy(&said.stdout).contains("step is done"), "{said:?}");
+    let id = job.finish();
     wait_status(cluster, id, "COMPLETED");
 }
 

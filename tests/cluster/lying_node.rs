@@ -169,7 +169,9 @@ fn ended_and_invented_jobs_and_unknown_clusters() {
     let cluster = cluster();
     let job = hold(&cluster, "alice", &["-w", "n1"]);
     let body = truth(&job, 5001, "genomics");
-    job.finish();
+    let id = job.finish();
+    // Until the node has told of the end, an open joins the session on what Slurm said a moment ago.
+    wait_status(&cluster, id, "COMPLETED");
     refused(&cluster, "n1", &Claim::open(&cluster, "n1", &body).go(&cluster, "n1"), "JobNotRunning");
     let invented = json!({"job": 4_000_000, "restart": 0, "uid": 5001, "account": "genomics"});
     refused(&cluster, "n1", &Claim::open(&cluster, "n1", &invented).go(&cluster, "n1"), "JobNotRunning");
