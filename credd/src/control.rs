@@ -84,6 +84,11 @@ pub enum ToServer {
         /// The MUNGE credential, or why there is none.
         credential: Result<String, String>,
     },
+    /// The answer to [`ToKeeper::Look`]: if the job has a record here, it has been sent.
+    Looked {
+        /// Of the question.
+        id: u64,
+    },
     /// Somebody at the root socket wants to know: answer with [`ToKeeper::Report`].
     Report {
         /// Of this question.
@@ -111,6 +116,14 @@ pub enum ToKeeper {
         body: String,
         /// SHA-256 of the server's certificate, lower-case hex, or empty.
         server: String,
+    },
+    /// A process shows a token that is not known: look whether its job's record is here. Answered by
+    /// [`ToServer::Looked`].
+    Look {
+        /// Comes back with the answer.
+        id: u64,
+        /// The job that the process claims to be of.
+        job: JobId,
     },
     /// credvend opened (or joined) the run's session: remember it in `jobs/ID/session`.
     Opened {

@@ -230,6 +230,7 @@ impl Server {
             ToServer::Job(job) => session::found(self, *job),
             ToServer::Ended { run } => session::end(self, &run),
             ToServer::Scanned => self.jobs.borrow_mut().scan_complete(),
+            ToServer::Looked { id } => self.keeper.looked(id),
             ToServer::Signed { id, credential } => self.keeper.signed(id, credential),
             ToServer::Report { id } => {
                 self.keeper.tell(ToKeeper::Report { id, health: self.health(), jobs: self.jobs_of(None) });

@@ -355,6 +355,10 @@ impl Keeper {
             ToKeeper::Ready => server.ready = true,
             // Signed on another thread; never sent here.
             ToKeeper::Sign { .. } => {}
+            ToKeeper::Look { id, job } => {
+                self.look(Some(job));
+                self.tell(&ToServer::Looked { id });
+            }
             ToKeeper::Opened { run: id, session } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };
                 run.job.session = Some(session);

@@ -179,6 +179,15 @@ fn a_job_from_its_record_to_its_delivered_end() {
     server.say(&ToKeeper::Waiting { run: run_of(&late), reason: "no\nway".into() });
     node.until("waiting", |node| node.outcome(&late) == Outcome::Opening { reason: Some("no way".into()) });
 
+    // Nobody poked: its process is there before the word of its start.
+    let fast = record(3);
+    start(&node.run_dir, &fast);
+    for (id, job) in [(8, fast.job), (9, JobId::try_from(4).unwrap())] {
+        server.say(&ToKeeper::Look { id, job });
+    }
+    assert_eq!(server.hear_job().run, run_of(&fast));
+    assert_eq!((server.hear(), server.hear()), (ToServer::Looked { id: 8 }, ToServer::Looked { id: 9 }));
+
     let session = SessionId::random();
     server.say(&ToKeeper::Opened { run: run_of(&late), session });
     server.say(&ToKeeper::Refused { run: run_of(&early), reason: "no such project".into() });

@@ -64,6 +64,8 @@ pub enum Denial {
     },
     /// credd has not read its records yet.
     Starting,
+    /// The keeper does not say whether the claimed job has a record.
+    RecordsUnread(JobId),
     /// One user asks too much at a time.
     Crowded(JobId),
 }
@@ -73,7 +75,9 @@ impl Denial {
         match self {
             Denial::Head(Wrong::Method) => StatusCode::METHOD_NOT_ALLOWED,
             Denial::Head(Wrong::Path) => StatusCode::NOT_FOUND,
-            Denial::NotNow { .. } | Denial::Starting | Denial::Crowded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Denial::NotNow { .. } | Denial::Starting | Denial::RecordsUnread(_) | Denial::Crowded(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             _ => StatusCode::FORBIDDEN,
         }
     }
@@ -95,6 +99,7 @@ impl Denial {
             Denial::RefusedForNow { .. } => "RefusedForNow",
             Denial::NotNow { .. } => "NotNow",
             Denial::Starting => "Starting",
+            Denial::RecordsUnread(_) => "RecordsUnread",
             Denial::Crowded(_) => "TooManyRequests",
         }
     }
@@ -156,6 +161,10 @@ impl Denial {
                 "credd has just started on this node and has not read its records yet; try again in a second."
                     .to_owned()
             }
+            Denial::RecordsUnread(job) => format!(
+                "credd's root process on this node does not answer, so whether this token is of job {job} is not known \
+                 yet; try again in a few seconds. If it lasts, ask the administrators to look at credd on this node."
+            ),
             Denial::Crowded(job) => format!(
                 "Too many requests of job {job}'s user wait for credentials on this node; let the job's processes ask \
                  less often or share what they get."

@@ -123,7 +123,7 @@ async fn credentials<B>(
     let run = match known {
         Some(run) => run,
         // Boxed, as is every wait: the usual answer's future stays small.
-        None => Box::pin(newcomer(server, caller, load, asked.token, &token)).await?,
+        None => Box::pin(newcomer(server, caller, load, &asked, &token)).await?,
     };
     let own = run.job.job;
     if own != asked.job {
@@ -143,28 +143,30 @@ fn of_the_jobs_user(run: &Run, caller: &Result<Uid, String>) -> Result<(), Denia
     }
 }
 
-/// A token that is not known: of another node, of an ended job, wrong; or of a job whose record the keeper is just
-/// reading, since its first process can be faster than the word of its start.
+/// A token that is not known: of another node, of an ended job, wrong; or of a job whose record the keeper has not read
+/// yet, since its first process can be faster than the word of its start. It is unknown, which SDKs take as final, when
+/// the keeper has looked once more for this request; while the keeper hangs it is not.
 async fn newcomer(
     server: &Rc<Server>,
     caller: &Result<Uid, String>,
     load: &Load,
-    text: &str,
+    asked: &gate::Asked<'_>,
     token: &TokenHash,
 ) -> Result<Rc<Run>, Denial> {
     if let Some(job) = server.jobs.borrow().ended_lately(token) {
         return Err(Denial::JobEnded(job));
     }
-    if text.parse::<JobToken>().is_err() {
+    if asked.token.parse::<JobToken>().is_err() {
         return Err(Denial::UnknownToken);
     }
     if let Err(why) = caller {
         return Err(Denial::NoCaller(why.clone()));
     }
     let Some(_waiting) = Counted::one(&load.waiting, server.settings.limits.waiting_per_user) else {
-        return Err(Denial::UnknownToken);
+        return Err(Denial::Crowded(asked.job));
     };
     let deadline = Instant::now() + server.settings.newcomer_patience;
+    let looked = server.keeper.look(asked.job);
     let news = server.jobs.borrow().changed.clone();
     loop {
         let changed = news.notified();
@@ -176,7 +178,13 @@ async fn newcomer(
             jobs.scanned
         };
         if tokio::time::timeout_at(deadline, changed).await.is_err() {
-            return Err(if scanned { Denial::UnknownToken } else { Denial::Starting });
+            return Err(if !scanned {
+                Denial::Starting
+            } else if looked.is_some_and(|mut looked| looked.try_recv().is_ok()) {
+                Denial::UnknownToken
+            } else {
+                Denial::RecordsUnread(asked.job)
+            });
         }
     }
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use credd_protocol::JobId;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +15,9 @@ use crate::control::{MAX_LINE_BYTES, ToKeeper, ToServer};
 
 /// The keeper signs with a local munged in well under a millisecond; if it does not answer, munged hangs.
 const SIGN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Questions about records that the keeper has not answered. More are not asked: it hangs, and its queue must not grow.
+const MAX_LOOKS: usize = 256;
 
 /// What to sign.
 #[derive(Debug)]
@@ -31,17 +35,23 @@ pub struct ToSign<'a> {
 /// Says things to the keeper.
 ///
 /// The queue has no bound of its own: each message answers one of the keeper's, or stands for one of a bounded number
-/// of jobs and of requests to credvend.
+/// of jobs, of requests to credvend and of looks.
 pub struct Keeper {
     out: RefCell<Option<mpsc::UnboundedSender<ToKeeper>>>,
     asked: RefCell<HashMap<u64, oneshot::Sender<Result<String, String>>>>,
+    looks: RefCell<HashMap<u64, oneshot::Sender<()>>>,
     next: Cell<u64>,
 }
 
 impl Keeper {
     /// One that writes into `out`.
     pub fn new(out: mpsc::UnboundedSender<ToKeeper>) -> Rc<Self> {
-        Rc::new(Keeper { out: RefCell::new(Some(out)), asked: RefCell::default(), next: Cell::new(1) })
+        Rc::new(Keeper {
+            out: RefCell::new(Some(out)),
+            asked: RefCell::default(),
+            looks: RefCell::default(),
+            next: Cell::new(1),
+        })
     }
 
     /// Says `message`. If the keeper is gone, the reading side has noticed already.
@@ -61,7 +71,7 @@ impl Keeper {
     /// # Errors
     /// The keeper's sentence, or that it did not answer.
     pub async fn sign(&self, what: ToSign<'_>) -> Result<String, String> {
-        let id = self.next.replace(self.next.get() + 1);
+        let id = self.new_id();
         let (sender, receiver) = oneshot::channel();
         self.asked.borrow_mut().insert(id, sender);
         self.tell(ToKeeper::Sign {
@@ -77,6 +87,31 @@ impl Keeper {
             Ok(Ok(answer)) => answer,
             _ => Err("this node's credd got no MUNGE credential in time; is munged well?".to_owned()),
         }
+    }
+
+    /// Has the keeper look for a job's record. What comes is done when it has looked, and after everything that it found
+    /// was heard; `None` if too many such questions are without an answer.
+    pub fn look(&self, job: JobId) -> Option<oneshot::Receiver<()>> {
+        // Those whose asker went away stand in the keeper's queue all the same.
+        if self.looks.borrow().len() >= MAX_LOOKS {
+            return None;
+        }
+        let id = self.new_id();
+        let (sender, receiver) = oneshot::channel();
+        self.looks.borrow_mut().insert(id, sender);
+        self.tell(ToKeeper::Look { id, job });
+        Some(receiver)
+    }
+
+    /// The keeper's answer to a [`ToKeeper::Look`].
+    pub fn looked(&self, id: u64) {
+        if let Some(sender) = self.looks.borrow_mut().remove(&id) {
+            let _ = sender.send(());
+        }
+    }
+
+    fn new_id(&self) -> u64 {
+        self.next.replace(self.next.get() + 1)
     }
 
     /// The keeper's answer to a [`ToKeeper::Sign`].

@@ -220,6 +220,24 @@ fn before_the_records_are_read_nobody_is_unknown() {
 }
 
 #[test]
+fn while_the_keeper_hangs_nobody_is_unknown_and_its_queue_is_bounded() {
+    in_a_house(async || {
+        let house = House::with(|plan, _| {
+            plan.looks = false;
+            plan.settings.newcomer_patience = Duration::from_millis(1);
+        })
+        .await;
+        let token = JobToken::mint().unwrap();
+        for _ in 0..300 {
+            let answer = house.ask(7, &token).await;
+            assert_eq!((answer.status, answer.word().as_str()), (503, "RecordsUnread"));
+        }
+        let asked = house.said.borrow().iter().filter(|m| matches!(m, ToKeeper::Look { .. })).count();
+        assert_eq!(asked, 256);
+    });
+}
+
+#[test]
 fn floods_of_headers_and_slow_heads_are_cut_off() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| plan.settings.limits.idle = Duration::from_millis(200)).await;

@@ -78,6 +78,8 @@ pub struct Plan {
     /// credvend has said hello before the test begins: what is fetched earlier is asked for twice.
     pub settled: bool,
     pub scanned: bool,
+    /// The keeper answers when it is asked to look.
+    pub looks: bool,
 }
 
 impl House {
@@ -94,7 +96,7 @@ impl House {
         settings.look = Duration::from_millis(20);
         settings.newcomer_patience = Duration::from_millis(300);
         let whois = Box::new(Kernel::new().unwrap());
-        let mut plan = Plan { settings, config, whois, credvend_up: true, settled: true, scanned: true };
+        let mut plan = Plan { settings, config, whois, credvend_up: true, settled: true, scanned: true, looks: true };
         change(&mut plan, &credvend);
         if plan.credvend_up {
             credvend.start().await;
@@ -115,7 +117,7 @@ impl House {
                 async move { serve(theirs, Listeners { http, user }, &config, settings, world).await },
             );
         let mut house = House { credvend, clock, endpoint, said, user_socket, server, to_server, _dir: dir };
-        house.keep(read);
+        house.keep(read, plan.looks);
         if plan.scanned {
             house.tell(&ToServer::Scanned).await;
         }
@@ -126,7 +128,7 @@ impl House {
     }
 
     /// The keeper: signs, and remembers everything else.
-    fn keep(&mut self, read: tokio::net::unix::OwnedReadHalf) {
+    fn keep(&mut self, read: tokio::net::unix::OwnedReadHalf, looks: bool) {
         let said = self.said.clone();
         let (answers, mut queue) = tokio::sync::mpsc::unbounded_channel::<ToServer>();
         tokio::task::spawn_local(async move {
@@ -137,6 +139,7 @@ impl House {
                         let credential = Ok(format!("MUNGE:{id}:{method}:{path}:{body}:{server}:\n"));
                         let _ = answers.send(ToServer::Signed { id, credential });
                     }
+                    ToKeeper::Look { id, .. } if looks => drop(answers.send(ToServer::Looked { id })),
                     other => said.borrow_mut().push(other),
                 }
             }

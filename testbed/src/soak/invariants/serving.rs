@@ -204,11 +204,6 @@ pub fn refused_without_cause(history: &History) -> Vec<Violation> {
             if known_over || !still_ran || revoked_by(history, run, *at) || history.ours.contains(&run.begin.job) {
                 continue;
             }
-            // A keeper that hangs does not tell the server of new jobs.
-            let keeper = |target: &Target| matches!(target, Target::Credd(of) if of == node);
-            if code == "UnknownToken" && history.troubled(*at, keeper, reconnected).is_some() {
-                continue;
-            }
             // slurmctld that was killed may have lost the job's start, and a node that it gave up runs on.
             if history.troubled(*at, slurms, |_| REGISTERED).is_some() {
                 continue;
@@ -498,16 +493,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_token_is_put_down_to_a_keeper_that_hangs_and_to_nothing_else() {
+    fn a_keeper_that_hangs_is_no_cause_to_refuse() {
         let mut history = history();
         ask(&mut history, 30_000, 403);
         runs(&mut history, 9_000, 60_000, None);
         history.runs.get_mut("r").unwrap().refusals[0].1 = "UnknownToken".into();
         fault(&mut history, Target::CreddServer("n1".into()), 29_000, 31_000);
-        assert_eq!(refused_without_cause(&history).len(), 1);
         fault(&mut history, Target::Credd("n1".into()), 29_000, 31_000);
-        assert_eq!(refused_without_cause(&history), []);
-        history.runs.get_mut("r").unwrap().refusals[0].1 = "Refused".into();
         assert_eq!(refused_without_cause(&history).len(), 1);
     }
 
