@@ -30,6 +30,7 @@ mod tests;
 mod writer;
 
 pub use event::{Event, FIELDS, KINDS, Refused, To};
+pub use file::check;
 
 /// Lines that wait for the writer; beyond it they are lost and counted, or refused.
 const QUEUE: usize = 16_384;

@@ -230,6 +230,18 @@ fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
     let check = site.run(&["check-config"]);
     assert_eq!(check.code, 78, "{}", check.out);
     assert!(check.err.contains("line 2") && check.err.contains("line 3"), "{}", check.err);
+    let config = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    let elsewhere = |path: &std::path::Path| {
+        site.write("credvend.toml", &format!("{config}\n[audit]\npath = \"{}\"\n", path.display()));
+        site.run(&["check-config"])
+    };
+    std::os::unix::fs::symlink("/dev/null", site.path("linked.jsonl")).unwrap();
+    for (path, why) in [("linked.jsonl", "not a regular file"), ("nowhere/audit.jsonl", "not a directory")] {
+        let check = elsewhere(&site.path(path));
+        assert_eq!(check.code, 78, "{}", check.out);
+        assert!(check.err.contains("[audit] path") && check.err.contains(why), "{}", check.err);
+    }
+    site.write("credvend.toml", &config);
     site.write("projects.toml", &good.replace("genomics", "genetics"));
     site.signal(Signal::SIGHUP);
     site.until("the reload", |site| site.log().contains("reloaded projects"));

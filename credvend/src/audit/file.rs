@@ -1,6 +1,6 @@
 //! The file that lines go to.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -52,27 +52,47 @@ impl LogFile {
         // Reading is for the last byte alone; where only appending is allowed, that does.
         let mut file = open(true).or_else(|_| open(false))?;
         let metadata = file.metadata()?;
-        let wrong = |why: String| Err(io::Error::other(why));
-        if !metadata.is_file() {
-            return wrong("it is not a regular file".into());
-        }
-        if metadata.nlink() > 1 {
-            return wrong("it has other names (hard links)".into());
-        }
+        sound(&metadata).map_err(io::Error::other)?;
         let own = nix::unistd::geteuid();
         if metadata.uid() != own.as_raw() && metadata.uid() != 0 {
-            return wrong(format!("it belongs to uid {}, not to credvend's {own}", metadata.uid()));
-        }
-        if metadata.mode() & 0o027 != 0 {
-            return wrong(format!(
-                "others may use it (mode {:o}): at most its group may read it, chmod 0600 or 0640",
-                metadata.mode() & 0o7777
-            ));
+            return Err(io::Error::other(format!("it belongs to uid {}, not to credvend's {own}", metadata.uid())));
         }
         if metadata.len() > 0 && cut(&mut file) {
             file.write_all(b"\n")?;
         }
         Ok(LogFile { file, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
+    }
+}
+
+/// What is wrong with a file for a log of this kind, whoever it belongs to.
+fn sound(metadata: &Metadata) -> Result<(), String> {
+    if !metadata.is_file() {
+        return Err("it is not a regular file".into());
+    }
+    if metadata.nlink() > 1 {
+        return Err("it has other names (hard links)".into());
+    }
+    if metadata.mode() & 0o027 != 0 {
+        return Err(format!(
+            "others may use it (mode {:o}): at most its group may read it, chmod 0600 or 0640",
+            metadata.mode() & 0o7777
+        ));
+    }
+    Ok(())
+}
+
+/// Whether [`LogFile::open`] would take this path, as far as that can be told without making or changing anything.
+///
+/// # Errors
+/// Why not.
+pub fn check(path: &Path) -> Result<(), String> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => sound(&metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
+            Some(directory) if !directory.is_dir() => Err(format!("{} is not a directory", directory.display())),
+            _ => Ok(()),
+        },
+        Err(error) => Err(error.to_string()),
     }
 }
 

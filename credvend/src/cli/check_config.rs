@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::parts;
+use crate::audit;
 use crate::config::{Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
@@ -24,6 +25,12 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     let projects = file.then(|| parts::projects(&config).map_err(|more| problems.extend(more)).ok()).flatten();
     if let Err(more) = HeadSecrets::open(parts::secret_files(&config)) {
         problems.extend(more);
+    }
+    // Its own directory is made at first start.
+    if (config.state_dir.exists() || config.audit.path.parent() != Some(&config.state_dir))
+        && let Err(why) = audit::check(&config.audit.path)
+    {
+        problems.push(format!("[audit] path: {}: {why}", config.audit.path.display()));
     }
     let files = Files::named(&config.tls, &config.state_dir);
     let certificate = if config.plain_http {
