@@ -289,6 +289,10 @@ pub trait Store: Send + Sync + 'static {
     /// Orders, newest first.
     async fn list_orders(&self, from: Option<&Cursor>) -> Result<Page<Order>, StoreError>;
 
+    /// The orders of this time or later, done or not, newest first, at most [`PAGE`]. Asked every few seconds about the last
+    /// few minutes.
+    async fn orders_since(&self, at: OffsetDateTime) -> Result<Vec<Order>, StoreError>;
+
     /// The orders that are not done. As a rule there are none; asked every few seconds.
     async fn open_orders(&self) -> Result<Vec<Order>, StoreError>;
 

@@ -139,7 +139,6 @@ pub struct Vending {
     issuing: Arc<issuing::Issuing>,
     blocks: blocking::Blocks,
     denying: denying::Denying,
-    lately: revoking::Lately,
     on_end: revoking::on_end::OnEnd,
     sweeping: sweeping::Sweeping,
     /// Tells this process from the others over the same store, for leases.
@@ -165,7 +164,6 @@ impl Vending {
             issuing,
             blocks: blocking::Blocks::default(),
             denying: denying::Denying::new(&parts, replica.clone()),
-            lately: revoking::Lately::default(),
             on_end: revoking::on_end::OnEnd::default(),
             sweeping: sweeping::Sweeping::default(),
             replica,

@@ -86,6 +86,7 @@ store! {
     put_order(order: Order) -> ();
     get_order(id: OrderId) -> Option<Order>;
     list_orders(from: Option<&Cursor>) -> Page<Order>;
+    orders_since(at: OffsetDateTime) -> Vec<Order>;
     open_orders() -> Vec<Order>;
     put_block(block: Block) -> ();
     remove_block(subject: &Subject) -> bool;

@@ -228,6 +228,10 @@ impl Store for DynamoStore {
         orders::list(&self.db, from).await
     }
 
+    async fn orders_since(&self, at: OffsetDateTime) -> Result<Vec<Order>, StoreError> {
+        orders::since(&self.db, at).await
+    }
+
     async fn open_orders(&self) -> Result<Vec<Order>, StoreError> {
         orders::open(&self.db).await
     }

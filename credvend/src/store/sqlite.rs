@@ -192,6 +192,10 @@ impl Store for SqliteStore {
         Ok(cursor::page(scope, self.readers.read(move |db| orders::list(db, from)).await?, PAGE))
     }
 
+    async fn orders_since(&self, at: OffsetDateTime) -> Result<Vec<Order>, StoreError> {
+        self.readers.read(move |db| orders::since(db, at)).await
+    }
+
     async fn open_orders(&self) -> Result<Vec<Order>, StoreError> {
         self.readers.read(orders::open).await
     }

@@ -31,7 +31,6 @@ use credd_protocol::seed_api::SessionStatus;
 use dying::Dying;
 use report::RoleReport;
 pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
-pub(super) use resuming::Lately;
 
 mod concerned;
 pub(super) mod dying;
@@ -183,7 +182,6 @@ impl Vending {
         let denied = report.roles.iter().filter(|role| role.in_force).map(|role| role.denied_total).sum();
         let lacking = report.not_denied.len() + report.nodes.unheard.len() + usize::from(report.unfinished.is_some());
         if order.done.is_some() {
-            self.lately.add([Order { report: None, ..order.clone() }]);
             let sessions = report.sessions_total;
             self.parts.audit.note(Event::RevocationDone { order: &order, sessions, denied, lacking });
         }

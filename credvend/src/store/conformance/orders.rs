@@ -53,6 +53,12 @@ pub(super) async fn an_order_is_open_until_it_is_done(store: &dyn Store) {
     assert_eq!(store.open_orders().await.unwrap(), std::slice::from_ref(&second));
     assert_eq!(store.list_orders(None).await.unwrap().items, [second.clone(), first.clone()], "newest first");
     assert_eq!(store.get_order(OrderId::random()).await.unwrap(), None);
+    for (since, expected) in
+        [(T0 - Duration::DAY, 2), (T0, 2), (T0 + Duration::MICROSECOND, 1), (second.at, 1), (first.done.unwrap(), 0)]
+    {
+        let both = [second.clone(), first.clone()];
+        assert_eq!(store.orders_since(since).await.unwrap(), both[..expected], "since {since}");
+    }
 
     store.note_heard(first.id, "a", &"lab".parse().unwrap(), &["n1".parse().unwrap()]).await.unwrap();
     assert_eq!(store.prune(T0 + Duration::MINUTE).await.unwrap(), 0);
@@ -83,6 +89,7 @@ pub(super) async fn orders_page(store: Arc<dyn Store>) {
     assert_eq!(all.iter().map(|o| o.id).collect::<BTreeSet<_>>().len(), count);
     assert!(all.len() == count && all.windows(2).all(|w| w[0].at >= w[1].at));
     assert_eq!(store.open_orders().await.unwrap().len(), count);
+    assert_eq!(store.orders_since(T0).await.unwrap(), all[..PAGE]);
 }
 
 pub(super) async fn a_subject_is_blocked_until_it_is_let_in(store: &dyn Store) {

@@ -134,6 +134,13 @@ pub(super) async fn list(db: &Db, from: Option<&Cursor>) -> Result<Page<Order>, 
     Ok(cursor::page(scope, of_entries(db, entries).await?, PAGE))
 }
 
+/// The entries are small, and only those of the time are read.
+pub(super) async fn since(db: &Db, at: OffsetDateTime) -> Result<Vec<Order>, StoreError> {
+    let range = (keys::sortable(micros(at)), keys::HIGHEST);
+    let (entries, _) = db.query(&db.tables.state, keys::ORDERS, (&range.0, range.1), false, Some(PAGE as i32)).await?;
+    Ok(of_entries(db, entries).await?.into_iter().map(|(_, order)| order).collect())
+}
+
 pub(super) async fn open(db: &Db) -> Result<Vec<Order>, StoreError> {
     let entries = db.partition(&db.tables.state, keys::OPEN_ORDERS, (keys::LOWEST, keys::HIGHEST)).await?;
     Ok(of_entries(db, entries).await?.into_iter().map(|(_, order)| order).collect())

@@ -48,6 +48,13 @@ pub(super) fn list(db: &Connection, from: Option<Place>) -> rusqlite::Result<Vec
         .collect()
 }
 
+pub(super) const SINCE: &str =
+    "SELECT body FROM orders INDEXED BY orders_at WHERE at >= ?1 ORDER BY at DESC, seq DESC LIMIT ?2";
+
+pub(super) fn since(db: &Connection, at: OffsetDateTime) -> rusqlite::Result<Vec<Order>> {
+    db.prepare_cached(SINCE)?.query_map(params![micros(at), PAGE as i64], |row| parsed(row, 0))?.collect()
+}
+
 pub(super) const OPEN: &str = "SELECT body FROM orders INDEXED BY orders_open WHERE done IS NULL ORDER BY at";
 
 pub(super) fn open(db: &Connection) -> rusqlite::Result<Vec<Order>> {

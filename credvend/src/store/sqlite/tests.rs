@@ -371,7 +371,8 @@ async fn no_listing_scans_or_sorts_the_table() {
     ] {
         statements.push(issuances::listing(&of));
     }
-    statements.extend([orders::LIST, news::AFTER, notes::LIST, notes::GET, notes::REMOVE].map(str::to_owned));
+    statements
+        .extend([orders::LIST, orders::SINCE, news::AFTER, notes::LIST, notes::GET, notes::REMOVE].map(str::to_owned));
     statements.push(sessions::RUNS.to_owned());
     for sql in statements {
         let plan = sql.clone();

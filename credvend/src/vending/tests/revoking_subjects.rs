@@ -314,18 +314,28 @@ async fn an_order_is_left_to_who_carries_it_out_and_the_same_id_is_the_same_orde
 #[tokio::test]
 async fn a_session_whose_opening_was_under_way_is_ended_by_the_sweep() {
     let w = World::new();
+    let sweeping = w.replica();
+    // Whoever sweeps has swept before, and did not carry this out.
+    sweeping.sweep().await.unwrap();
     w.slurm.run(1, "bob", "genomics", &["n1"]);
     w.clock.advance(Duration::SECOND);
     let report = revoke(&w, user("bob")).await;
+    sweeping.sweep().await.unwrap();
     // Its time was taken before the order, its row came after.
-    let late = w.open(1).await.session;
-    let mut session = w.session(late).await;
-    session.id = SessionId::random();
-    session.opened = report.at - Duration::milliseconds(5);
-    let crate::store::Origin::Slurm(run) = &mut session.origin else { panic!() };
+    w.clock.advance(Duration::SECOND);
+    let after = w.open(1).await.session;
+    let mut late = w.session(after).await;
+    late.id = SessionId::random();
+    late.opened = report.at - Duration::milliseconds(5);
+    let crate::store::Origin::Slurm(run) = &mut late.origin else { panic!() };
     run.restart = 9;
     w.slurm.change(1, |facts| facts.restart = 9);
-    w.store.open(session.clone()).await.unwrap();
-    w.vending.sweep().await.unwrap();
-    assert_eq!(w.session(session.id).await.status, SessionStatus::Invalidated);
+    w.store.open(late.clone()).await.unwrap();
+    sweeping.sweep().await.unwrap();
+    let session = w.session(late.id).await;
+    assert_eq!(session.status, SessionStatus::Invalidated);
+    assert!(session.why.unwrap().contains("revoked by root"));
+    let told: Vec<SessionId> =
+        w.store.news(&lab(), 0).await.unwrap().into_iter().flat_map(|news| news.news.sessions).collect();
+    assert_eq!(told, [late.id]);
 }
