@@ -2,9 +2,11 @@
 //! gaps, durably, before any node hears of it. Here each replica brings it, in that order, to the streams that hang on it:
 //! its own news at once, the other replicas' when [`Events::keep_up`] looks, four times a second.
 //!
-//! [`answers`] collects what nodes say when they have followed.
+//! [`answers`] collects what nodes say when they have followed. What nodes ask or say costs no look at the store: the
+//! newest news is in memory ([`recent`]), and looks are shared.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +16,12 @@ use hyper::body::Bytes;
 use tokio::sync::{OnceCell, broadcast, watch};
 
 use crate::clock::Clock;
+use recent::Recent;
+
 use crate::store::{NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, OrderId, Store, StoreError};
 
 pub mod answers;
+mod recent;
 
 /// A node that is this many events behind starts anew with a fresh hello.
 const BACKLOG: usize = 1024;
@@ -55,6 +60,11 @@ impl Line {
         let plain = line(false);
         let to_answer = if asked.is_empty() { plain.clone() } else { line(true) };
         Line { seq, order, asked, plain, to_answer }
+    }
+
+    /// About how much memory it takes.
+    fn weight(&self) -> usize {
+        self.plain.len() + self.to_answer.len() + self.asked.len() * 64
     }
 
     /// As this node hears it, its end included.
@@ -96,19 +106,24 @@ pub struct Events {
     /// As many as there are configured clusters at most: nobody else opens streams or sessions.
     clusters: Mutex<HashMap<ClusterName, Arc<OfCluster>>>,
     watcher: OnceLock<Watcher>,
-    untold: Mutex<Vec<(ClusterName, News)>>,
+    /// Oldest first. Only [`Events::offer_untold`] takes from it.
+    untold: Mutex<VecDeque<(ClusterName, News)>>,
     answers: answers::Answers,
 }
 
 struct OfCluster {
-    /// One at a time catches up, so that what is told is in order.
-    turn: tokio::sync::Mutex<()>,
+    /// How many looks at the store were begun.
+    begun: AtomicU64,
+    /// The last look that succeeded. One at a time catches up, so that what is told is in order; who waited for a look
+    /// that began after it came has what it wants.
+    turn: tokio::sync::Mutex<u64>,
     told: Mutex<Told>,
 }
 
 struct Told {
     /// Up to which number; unknown before the store was first asked.
     seq: Option<u64>,
+    recent: Recent,
     sender: broadcast::Sender<Arc<Line>>,
 }
 
@@ -166,7 +181,7 @@ impl Events {
             tracing::error!(%cluster, %error, sessions = news.sessions.len(), "the nodes are not told yet");
             let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
             if untold.len() < MAX_UNTOLD {
-                untold.push((cluster.clone(), news));
+                untold.push_back((cluster.clone(), news));
             }
         }
     }
@@ -183,22 +198,18 @@ impl Events {
     ) -> Result<Subscription, StoreError> {
         let (own, epoch) = (self.of(cluster).await?, self.epoch().await?.to_owned());
         let known = known.filter(|(its, _)| *its == epoch).map(|(_, after)| after);
-        if known.is_some_and(|after| own.told(|told| told.seq < Some(after))) {
-            // It heard that from another replica, which was faster.
-            self.catch_up(cluster, &own).await?;
+        if let Some(after) = known {
+            // It may have heard that from another replica, which was faster.
+            self.reach(cluster, &own, after).await?;
         }
         // In one moment: what is numbered later comes to the receiver.
-        let (seq, news) = own.told(|told| (told.seq.unwrap_or(0), told.sender.subscribe()));
-        if let Some(after) = known.filter(|after| *after <= seq) {
-            let missed = if after < seq { self.store.news(cluster, after).await? } else { vec![] };
-            let missed: Vec<NumberedNews> = missed.into_iter().filter(|news| news.seq <= seq).collect();
-            let complete = missed.iter().map(|news| news.seq).eq(after + 1..=seq);
-            if complete {
-                let missed = missed.into_iter().map(|news| Arc::new(Line::of(news))).collect();
-                return Ok(Subscription { hello: Event::Hello { epoch, seq: after }, missed, news });
-            }
-        }
-        Ok(Subscription { hello: Event::Hello { epoch, seq }, missed: vec![], news })
+        Ok(own.told(|told| {
+            let (seq, news) = (told.seq.unwrap_or(0), told.sender.subscribe());
+            let missed =
+                known.filter(|after| *after <= seq).and_then(|after| Some((after, told.recent.after(after, seq)?)));
+            let (seq, missed) = missed.unwrap_or((seq, vec![]));
+            Subscription { hello: Event::Hello { epoch, seq }, missed, news }
+        }))
     }
 
     /// What comes from now on, for whoever is no node.
@@ -213,10 +224,21 @@ impl Events {
     /// The store's.
     pub async fn caught_up(&self, cluster: &ClusterName, seq: u64) -> Result<(), StoreError> {
         let own = self.of(cluster).await?;
+        self.reach(cluster, &own, seq).await
+    }
+
+    async fn reach(&self, cluster: &ClusterName, own: &OfCluster, seq: u64) -> Result<(), StoreError> {
         if own.told(|told| told.seq < Some(seq)) {
-            self.catch_up(cluster, &own).await?;
+            self.catch_up(cluster, own).await?;
         }
         Ok(())
+    }
+
+    /// Those of these numbers that are among the newest news.
+    async fn lines(&self, cluster: &ClusterName, seqs: &[u64]) -> Result<Vec<Arc<Line>>, StoreError> {
+        let own = self.of(cluster).await?;
+        self.reach(cluster, &own, seqs.iter().max().copied().unwrap_or(0)).await?;
+        Ok(own.told(|told| seqs.iter().filter_map(|seq| told.recent.get(*seq)).collect()))
     }
 
     /// Brings the other replicas' news of these clusters to this one's streams, and takes nodes' answers to the store,
@@ -249,15 +271,22 @@ impl Events {
     /// The store's last one; what could be done was done.
     pub async fn look(&self, clusters: &[ClusterName]) -> Result<(), StoreError> {
         let mut result = Ok(());
-        let untold = std::mem::take(&mut *self.untold.lock().unwrap_or_else(PoisonError::into_inner));
-        for (cluster, news) in untold {
-            self.publish_or_keep(&cluster, news).await;
-        }
         for cluster in clusters {
             let caught_up = async { self.catch_up(cluster, &*self.of(cluster).await?).await };
             result = caught_up.await.and(result);
         }
-        self.answers.write().await.and(result)
+        // Writes come last, and end with the first that fails: what other replicas say must not wait for them.
+        result = self.answers.write().await.and(result);
+        self.offer_untold().await.and(result)
+    }
+
+    async fn offer_untold(&self) -> Result<(), StoreError> {
+        let untold = || self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let Some((cluster, news)) = untold().front().cloned() else { return Ok(()) };
+            self.publish(&cluster, news).await?;
+            untold().pop_front();
+        }
     }
 
     async fn epoch(&self) -> Result<&str, StoreError> {
@@ -267,20 +296,32 @@ impl Events {
     fn known(&self, cluster: &ClusterName) -> Arc<OfCluster> {
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let told = Told { seq: None, sender: broadcast::Sender::new(BACKLOG) };
-            Arc::new(OfCluster { turn: tokio::sync::Mutex::default(), told: Mutex::new(told) })
+            let told = Told { seq: None, recent: Recent::default(), sender: broadcast::Sender::new(BACKLOG) };
+            Arc::new(OfCluster {
+                begun: AtomicU64::new(0),
+                turn: tokio::sync::Mutex::default(),
+                told: Mutex::new(told),
+            })
         };
         clusters.entry(cluster.clone()).or_insert_with(new).clone()
     }
 
-    /// The cluster, its position known: what was published before this replica first looked is nobody's news here.
+    /// The cluster, its position known: what was published before this replica first looked is news here only to a node
+    /// that missed it.
     async fn of(&self, cluster: &ClusterName) -> Result<Arc<OfCluster>, StoreError> {
         let own = self.known(cluster);
         if own.told(|told| told.seq.is_none()) {
             let _turn = own.turn.lock().await;
             if own.told(|told| told.seq.is_none()) {
                 let newest = self.store.newest_news(cluster).await?;
-                own.told(|told| told.seq = Some(newest));
+                let page = u64::try_from(NEWS_PAGE).expect("a small constant");
+                let mut recent = Recent::default();
+                for numbered in self.store.news(cluster, newest.saturating_sub(page)).await? {
+                    if numbered.seq <= newest {
+                        recent.push(Arc::new(Line::of(numbered)));
+                    }
+                }
+                own.told(|told| (told.seq, told.recent) = (Some(newest), recent));
             }
         }
         Ok(own)
@@ -288,7 +329,12 @@ impl Events {
 
     /// Reads what is new in the store, and tells it in its order.
     async fn catch_up(&self, cluster: &ClusterName, own: &OfCluster) -> Result<(), StoreError> {
-        let _turn = own.turn.lock().await;
+        let seen = own.begun.load(Ordering::SeqCst);
+        let mut done = own.turn.lock().await;
+        if *done > seen {
+            return Ok(());
+        }
+        let this = own.begun.fetch_add(1, Ordering::SeqCst) + 1;
         loop {
             let after = own.told(|told| told.seq.unwrap_or(0));
             let page = self.store.news(cluster, after).await?;
@@ -300,14 +346,15 @@ impl Events {
                     watcher(cluster, &numbered.news);
                 }
                 let line = Arc::new(Line::of(numbered));
-                self.answers.expect(cluster, &line);
                 own.told(|told| {
                     told.seq = Some(line.seq);
+                    told.recent.push(line.clone());
                     // No receiver is no error: nobody hangs on this process.
                     let _ = told.sender.send(line);
                 });
             }
             if whole {
+                *done = this;
                 return Ok(());
             }
         }

@@ -9,13 +9,11 @@ use credd_protocol::node_api::{HeardRequest, MAX_HEARD};
 use credd_protocol::{ClusterName, NodeName};
 use tokio::time::Instant;
 
-use super::{Events, Line};
+use super::Events;
 use crate::store::{OrderId, Store, StoreError};
 
-/// The newest pieces of news that ask for answers are kept in memory: each may name ten thousand nodes.
+/// The answers to so many orders are kept in memory, the newest: each may be given by ten thousand nodes.
 const KEPT: usize = 64;
-/// Of the others so many are looked up for one request.
-const LOOKUPS: usize = 8;
 /// How often a waiting revocation looks here, and at the store.
 const LOOK: Duration = Duration::from_millis(50);
 const LOOK_AT_STORE: Duration = Duration::from_millis(250);
@@ -33,7 +31,6 @@ pub(super) struct Answers {
 #[derive(Default)]
 struct Kept {
     /// Oldest first.
-    asked: VecDeque<(ClusterName, Arc<Line>)>,
     heard: VecDeque<(OrderId, HashSet<Place>)>,
     unwritten: HashMap<(OrderId, ClusterName), HashSet<NodeName>>,
 }
@@ -45,18 +42,6 @@ impl Answers {
 
     fn kept<T>(&self, act: impl FnOnce(&mut Kept) -> T) -> T {
         act(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// This news is about to be told.
-    pub(super) fn expect(&self, cluster: &ClusterName, line: &Arc<Line>) {
-        if line.order.is_some() && !line.asked.is_empty() {
-            self.kept(|kept| {
-                kept.asked.push_back((cluster.clone(), line.clone()));
-                if kept.asked.len() > KEPT {
-                    kept.asked.pop_front();
-                }
-            });
-        }
     }
 
     fn note(&self, cluster: &ClusterName, node: &NodeName, order: OrderId) {
@@ -90,8 +75,8 @@ impl Answers {
 }
 
 impl Events {
-    /// A node says which events it has followed. Numbers that are of another epoch, that ask nobody or not this node are
-    /// passed over.
+    /// A node says which events it has followed. Numbers that are of another epoch, that are long past, that ask nobody or
+    /// not this node are passed over.
     ///
     /// # Errors
     /// The store's: the node says it again.
@@ -99,20 +84,8 @@ impl Events {
         if answer.epoch != self.epoch().await? {
             return Ok(());
         }
-        let mut lookups = 0;
-        for seq in answer.seqs.iter().take(MAX_HEARD) {
-            let of_this = |(of, line): &&(ClusterName, Arc<Line>)| of == cluster && line.seq == *seq;
-            let kept = self.answers.kept(|kept| kept.asked.iter().find(of_this).map(|(_, line)| line.clone()));
-            let line = match kept {
-                Some(line) => line,
-                None if lookups < LOOKUPS && *seq > 0 => {
-                    lookups += 1;
-                    let found = self.store.news(cluster, seq - 1).await?.into_iter().next();
-                    let Some(found) = found.filter(|news| news.seq == *seq) else { continue };
-                    Arc::new(Line::of(found))
-                }
-                None => continue,
-            };
+        let seqs = answer.seqs.get(..MAX_HEARD).unwrap_or(&answer.seqs);
+        for line in self.lines(cluster, seqs).await? {
             if let Some(order) = line.order.filter(|_| line.asks(node)) {
                 self.answers.note(cluster, node, order);
             }

@@ -1,3 +1,5 @@
+use std::future::Future as _;
+
 use credd_protocol::SessionId;
 use credd_protocol::node_api::HeardRequest;
 
@@ -138,17 +140,83 @@ async fn what_is_too_much_or_pruned_is_not_told_in_part() {
     for _ in 0..NEWS_PAGE + 2 {
         one.store.publish(&lab(), news(1, None, &[]), one.clock.now()).await.unwrap();
     }
-    one.look(&[lab()]).await.unwrap();
     let newest = NEWS_PAGE as u64 + 2;
-    let of = async |after| one.subscribe(&lab(), Some((epoch.as_str(), after))).await.unwrap();
-    assert_eq!(of(2).await.missed.len(), NEWS_PAGE);
-    let too_much = of(1).await;
-    assert_eq!((too_much.hello, too_much.missed.len()), (Event::Hello { epoch: epoch.clone(), seq: newest }, 0));
+    let of = async |replica: &Events, after| {
+        let subscription = replica.subscribe(&lab(), Some((epoch.as_str(), after))).await.unwrap();
+        let Event::Hello { seq, .. } = subscription.hello else { panic!() };
+        (seq, subscription.missed.len())
+    };
+    let restarted = || Events::new(one.store.clone(), Arc::new(SystemClock));
+    let two = restarted();
+    assert_eq!(of(&two, 2).await, (2, NEWS_PAGE));
+    assert_eq!(of(&two, 1).await, (newest, 0), "more than a page");
+    one.look(&[lab()]).await.unwrap();
+    assert_eq!(of(&one, 1).await, (1, NEWS_PAGE + 1), "it was there all the time");
     one.store.prune(one.clock.now() + time::Duration::days(1)).await.unwrap();
-    let pruned = of(newest - 1).await;
-    assert_eq!((pruned.hello, pruned.missed.len()), (Event::Hello { epoch: epoch.clone(), seq: newest }, 0));
+    let three = restarted();
+    assert_eq!(of(&three, newest - 1).await, (newest, 0));
     one.publish(&lab(), news(1, None, &[])).await.unwrap();
-    assert_eq!(of(newest).await.missed[0].seq, newest + 1, "and the numbers go on");
+    three.look(&[lab()]).await.unwrap();
+    assert_eq!(of(&three, newest).await, (newest, 1), "and the numbers go on");
+}
+
+/// Thousands of nodes come back after a restart, and one of them never tires of asking.
+#[tokio::test]
+async fn what_nodes_ask_and_say_costs_few_looks_at_the_store() {
+    let (_dir, [one]) = replicas();
+    let metrics = Arc::new(crate::metrics::Metrics::default());
+    let Event::Hello { epoch, .. } = one.subscribe(&lab(), None).await.unwrap().hello else { panic!() };
+    let order = OrderId::random();
+    for _ in 0..9 {
+        one.publish(&lab(), news(1, Some(order), &["n1"])).await.unwrap();
+    }
+    let store = crate::metrics::measured::Measured::new(one.store.clone(), metrics.clone());
+    let restarted = Events::new(store, Arc::new(SystemClock));
+    let looks = || {
+        let text = metrics.text();
+        let line =
+            text.lines().find_map(|l| l.strip_prefix("credvend_store_duration_seconds_count{operation=\"news\"} "));
+        line.map_or(0, |count| count.parse::<u32>().unwrap())
+    };
+    let (lab, n1) = (lab(), node("n1"));
+    for after in (0..9).cycle().take(500) {
+        assert_eq!(restarted.subscribe(&lab, Some((&epoch, after))).await.unwrap().missed.len() as u64, 9 - after);
+        let seqs = (1..=9).collect();
+        restarted.heard(&lab, &n1, &HeardRequest { epoch: epoch.clone(), seqs }).await.unwrap();
+    }
+    assert_eq!(looks(), 1);
+    // Numbers that there are not: each might be another replica's news.
+    let own = restarted.known(&lab);
+    let turn = own.turn.lock().await;
+    let mut asking = vec![];
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    for _ in 0..100 {
+        let mut one_asks = Box::pin(restarted.caught_up(&lab, u64::MAX));
+        assert!(one_asks.as_mut().poll(&mut context).is_pending());
+        asking.push(one_asks);
+    }
+    drop(turn);
+    for one_asks in asking {
+        one_asks.await.unwrap();
+    }
+    assert_eq!(looks(), 2, "one for all who waited for it");
+}
+
+/// A store that takes nothing keeps nobody from hearing the others.
+#[tokio::test]
+async fn what_could_not_be_stored_is_offered_again_in_its_order() {
+    let (_dir, [one, two]) = replicas();
+    let mut at_one = one.subscribe(&lab(), None).await.unwrap();
+    let kept: Vec<News> = (1..=3).map(|sessions| news(sessions, None, &[])).collect();
+    one.untold.lock().unwrap().extend(kept.iter().map(|news| (lab(), news.clone())));
+    two.publish(&lab(), news(9, None, &[])).await.unwrap();
+    one.look(&[lab()]).await.unwrap();
+    let sessions = std::iter::from_fn(|| at_one.news.try_recv().ok()).map(|line| match event(&line, "n1") {
+        Event::Invalidated { sessions, .. } => sessions.len(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(sessions.collect::<Vec<_>>(), [9, 1, 2, 3]);
+    assert!(one.untold.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -79,6 +79,10 @@ impl Vending {
         let mut turn = None;
         if self.crowds.is_new(&node.cluster, known(&word)?) {
             turn = Some(opening.lock().await);
+            if !self.crowds.is_new(&node.cluster, known(&word)?) {
+                // Somebody opened it meanwhile: the others join at the same time.
+                turn = None;
+            }
         }
         // Nearly every node of a large job joins: a read, where opening would be a write.
         let mut joined = self.join(node, known(&word)?).await;
