@@ -169,13 +169,7 @@ async fn serve(
     tasks.spawn_local(credvend::stream::keep_open(server.clone()));
     tasks.spawn_local(news::answer(server.clone()));
     if let Some(address) = config.metrics {
-        match tokio::net::TcpListener::bind(address).await {
-            Ok(listener) => {
-                tasks.spawn_local(metrics::accept(server.clone(), listener));
-            }
-            // Jobs do not suffer for it.
-            Err(error) => tracing::error!(%address, %error, "metrics are not served ([metrics] listen)"),
-        }
+        tasks.spawn_local(metrics::serve(server.clone(), address));
     }
     server.keeper.tell(ToKeeper::Ready);
 

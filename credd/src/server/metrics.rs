@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Requests at a time; Prometheus needs one.
 const CONNECTIONS: usize = 4;
 /// For one request and its answer.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: usize = 8 * 1024;
 
@@ -174,7 +176,25 @@ impl Page {
 }
 
 /// Serves `GET /metrics` for as long as the server lives. One request a connection: hyper's machinery is for the jobs.
-pub async fn accept(server: Rc<Server>, listener: TcpListener) {
+///
+/// While credd restarts, a job's process may have taken the port: until it is given back there is no page, and jobs do not
+/// suffer for it.
+pub async fn serve(server: Rc<Server>, address: SocketAddr) {
+    let mut last = None;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) if last != Some(error.kind()) => {
+                tracing::error!(%address, %error, "metrics are not served ([metrics] listen); tried again every second");
+                last = Some(error.kind());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    };
+    if last.is_some() {
+        tracing::info!(%address, "metrics are served");
+    }
     let places = Rc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {

@@ -139,8 +139,16 @@ fn a_real_prometheus_alarms_while_credvend_is_away() {
 #[test]
 fn the_page_is_served_where_it_is_configured_and_nothing_else_is() {
     in_a_house(async || {
-        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let _house = House::with(|plan, _| plan.config.metrics = Some(spare)).await;
+        // A job's process took the port while credd restarted.
+        let thief = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let spare = thief.local_addr().unwrap();
+        let mut house = House::with(|plan, _| plan.config.metrics = Some(spare)).await;
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        drop(thief);
+        while TcpStream::connect(spare).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let ask = async |head: &str| {
             let mut stream = TcpStream::connect(spare).await.unwrap();
             stream.write_all(head.as_bytes()).await.unwrap();
