@@ -175,15 +175,17 @@ impl Events {
         stored
     }
 
-    /// As [`Events::publish`]; what the store does not take is kept and offered again with every look.
-    pub async fn publish_or_keep(&self, cluster: &ClusterName, news: News) {
-        if let Err(error) = self.publish(cluster, news.clone()).await {
+    /// As [`Events::publish`]; what the store does not take is kept and offered again with every look. Whether it took it.
+    pub async fn publish_or_keep(&self, cluster: &ClusterName, news: News) -> bool {
+        let published = self.publish(cluster, news.clone()).await;
+        if let Err(error) = &published {
             tracing::error!(%cluster, %error, sessions = news.sessions.len(), "the nodes are not told yet");
             let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
             if untold.len() < MAX_UNTOLD {
                 untold.push_back((cluster.clone(), news));
             }
         }
+        published.is_ok()
     }
 
     /// The first lines of a stream of a node of this cluster, which says what it knows: an epoch, and up to which number

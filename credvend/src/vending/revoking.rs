@@ -31,6 +31,7 @@ use credd_protocol::seed_api::SessionStatus;
 use dying::Dying;
 use report::RoleReport;
 pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
+use telling::Holders;
 
 mod concerned;
 pub(super) mod dying;
@@ -105,7 +106,7 @@ impl Vending {
     pub async fn rehearse(&self, ordered: Ordered) -> Result<RevocationReport, Refusal> {
         self.check_order(&ordered)?;
         let (order, block) = self.order(ordered);
-        let sessions = self.concerned(&order, Some(SessionStatus::Active), order.at).await?;
+        let sessions = self.concerned(&order, Some(SessionStatus::Active), order.at + concerned::SKEW).await?;
         let issued = self.issued_to(&order, &sessions).await?;
         let holders = telling::holders(&sessions, &issued);
         let theirs: HashSet<SessionId> =
@@ -225,19 +226,24 @@ impl Vending {
         let sessions = self.end_concerned(order, again).await?;
         *report = report.clone().with_sessions(sessions.iter().map(|s| s.id));
         report.took.refuse_ms = ms(Instant::now());
+        // At once: who has to answer is found out meanwhile.
+        let why = reason(order);
+        let all_told = self.tell(NewsKind::Invalidated, &sessions, &why, Some(order.id), &Holders::new()).await;
         // Who asks meanwhile how it goes sees this much.
         let so_far = Order { report: Some(report.to_stored()), ..order.clone() };
-        self.parts.store.put_order(so_far).await?;
-
-        let issued = self.issued_to(order, &sessions).await?;
+        let (stored, issued) = tokio::join!(self.parts.store.put_order(so_far), self.issued_to(order, &sessions));
+        stored?;
+        let issued = issued?;
         let earlier = self.ended_earlier(&sessions, &issued).await?;
         let mut holders = telling::holders(&sessions, &issued);
         for (place, until) in telling::holders(earlier.iter().filter(|s| may_run_on(s, order)), &issued) {
             let known = holders.entry(place).or_insert(until);
             *known = until.max(*known);
         }
-        let told = sessions.iter().chain(&earlier);
-        self.tell(NewsKind::Invalidated, told, &reason(order), Some(order.id), &holders).await;
+        // Whoever answers this has heard what came before it, too.
+        let asks = |session: &Session| holders.keys().any(|(cluster, _)| *cluster == session.cluster);
+        let again = sessions.iter().filter(|s| !all_told || (telling::is_last(&sessions, s) && asks(s)));
+        self.tell(NewsKind::Invalidated, again.chain(&earlier), &why, Some(order.id), &holders).await;
         let theirs: HashSet<SessionId> =
             sessions.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
         let answered = async {

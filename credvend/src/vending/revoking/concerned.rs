@@ -6,19 +6,34 @@ use std::collections::{HashMap, HashSet};
 use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{RoleArn, SessionId};
 use time::{Duration, OffsetDateTime};
+use tokio::task::JoinSet;
 
 use crate::store::{Issuance, IssuedTo, Order, Origin, Session, SessionFilter, StoreError, Subject};
 use crate::vending::Vending;
+use crate::vending::sweeping::all;
 
-/// The times of two replicas, or of AWS and ours, may differ by so much: within it the session itself is looked at.
-const SKEW: Duration = Duration::minutes(5);
+/// The clocks of two replicas, or AWS' and ours, may be so far apart: within it a session is not told by its time alone.
+pub(super) const SKEW: Duration = Duration::minutes(5);
 
-/// How many sessions are read at a time.
+/// How many reads go to the store at a time.
 const AT_ONCE: usize = 64;
 
 impl Vending {
     /// The subject's sessions with this status, or with any, opened at or before a time.
     pub(super) async fn concerned(
+        &self,
+        order: &Order,
+        status: Option<SessionStatus>,
+        opened: OffsetDateTime,
+    ) -> Result<Vec<Session>, StoreError> {
+        let mut found = self.listed(order, status, opened).await?;
+        let mut known = found.iter().map(|session| session.id).collect();
+        found.extend(self.found_otherwise(order, status, opened, &mut known).await?);
+        Ok(found)
+    }
+
+    /// Those of them that a listing of sessions shows.
+    pub(super) async fn listed(
         &self,
         order: &Order,
         status: Option<SessionStatus>,
@@ -63,37 +78,61 @@ impl Vending {
                 }
             }
         }
-        for session in self.found_otherwise(order).await? {
-            let fits = status.is_none_or(|status| session.status == status) && session.opened <= opened;
-            if fits && on_its_clusters(order, &session) {
-                found.insert(session.id, session);
-            }
-        }
         Ok(found.into_values().collect())
     }
 
-    /// Sessions that no filter finds: of a head's job, of a node that joined later, to which a role was issued.
-    async fn found_otherwise(&self, order: &Order) -> Result<Vec<Session>, StoreError> {
-        let store = &self.parts.store;
-        let of = match &order.subject {
-            Subject::User(_) | Subject::Project(_) => return Ok(vec![]),
-            Subject::Job(cluster, job) => {
-                let own = store.find_head(std::slice::from_ref(cluster), &job.to_string()).await?;
-                return Ok(own.into_iter().collect());
-            }
-            Subject::Node(cluster, node) => IssuedTo::Node(cluster.clone(), node.clone()),
-            Subject::Role(role) => IssuedTo::Role(role.clone()),
-        };
+    /// Those that no listing of sessions shows: of a head's job, of a node that joined later, to which a role was issued.
+    /// The `settled` are not read again, and who need not be next time is added to them.
+    pub(super) async fn found_otherwise(
+        &self,
+        order: &Order,
+        status: Option<SessionStatus>,
+        opened: OffsetDateTime,
+        settled: &mut HashSet<SessionId>,
+    ) -> Result<Vec<Session>, StoreError> {
         let mut ids = HashSet::new();
-        self.each_living(&of, |issuance| {
-            ids.insert(issuance.session);
-        })
-        .await?;
-        let mut sessions = vec![];
-        for id in ids {
-            sessions.extend(store.get(id).await?);
+        let mut see = |issuance: Issuance| {
+            if !settled.contains(&issuance.session) {
+                ids.insert(issuance.session);
+            }
+        };
+        let mut found: Vec<Session> = vec![];
+        match &order.subject {
+            Subject::User(_) | Subject::Project(_) => {}
+            Subject::Job(cluster, job) => {
+                found.extend(self.parts.store.find_head(std::slice::from_ref(cluster), &job.to_string()).await?);
+            }
+            Subject::Node(cluster, node) => {
+                self.each_living(&IssuedTo::Node(cluster.clone(), node.clone()), &mut see).await?;
+            }
+            Subject::Role(role) => self.each_living(&IssuedTo::Role(role.clone()), &mut see).await?,
         }
-        Ok(sessions)
+        found.extend(self.read_sessions(ids).await?.into_values());
+        found.retain(|session| {
+            let fits = status.is_none_or(|status| session.status == status)
+                && session.opened <= opened
+                && on_its_clusters(order, session);
+            // What has ended, or begun too late, has done so for good.
+            settled.insert(session.id) && fits
+        });
+        Ok(found)
+    }
+
+    /// These sessions, as far as the store has them, many at a time.
+    pub(super) async fn read_sessions(
+        &self,
+        ids: impl IntoIterator<Item = SessionId>,
+    ) -> Result<HashMap<SessionId, Session>, StoreError> {
+        let (mut ids, mut reads, mut found) = (ids.into_iter(), JoinSet::new(), HashMap::new());
+        loop {
+            for id in ids.by_ref().take(AT_ONCE - reads.len()) {
+                let store = self.parts.store.clone();
+                reads.spawn(async move { store.get(id).await });
+            }
+            let Some(read) = reads.join_next().await else { return Ok(found) };
+            let session = read.map_err(|e| StoreError::Broken(e.to_string()))??;
+            found.extend(session.map(|session| (session.id, session)));
+        }
     }
 
     fn is_concerned(&self, order: &Order, session: &Session) -> bool {
@@ -145,41 +184,42 @@ impl Vending {
                 .await?;
             }
             Subject::Job(..) => {
-                for session in self.concerned(order, None, order.at).await? {
-                    self.each_living(&IssuedTo::Session(session.id), &mut take).await?;
-                }
+                let runs = self.concerned(order, None, order.at + SKEW).await?;
+                self.issued_to_sessions(&runs).await?.into_iter().for_each(take);
             }
             Subject::Node(cluster, node) => {
                 self.each_living(&IssuedTo::Node(cluster.clone(), node.clone()), &mut take).await?;
-                for session in sessions {
-                    self.each_living(&IssuedTo::Session(session.id), &mut take).await?;
-                }
-                for issuance in self.issued_to_whole_jobs(order).await? {
-                    take(issuance);
-                }
+                self.issued_to_sessions(sessions).await?.into_iter().for_each(&mut take);
+                self.issued_to_whole_jobs(order).await?.into_iter().for_each(take);
             }
         }
-        let clusters = order.clusters.as_ref();
-        let mut theirs: HashMap<SessionId, bool> = sessions.iter().map(|s| (s.id, true)).collect();
+        if let Some(clusters) = &order.clusters {
+            found.retain(|_, issuance| clusters.contains(&issuance.cluster));
+        }
+        // What a later session got, perhaps under the same name, is none of the order's business.
+        let ended: HashSet<SessionId> = sessions.iter().map(|s| s.id).collect();
+        let surely = |i: &Issuance| ended.contains(&i.session) || i.issued < order.at - SKEW;
+        let doubtful: HashSet<SessionId> = found.values().filter(|i| !surely(i)).map(|i| i.session).collect();
+        let doubtful = self.read_sessions(doubtful).await?;
+        let earlier = |i: &Issuance| {
+            doubtful.get(&i.session).is_none_or(|session| {
+                // By the clock of the replica that opened it, or, if it has ended already, by AWS'.
+                session.opened <= order.at || (session.status != SessionStatus::Active && i.issued <= order.at)
+            })
+        };
+        Ok(found.into_values().filter(|i| surely(i) || earlier(i)).collect())
+    }
+
+    async fn issued_to_sessions(&self, sessions: &[Session]) -> Result<Vec<Issuance>, StoreError> {
         let mut issued = vec![];
-        for issuance in found.into_values() {
-            if clusters.is_some_and(|own| !own.contains(&issuance.cluster)) {
-                continue;
-            }
-            // What a later session got, perhaps under the same name, is none of the order's business.
-            let known = theirs.get(&issuance.session).copied();
-            let theirs = match known {
-                Some(known) => known,
-                None if issuance.issued < order.at - SKEW => true,
-                None => {
-                    let session = self.parts.store.get(issuance.session).await?;
-                    let is = session.is_none_or(|s| s.opened <= order.at);
-                    theirs.insert(issuance.session, is);
-                    is
-                }
-            };
-            if theirs {
-                issued.push(issuance);
+        for some in sessions.chunks(AT_ONCE) {
+            let lists = some.iter().map(|session| async {
+                let (of, mut own) = (IssuedTo::Session(session.id), vec![]);
+                self.each_living(&of, |issuance| own.push(issuance)).await?;
+                Ok::<_, StoreError>(own)
+            });
+            for list in all(lists).await {
+                issued.extend(list?);
             }
         }
         Ok(issued)
@@ -190,33 +230,26 @@ impl Vending {
         let Subject::Node(cluster, node) = &order.subject else { return Ok(vec![]) };
         let map = self.parts.projects.current();
         let roles: HashSet<RoleArn> = map.projects.values().flat_map(|r| r.values().map(|c| c.arn.clone())).collect();
-        let (mut found, mut has_node) = (vec![], HashMap::<SessionId, bool>::new());
-        for role in roles {
-            let mut common = vec![];
-            let of = IssuedTo::Role(role);
-            self.each_living(&of, |i| {
-                if i.node.is_none() && i.cluster == *cluster {
-                    common.push(i)
-                }
-            })
-            .await?;
-            for issuance in common {
-                let known = has_node.get(&issuance.session).copied();
-                let has = match known {
-                    Some(known) => known,
-                    None => {
-                        let session = self.parts.store.get(issuance.session).await?;
-                        let has = session.is_some_and(|s| s.nodes.contains(node));
-                        has_node.insert(issuance.session, has);
-                        has
+        let roles: Vec<RoleArn> = roles.into_iter().collect();
+        let mut common: Vec<Issuance> = vec![];
+        for some in roles.chunks(AT_ONCE) {
+            let lists = some.iter().map(|role| async {
+                let (of, mut own) = (IssuedTo::Role(role.clone()), vec![]);
+                self.each_living(&of, |i| {
+                    if i.node.is_none() && i.cluster == *cluster {
+                        own.push(i)
                     }
-                };
-                if has {
-                    found.push(issuance);
-                }
+                })
+                .await?;
+                Ok::<_, StoreError>(own)
+            });
+            for list in all(lists).await {
+                common.extend(list?);
             }
         }
-        Ok(found)
+        let sessions = self.read_sessions(common.iter().map(|i| i.session).collect::<HashSet<_>>()).await?;
+        common.retain(|i| sessions.get(&i.session).is_some_and(|session| session.nodes.contains(node)));
+        Ok(common)
     }
 
     /// The sessions, other than these, that ended before but still have living credentials. Slurm may have lost their jobs
@@ -228,21 +261,8 @@ impl Vending {
     ) -> Result<Vec<Session>, StoreError> {
         let known: HashSet<SessionId> = sessions.iter().map(|s| s.id).collect();
         let others: HashSet<SessionId> = issued.iter().map(|i| i.session).filter(|id| !known.contains(id)).collect();
-        let (mut found, mut waiting) = (vec![], others.into_iter());
-        loop {
-            let mut reads = tokio::task::JoinSet::new();
-            for id in waiting.by_ref().take(AT_ONCE) {
-                let store = self.parts.store.clone();
-                reads.spawn(async move { store.get(id).await });
-            }
-            if reads.is_empty() {
-                return Ok(found);
-            }
-            while let Some(read) = reads.join_next().await {
-                let session = read.map_err(|e| StoreError::Broken(e.to_string()))??;
-                found.extend(session.filter(|s| s.status != SessionStatus::Active));
-            }
-        }
+        let read = self.read_sessions(others).await?;
+        Ok(read.into_values().filter(|s| s.status != SessionStatus::Active).collect())
     }
 
     /// Looks at all issuances of a kind that still live.

@@ -257,9 +257,10 @@ impl Vending {
             hit.insert(issuance.session, issuance);
         })
         .await?;
+        let mut sessions = self.read_sessions(hit.keys().copied()).await?;
         let mut bystanders = vec![];
         for (id, issuance) in hit {
-            let session = self.parts.store.get(id).await?;
+            let session = sessions.remove(&id);
             let job = session.as_ref().and_then(|s| match s.origin {
                 Origin::Slurm(run) => Some(run.job),
                 Origin::Head { .. } => None,

@@ -1,5 +1,7 @@
 //! Orders that somebody began and did not bring to an end, and what slipped through while one was carried out.
 
+use std::collections::HashSet;
+
 use time::Duration;
 
 use super::{LEFT_ALONE, lease_of, reason, telling};
@@ -23,7 +25,7 @@ impl Vending {
             }
         }
         for order in self.lately_done().await? {
-            let late = self.end_open(&order, order.at).await?;
+            let late = self.end_open(&order, order.at, &mut HashSet::new()).await?;
             if !late.is_empty() {
                 let issued = self.issued_to(&order, &late).await?;
                 let holders = telling::holders(&late, &issued);

@@ -31,8 +31,14 @@ pub(super) fn holders<'s>(sessions: impl IntoIterator<Item = &'s Session>, issue
     holders
 }
 
+/// Whether a session is the last one of its cluster's.
+pub(super) fn is_last(sessions: &[Session], session: &Session) -> bool {
+    sessions.iter().rfind(|other| other.cluster == session.cluster).is_some_and(|last| last.id == session.id)
+}
+
 impl Vending {
-    /// Tells the nodes of each cluster what became of its sessions.
+    /// Tells the nodes of each cluster what became of its sessions. False: not all of it is stored yet, and nobody is asked
+    /// to answer.
     pub(super) async fn tell<'s>(
         &self,
         kind: NewsKind,
@@ -40,7 +46,8 @@ impl Vending {
         reason: &str,
         order: Option<OrderId>,
         holders: &Holders,
-    ) {
+    ) -> bool {
+        let mut all_stored = true;
         let mut by_cluster: BTreeMap<&ClusterName, Vec<SessionId>> = BTreeMap::new();
         for session in sessions {
             by_cluster.entry(&session.cluster).or_default().push(session.id);
@@ -49,13 +56,17 @@ impl Vending {
             let nodes: Vec<NodeName> =
                 holders.keys().filter(|(of, _)| of == cluster).map(|(_, node)| node.clone()).collect();
             let chunks: Vec<&[SessionId]> = sessions.chunks(NEWS_SESSIONS).collect();
+            let mut stored = true;
             for (at, some) in chunks.iter().enumerate() {
                 // In order: who has heard the last has heard all.
-                let asked = if at + 1 == chunks.len() { nodes.clone() } else { vec![] };
+                let asked = if at + 1 == chunks.len() && stored { nodes.clone() } else { vec![] };
                 let (sessions, reason) = (some.to_vec(), reason.to_owned());
-                self.parts.events.publish_or_keep(cluster, News { kind, sessions, reason, order, nodes: asked }).await;
+                let news = News { kind, sessions, reason, order, nodes: asked };
+                stored &= self.parts.events.publish_or_keep(cluster, news).await;
             }
+            all_stored &= stored;
         }
+        all_stored
     }
 
     /// Waits for the holders' answers, but not for long.

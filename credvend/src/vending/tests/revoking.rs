@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use credd_protocol::SessionId;
 use credd_protocol::node_api::Event;
 use credd_protocol::seed_api::SessionStatus;
 use time::Duration;
@@ -51,10 +52,20 @@ async fn exactly_that_user_loses_everything() {
         })
         .collect();
     told.sort();
+    told.dedup();
     // Slurm may have forgotten the job that ended while its processes go on: its nodes hear of it, and are waited for.
+    let news = w.store.news(&lab(), 0).await.unwrap();
+    let [first, asking] = &news[..] else { panic!("{news:?}") };
+    let sorted = |mut sessions: Vec<SessionId>| {
+        sessions.sort();
+        sessions
+    };
+    assert_eq!(sorted(first.news.sessions.clone()), expected, "before anything else is looked up");
+    assert_eq!(first.news.nodes, [] as [credd_protocol::NodeName; 0]);
+    assert!(asking.news.sessions.len() == 2 && asking.news.sessions.contains(&sessions[3]), "{asking:?}");
+    assert_eq!(asking.news.nodes, ["n1", "n2"].map(|name| name.parse().unwrap()));
     expected.push(sessions[3]);
-    expected.sort();
-    assert_eq!(told, expected, "each once");
+    assert_eq!(told, sorted(expected));
     assert_eq!(report.nodes.concerned, 2);
 
     // The running job stays refused, for good; a new one is let in.

@@ -339,3 +339,85 @@ async fn a_session_whose_opening_was_under_way_is_ended_by_the_sweep() {
         w.store.news(&lab(), 0).await.unwrap().into_iter().flat_map(|news| news.news.sessions).collect();
     assert_eq!(told, [late.id]);
 }
+
+/// As a replica opens it whose clock is so much ahead of this one's, and AWS'.
+async fn opened_ahead(w: &World, id: u32, node: &str, ahead: Duration) -> SessionId {
+    w.slurm.run(id, "bob", "genomics", &[node]);
+    w.clock.advance(ahead);
+    let session = w.try_open(node, id).await.unwrap().session;
+    w.clock.advance(-ahead);
+    w.credentials(node, session).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn what_another_replica_opened_before_is_revoked_though_its_clock_is_ahead() {
+    for subject in [user("bob"), job(1), Subject::Project("genomics".parse().unwrap()), Subject::Role(arn("genomics"))]
+    {
+        let w = World::new();
+        let open = opened_ahead(&w, 1, "n1", Duration::seconds(6)).await;
+        let rehearsed = w.vending.rehearse(order(subject.clone())).await.unwrap();
+        w.clock.advance(Duration::SECOND);
+        let report = revoke(&w, subject.clone()).await;
+        assert_eq!(report.sessions, [open], "{subject:?}");
+        assert_eq!(names(&report), set(&["AROAgenomics:lab-bob-n1"]), "{subject:?}");
+        assert_eq!((rehearsed.sessions, rehearsed.roles.len()), (vec![open], 1));
+        assert_eq!(refused(w.credentials("n1", open).await).0, "SessionEnded");
+    }
+    // One that was over before the order, and what it was given.
+    let w = World::new();
+    let over = opened_ahead(&w, 1, "n1", Duration::seconds(6)).await;
+    w.store.end(over, SessionStatus::Completed, w.now(), "over").await.unwrap();
+    w.clock.advance(Duration::SECOND);
+    for subject in [job(1), user("bob")] {
+        assert_eq!(names(&revoke(&w, subject).await), set(&["AROAgenomics:lab-bob-n1"]));
+    }
+}
+
+#[tokio::test]
+async fn an_order_taken_up_again_allows_for_clocks_but_leaves_later_jobs() {
+    let w = World::new();
+    let ahead = opened_ahead(&w, 1, "n1", Duration::seconds(6)).await;
+    let left = crate::store::Order {
+        id: OrderId::random(),
+        subject: user("bob"),
+        clusters: None,
+        by: "root".into(),
+        why: None,
+        wide: false,
+        at: w.now(),
+        done: None,
+        report: None,
+    };
+    w.store.put_order(left.clone()).await.unwrap();
+    w.clock.advance(Duration::seconds(11));
+    w.slurm.run(2, "bob", "genomics", &["n2"]);
+    let later = w.try_open("n2", 2).await.unwrap().session;
+    w.credentials("n2", later).await.unwrap();
+    w.replica().sweep().await.unwrap();
+    assert_eq!(active(&w, &[ahead, later]).await, [false, true]);
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
+}
+
+#[tokio::test]
+async fn more_sessions_than_are_read_at_a_time_are_all_found() {
+    let w = World::new();
+    let mut sessions = vec![];
+    for id in 1..=150 {
+        w.slurm.run(id, &format!("u{id}"), "genomics", &["n1"]);
+        let session = w.open(id).await.session;
+        w.role("n1", session, "train", 0).await.unwrap();
+        sessions.push(session);
+    }
+    // Half of them are over; no listing of sessions shows the others, for no project has the role any more.
+    for id in &sessions[75..] {
+        w.store.end(*id, SessionStatus::Completed, w.now(), "over").await.unwrap();
+    }
+    let mut map = map();
+    map.projects.values_mut().for_each(|roles| drop(roles.remove(&"train".parse().unwrap())));
+    w.projects.replace(map);
+    let report = revoke(&w, Subject::Role(arn("genomics-train"))).await;
+    let ended: BTreeSet<SessionId> = report.sessions.iter().copied().collect();
+    assert_eq!(ended, sessions[..75].iter().copied().collect());
+    assert_eq!((report.roles[0].credentials, report.roles[0].denied_total), (150, 150));
+}
