@@ -25,6 +25,6 @@ fn main() {
     if let Some(munged) = munged {
         println!("cargo:rerun-if-changed={}", munged.display());
         println!("cargo:rustc-cfg=has_munged");
-        println!("cargo:rustc-env=MUNGED={}", munged.display());
+        println!("cargo:rustc-env=MUNGED_FOUND={}", munged.display());
     }
 }

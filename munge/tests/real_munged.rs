@@ -1,73 +1,24 @@
 //! Against a real munged of our own: private key, private socket.
 #![forbid(unsafe_code)]
 
+mod munged;
+
 use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use munge::{EncodeOptions, Error, Munge};
+use munged::Munged;
 use proptest::prelude::*;
 
-// munged says nothing when it is ready, and its clock cannot be injected: both are polled, with a deadline.
-#[expect(clippy::disallowed_methods, reason = "see above")]
+#[expect(clippy::disallowed_methods, reason = "munged's clock cannot be injected; polled with a deadline")]
 fn pause(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct Munged {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Munged {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut key = [0u8; 64];
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut key).unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path("key")).unwrap();
-        std::io::Write::write_all(&mut file, &key).unwrap();
-        let program = option_env!("MUNGED").unwrap_or("munged");
-        let child = Command::new(program)
-            .args(["--foreground", "--force", "--num-threads=2"])
-            .arg(format!("--key-file={}", path("key").display()))
-            .arg(format!("--socket={}", path("socket").display()))
-            .arg(format!("--pid-file={}", path("pid").display()))
-            .arg(format!("--log-file={}", path("log").display()))
-            .arg(format!("--seed-file={}", path("seed").display()))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(path("stderr")).unwrap())
-            .spawn()
-            .unwrap();
-        let munged = Munged { child, dir };
-        let end = Instant::now() + DEADLINE;
-        while std::os::unix::net::UnixStream::connect(munged.socket()).is_err() {
-            let stderr = std::fs::read_to_string(munged.dir.path().join("stderr")).unwrap_or_default();
-            assert!(Instant::now() < end, "munged did not come up: {stderr}");
-            pause(5);
-        }
-        munged
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
-    }
-
-    fn client(&self) -> Munge {
-        Munge::new(Some(&self.socket())).unwrap()
-    }
-}
-
-impl Drop for Munged {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn client(munged: &Munged) -> Munge {
+    Munge::new(Some(&munged.socket())).unwrap()
 }
 
 fn my_uid() -> u32 {
@@ -78,7 +29,7 @@ fn my_uid() -> u32 {
 #[cfg_attr(not(has_munged), ignore = "munged is not installed")]
 fn a_credential_is_decoded_once_and_names_its_maker() {
     let munged = Munged::start();
-    let munge = munged.client();
+    let munge = client(&munged);
     let options = EncodeOptions { ttl: Some(Duration::from_millis(59_001)), only_uid: Some(my_uid()) };
     let credential = munge.encode(b"a \0 payload", options).unwrap();
     assert!(credential.starts_with("MUNGE:") && !credential.contains('\n'));
@@ -94,9 +45,9 @@ fn a_credential_is_decoded_once_and_names_its_maker() {
 #[cfg_attr(not(has_munged), ignore = "munged is not installed")]
 fn what_is_wrong_with_a_credential_is_told_apart() {
     let (munged, other) = (Munged::start(), Munged::start());
-    let munge = munged.client();
+    let munge = client(&munged);
 
-    let foreign = other.client().encode(b"x", EncodeOptions::default()).unwrap();
+    let foreign = client(&other).encode(b"x", EncodeOptions::default()).unwrap();
     assert!(matches!(munge.decode(&foreign), Err(Error::BadCred(_))));
     let mut altered = munge.encode(b"a longer payload to hit", EncodeOptions::default()).unwrap().into_bytes();
     let middle = altered.len() / 2;
@@ -126,7 +77,7 @@ fn what_is_wrong_with_a_credential_is_told_apart() {
 #[cfg_attr(not(has_munged), ignore = "munged is not installed")]
 fn payloads_of_every_length_survive_and_no_text_is_taken_for_a_credential() {
     let munged = Munged::start();
-    let munge = munged.client();
+    let munge = client(&munged);
     for length in [0, 1, 4096, munge::MAX_PAYLOAD_BYTES] {
         // Incompressible, so that the longest credential is really met.
         let mut payload = vec![0u8; length];
