@@ -9,6 +9,7 @@ use time::Duration;
 use super::revoking_subjects::{order, user};
 use super::world::*;
 use crate::clock::Clock as _;
+use crate::vending::denying::Denying;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_revocations_at_two_credvends_lose_no_entry() {
@@ -69,6 +70,35 @@ async fn a_dead_holder_loses_the_role_by_time() {
     w.clock.advance(Duration::minutes(1));
     let report = revoking.await.unwrap();
     assert!(report.complete(), "{report:?}");
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
+}
+
+#[tokio::test]
+async fn two_credvends_never_write_one_roles_policy_at_the_same_time() {
+    let w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.credentials("n1", session).await.unwrap();
+    w.vending.revoke(order(user("bob"))).await.unwrap();
+    let [one, other] = ["one", "other"].map(|replica| Arc::new(Denying::new(&w.vending.parts, replica.into())));
+    let (role, before) = (arn("genomics"), w.iam.calls.load(Ordering::SeqCst));
+    let closed = w.iam.gate.clone().write_owned().await;
+    let writing = tokio::spawn({
+        let role = role.clone();
+        async move { one.bring_in_line(&role).await }
+    });
+    while w.iam.calls.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
+    // All of the other's patience passes at once, while the first is at IAM.
+    tokio::time::pause();
+    let undone = other.bring_in_line(&role).await.unwrap_err();
+    assert!(undone.why.contains("another credvend is at work") && undone.left_out.is_none(), "{undone:?}");
+    assert_eq!(w.iam.most_at_once.load(Ordering::SeqCst), 1);
+    drop(closed);
+    writing.await.unwrap().unwrap();
+    other.bring_in_line(&role).await.unwrap();
+    assert_eq!(w.iam.most_at_once.load(Ordering::SeqCst), 1);
     assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
 }
 

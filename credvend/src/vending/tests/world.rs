@@ -192,11 +192,15 @@ pub struct Iam {
     pub policies: Mutex<HashMap<RoleArn, Vec<Revocation>>>,
     pub error: Mutex<Option<DenyError>>,
     pub calls: AtomicUsize,
+    /// Of one role.
+    pub most_at_once: AtomicUsize,
+    at_work: Mutex<HashMap<RoleArn, usize>>,
 }
 
 #[async_trait]
 impl Denier for Iam {
     async fn project(&self, role: &RoleArn, entries: &[Revocation]) -> Result<(), DenyError> {
+        let _at_work = self.begin(role);
         self.calls.fetch_add(1, Ordering::SeqCst);
         let _open = self.gate.read().await;
         if let Some(error) = self.error.lock().unwrap().clone() {
@@ -212,7 +216,24 @@ impl Denier for Iam {
     }
 }
 
+/// A call under way; over when it is dropped.
+struct AtWork<'i>(&'i Iam, RoleArn);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        *self.0.at_work.lock().unwrap().get_mut(&self.1).unwrap() -= 1;
+    }
+}
+
 impl Iam {
+    fn begin(&self, role: &RoleArn) -> AtWork<'_> {
+        let mut at_work = self.at_work.lock().unwrap();
+        let count = at_work.entry(role.clone()).or_default();
+        *count += 1;
+        self.most_at_once.fetch_max(*count, Ordering::SeqCst);
+        AtWork(self, role.clone())
+    }
+
     /// The user ids that the role's policy denies.
     pub fn denied(&self, role: &str) -> Vec<String> {
         let policies = self.policies.lock().unwrap();
