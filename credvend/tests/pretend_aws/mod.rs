@@ -127,6 +127,18 @@ impl PretendAws {
         "arn:aws:iam::000000000000:role/projects/revoker".parse().unwrap()
     }
 
+    /// DynamoDB as the account's root.
+    pub fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .endpoint_url(&self.endpoint)
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .credentials_provider(SharedCredentialsProvider::new(Keys::new("test", "test", None).provider()))
+            .build();
+        aws_sdk_dynamodb::Client::from_conf(config)
+    }
+
     /// IAM as the account's root.
     pub fn iam(&self) -> &aws_sdk_iam::Client {
         &self.iam

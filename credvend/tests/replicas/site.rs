@@ -1,15 +1,17 @@
 //! A site: a pretend AWS, a made-up Slurm, and replicas of the program itself.
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use credd_protocol::node_api::Event;
 use serde_json::Value;
 
 use super::munged::Munged;
-use super::pretend_aws::{PretendAws, ServiceUser};
+use super::pretend_aws::{Keys, PretendAws, ServiceUser};
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const SECRET: &str = "head-secret-0123456789";
@@ -44,8 +46,11 @@ pub struct Site {
     replicas: Vec<Replica>,
     http: reqwest::Client,
     keys: (String, String),
-    _aws: PretendAws,
+    pub aws: PretendAws,
 }
+
+/// What a project's role may read, and nobody else.
+const BUCKET: &str = "genomics-data";
 
 impl Site {
     /// So many replicas, one role for project genomics; nodes of cluster lab with this munged.
@@ -60,7 +65,7 @@ impl Site {
     async fn with(replicas: usize, munge: Option<PathBuf>, file: bool) -> Self {
         let aws = PretendAws::start().await;
         let service = aws.create_service_user().await;
-        let role = aws.create_role("genomics", &service.arn, None).await;
+        let role = aws.create_role("genomics", &service.arn, Some(BUCKET)).await;
         let ServiceUser { id, secret, .. } = service;
         let dir = tempfile::tempdir().unwrap();
         write(&dir.path().join("secret"), &format!("{SECRET}\n"));
@@ -71,7 +76,7 @@ impl Site {
             replicas: vec![],
             http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap(),
             keys: (id, secret),
-            _aws: aws,
+            aws,
         };
         site.make_slurm();
         for number in 0..replicas {
@@ -79,16 +84,20 @@ impl Site {
             site.configure(number, port, munge.as_deref(), file);
             site.replicas.push(Replica { port, process: None });
         }
-        // The administrator's keys make the tables; credvend's own may only use them.
-        let mut init = site.command(0, &["store", "init"]);
-        let made = init.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        let policy = site.json(0, &["store", "policy", "--account", "000000000000"]);
-        site._aws.allow_also(&policy).await;
+        site.make_tables(0).await;
         for number in 0..replicas {
             site.spawn(number).await;
         }
         site
+    }
+
+    /// The administrator's keys make a replica's tables; credvend's own may only use them, and no others.
+    pub async fn make_tables(&self, replica: usize) {
+        let mut init = self.command(replica, &["store", "init"]);
+        let made = init.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let policy = self.json(replica, &["store", "policy", "--account", "000000000000"]);
+        self.aws.allow_also(&policy).await;
     }
 
     fn configure(&self, number: usize, port: u16, munge: Option<&Path>, file: bool) {
@@ -97,13 +106,14 @@ impl Site {
         std::fs::create_dir(self.path(&number.to_string())).unwrap();
         let from = if file { "file" } else { "store" };
         let munge = munge.map(|socket| format!("munge-socket = \"{}\"\n", socket.display())).unwrap_or_default();
-        let endpoint = self._aws.endpoint();
+        let endpoint = self.aws.endpoint();
         let text = format!(
             "listen = \"127.0.0.1:{port}\"\nplain-http = true\nstate-dir = \"{}\"\nadmin-socket = \"{}\"\n\
              projects = \"{}\"\nprojects-from = \"{from}\"\n\
              [audit]\npath = \"{}\"\n\
-             [store]\nkind = \"dynamodb\"\nendpoint = \"{endpoint}\"\n\
+             [store]\nkind = \"dynamodb\"\nendpoint = \"{endpoint}\"\npath = \"{}\"\n\
              [aws]\nregion = \"us-east-1\"\nsts-endpoint = \"{endpoint}\"\niam-endpoint = \"{endpoint}\"\n\
+             revoker-roles = [\"{}\"]\n\
              [[cluster]]\nname = \"lab\"\nslurm-bin = \"{}\"\ntrust-unenforced-accounts = true\n\
              node-address-check = \"off\"\n{munge}\
              [[cluster]]\nname = \"hpc\"\nattest = \"head\"\nhead-secret-file = \"{}\"\n",
@@ -111,10 +121,20 @@ impl Site {
             own("admin.sock"),
             at("projects.toml"),
             own("audit.jsonl"),
+            at("site.sqlite"),
+            PretendAws::revoker(),
             at("slurm"),
             at("secret"),
         );
         write(&self.path(&format!("{number}/credvend.toml")), &text);
+    }
+
+    /// Changes a replica's configuration; it holds from its next start.
+    pub fn reconfigure(&self, replica: usize, from: &str, to: &str) {
+        let path = self.path(&format!("{replica}/credvend.toml"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        write(&path, &text.replace(from, to));
     }
 
     /// Prints a file, whatever it is asked; the file is replaced at once.
@@ -141,7 +161,7 @@ impl Site {
         answer.push_str(&row(["9", "0", "1009", "RUNNING", "zoe", "genomics", "batch", "2026-03-01T11:00:00"], "n9"));
         for [job, restart] in jobs {
             let values = [job, restart, "1001", "RUNNING", "alice", "genomics", "batch", "2026-03-01T11:00:00"];
-            answer.push_str(&row(values, "n1"));
+            answer.push_str(&row(values, "n[1-2]"));
         }
         std::fs::write(self.path("slurm/answer.new"), answer).unwrap();
         std::fs::rename(self.path("slurm/answer.new"), self.path("slurm/answer")).unwrap();
@@ -158,13 +178,13 @@ impl Site {
         std::fs::rename(new, path).unwrap();
     }
 
-    /// Alice's job 7 on n1.
+    /// Alice's job 7 on n1 and n2.
     pub fn job_seven_runs(&self, runs: bool) {
         self.squeue_says(if runs { &[["7", "0"]] } else { &[] });
     }
 
-    pub fn job_seven_runs_again(&self) {
-        self.squeue_says(&[["7", "1"]]);
+    pub fn job_seven_runs_again(&self, restart: u32) {
+        self.squeue_says(&[["7", &restart.to_string()]]);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -191,7 +211,7 @@ impl Site {
         command
     }
 
-    async fn spawn(&mut self, number: usize) {
+    pub async fn spawn(&mut self, number: usize) {
         let log = self.path(&format!("{number}/log"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = self.command(number, &["serve"]);
@@ -214,6 +234,43 @@ impl Site {
         process.kill().unwrap();
         process.wait().unwrap();
         self.spawn(number).await;
+    }
+
+    /// As an administrator stops it.
+    pub async fn stop(&mut self, number: usize) {
+        let mut process = self.replicas[number].process.take().unwrap();
+        let pid = nix::unistd::Pid::from_raw(process.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let ended = ended(&mut process).await;
+        assert!(ended.success(), "{ended:?}");
+    }
+
+    /// A replica that is expected not to come up: how it ended, and what it said.
+    pub async fn refuses_to_serve(&self, replica: usize) -> String {
+        let mut process = self.command(replica, &["serve"]).stderr(Stdio::piped()).spawn().unwrap();
+        let ended = ended(&mut process).await;
+        assert_eq!(ended.code(), Some(1));
+        let mut said = String::new();
+        process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        said
+    }
+
+    /// As if much time had passed.
+    pub async fn end_all_leases(&self) {
+        let dynamodb = self.aws.dynamodb();
+        let leases = dynamodb.query().table_name("credvend-state").key_condition_expression("Pk = :leases");
+        let leases = leases.expression_attribute_values(":leases", AttributeValue::S("leases".into()));
+        for mut lease in leases.send().await.unwrap().items.unwrap_or_default() {
+            lease.retain(|name, _| matches!(name.as_str(), "Pk" | "Sk"));
+            dynamodb.delete_item().table_name("credvend-state").set_key(Some(lease)).send().await.unwrap();
+        }
+    }
+
+    /// S3's status when the role's data is read with these keys.
+    pub async fn reads(&self, document: &Value) -> u16 {
+        let text = |name: &str| document[name].as_str().unwrap();
+        let keys = Keys::new(text("AccessKeyId"), text("SecretAccessKey"), Some(text("Token")));
+        self.aws.get_object(&keys, BUCKET).await.map_or_else(|status| status, |_| 200)
     }
 
     pub fn run(&self, replica: usize, args: &[&str]) -> Said {
@@ -254,14 +311,11 @@ impl Site {
 
     /// A node's request with this credential.
     pub async fn node(&self, url: &str, method: &str, target: &str, credential: &str, body: &str) -> (u16, String) {
-        let request = self.http.request(method.parse().unwrap(), format!("{url}{target}"));
-        let request = request.header("authorization", format!("Munge {credential}")).body(body.to_owned());
-        let answer = request.send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        from_node(&self.http, url, method, target, credential, body).await
     }
 
-    pub async fn stream(&self, url: &str, munged: &Munged, target: &str) -> Stream {
-        let credential = munged.say("GET", target, "");
+    pub async fn stream(&self, url: &str, munged: &Munged, node: &str, target: &str) -> Stream {
+        let credential = munged.say(node, "GET", target, "");
         let request = self.http.get(format!("{url}{target}")).header("authorization", format!("Munge {credential}"));
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -309,6 +363,34 @@ impl Stream {
     }
 }
 
+/// See [`Site::node`].
+pub async fn from_node(
+    http: &reqwest::Client,
+    url: &str,
+    method: &str,
+    target: &str,
+    credential: &str,
+    body: &str,
+) -> (u16, String) {
+    let request = http.request(method.parse().unwrap(), format!("{url}{target}"));
+    let request = request.header("authorization", format!("Munge {credential}")).body(body.to_owned());
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn ended(process: &mut Child) -> std::process::ExitStatus {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > end {
+            let _ = process.kill();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// As an SDK or a head's hook does it: again where the connection broke or the answer is a 5xx, until it is done.
 pub async fn retried(
     http: &reqwest::Client,
@@ -321,7 +403,8 @@ pub async fn retried(
     let end = Instant::now() + DEADLINE;
     loop {
         let mut request = http.request(method.parse().unwrap(), url).header("authorization", authorization);
-        request = request.timeout(Duration::from_secs(15));
+        // A revocation waits for IAM.
+        request = request.timeout(Duration::from_secs(30));
         if let Some(body) = &body {
             request = request.body(body.to_string());
         }
@@ -330,7 +413,7 @@ pub async fn retried(
                 let status = answer.status().as_u16();
                 let text = answer.text().await;
                 match text {
-                    Ok(text) if status == 200 => return serde_json::from_str(&text).unwrap(),
+                    Ok(text) if matches!(status, 200 | 202) => return serde_json::from_str(&text).unwrap(),
                     Ok(text) if status < 500 => panic!("{method} {url}: {status} {text}"),
                     other => format!("{status} {other:?}"),
                 }
