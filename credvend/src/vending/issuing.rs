@@ -7,7 +7,7 @@ use std::time::Duration as Wait;
 
 use credd_protocol::node_api::CredentialsResponse;
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{RoleArn, RoleName, SessionId};
+use credd_protocol::{ClusterName, ProjectId, RoleArn, RoleName, SessionId, UserName};
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
@@ -33,13 +33,13 @@ const PATIENCE: Wait = Wait::from_millis(1500);
 /// Who waited longer for a turn looks whether it is still worth while.
 const LONG: Wait = Wait::from_secs(1);
 
-/// AWS' refusal of a role is not asked for again for this long, whoever asks: a misconfigured project must not storm.
+/// A refusal is not asked for again for this long, however many jobs the user has: a misconfigured project must not storm.
 const REFUSED_FOR: Duration = Duration::seconds(10);
 
 /// AWS' clock, as its expiries tell it, is believed within this distance from ours.
 const SKEW: Duration = Duration::minutes(5);
 
-/// The most roles whose refusal is remembered.
+/// The most refusals that are remembered.
 const MAX_REFUSED: usize = 1024;
 
 /// Whose credentials are wanted.
@@ -58,10 +58,19 @@ pub(super) struct Issuing {
     clock: Arc<dyn Clock>,
     audit: Arc<crate::audit::Log>,
     kept: Mutex<Kept>,
-    refused: Mutex<HashMap<RoleArn, (OffsetDateTime, String)>>,
+    refused: Mutex<HashMap<Refusee, (OffsetDateTime, String)>>,
 }
 
 type Place = (RoleName, String);
+
+/// Whom a refusal is about. Not the role alone: an upstream may keep one user out, and a trust policy may ask for one's source
+/// identity, tags or name; what is said of one is neither true of the others nor meant for them.
+type Refusee = (RoleArn, ClusterName, UserName, ProjectId);
+
+fn refusee(want: &Want) -> Refusee {
+    let session = &want.session;
+    (want.config.arn.clone(), session.cluster.clone(), session.user.clone(), session.project.clone())
+}
 
 #[derive(Default)]
 struct Kept {
@@ -244,12 +253,12 @@ impl Issuing {
     /// Waits for the project's turn, unless it is clear that nothing would come of it.
     async fn turn(&self, slot: &Slot, want: &Want) -> Result<(), Failure> {
         let (session, queued) = (&want.session, Instant::now());
-        self.remembered_refusal(&want.config.arn, self.clock.now())?;
+        self.remembered_refusal(want, self.clock.now())?;
         *slot.expected() = Some(queued + self.source.delay(&session.project));
         self.source.turn(&session.project).await.map_err(Failure::Source)?;
         if queued.elapsed() > LONG {
             // Much may have happened. The refusal itself, if there is one, is for the next who asks.
-            self.remembered_refusal(&want.config.arn, self.clock.now())?;
+            self.remembered_refusal(want, self.clock.now())?;
             if self.store.status(session.id).await?.is_none_or(|(status, _)| status != SessionStatus::Active) {
                 return Err(Failure::Unavailable(format!("session {} ended while it waited for AWS", session.id)));
             }
@@ -273,7 +282,7 @@ impl Issuing {
         };
         let assumed = self.source.assume(&request).await.map_err(|error| {
             if let SourceError::Refused(why) = &error {
-                self.remember_refusal(&config.arn, why);
+                self.remember_refusal(want, why);
             }
             Failure::Source(error)
         })?;
@@ -331,22 +340,22 @@ impl Issuing {
         }
     }
 
-    fn remembered_refusal(&self, role: &RoleArn, now: OffsetDateTime) -> Result<(), Failure> {
+    fn remembered_refusal(&self, want: &Want, now: OffsetDateTime) -> Result<(), Failure> {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match refused.get(role) {
+        match refused.get(&refusee(want)) {
             Some((at, why)) if fresh(*at, now, REFUSED_FOR) => Err(Failure::Source(SourceError::Refused(why.clone()))),
             _ => Ok(()),
         }
     }
 
-    fn remember_refusal(&self, role: &RoleArn, why: &str) {
+    fn remember_refusal(&self, want: &Want, why: &str) {
         let now = self.clock.now();
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.len() >= MAX_REFUSED {
             refused.retain(|_, (at, _)| fresh(*at, now, REFUSED_FOR));
         }
         if refused.len() < MAX_REFUSED {
-            refused.insert(role.clone(), (now, why.to_owned()));
+            refused.insert(refusee(want), (now, why.to_owned()));
         }
     }
 }

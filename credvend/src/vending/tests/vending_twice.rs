@@ -99,8 +99,8 @@ async fn documents_are_kept_for_retries_but_not_for_refreshes() {
 #[tokio::test]
 async fn a_refused_role_is_not_asked_for_in_a_storm() {
     let w = World::new();
-    for (id, user) in [(7, "alice"), (8, "bob")] {
-        w.slurm.run(id, user, "genomics", &["n1"]);
+    for id in [7, 8] {
+        w.slurm.run(id, "alice", "genomics", &["n1"]);
     }
     let (one, two) = (w.open(7).await.session, w.open(8).await.session);
     *w.sts.error.lock().unwrap() = Some(SourceError::Refused("the trust policy does not name credvend".into()));
@@ -112,6 +112,20 @@ async fn a_refused_role_is_not_asked_for_in_a_storm() {
     w.clock.advance(Duration::seconds(11));
     w.credentials("n1", two).await.unwrap();
     w.credentials("n1", one).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_users_refusal_is_not_his_colleagues() {
+    let w = World::new();
+    for (id, user) in [(7, "mallory"), (8, "bob")] {
+        w.slurm.run(id, user, "genomics", &["n1"]);
+    }
+    let (mallorys, bobs) = (w.open(7).await.session, w.open(8).await.session);
+    *w.sts.error.lock().unwrap() = Some(SourceError::Refused("the upstream keeps mallory out".into()));
+    assert!(refused(w.credentials("n1", mallorys).await).2.contains("mallory"));
+    *w.sts.error.lock().unwrap() = None;
+    w.credentials("n1", bobs).await.unwrap();
+    assert_eq!(refused(w.credentials("n1", mallorys).await).0, "RoleRefused");
 }
 
 #[tokio::test]
