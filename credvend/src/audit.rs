@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `event` | everything that is written, as one enum, and the line that each becomes |
+//! | `repeats` | deliveries of the same document to the same receiver: a line a minute, and a count |
 //! | `writer` | the thread that writes: many lines for one write and one fsync, and what happens when it cannot |
 //! | `file` | the file: opened to append, never through a link, followed when it is rotated |
 //! | [`read`] | reading it again, with its rotated siblings, for `credvend audit` |
@@ -12,7 +13,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -21,10 +22,12 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::server::refusal_log::Budget;
+use repeats::Repeats;
 
 mod event;
 mod file;
 pub mod read;
+mod repeats;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -79,8 +82,16 @@ pub struct Log {
     /// None: nothing is written, as in tests of other things.
     sender: Option<SyncSender<Message>>,
     state: Arc<State>,
-    refusals: Mutex<Budget>,
+    refusals: Budgets,
+    repeats: Mutex<Repeats>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// Two, as the service's log has: a flood of strangers does not hide what is refused to those who proved who they are.
+#[derive(Default)]
+struct Budgets {
+    strangers: Mutex<Budget>,
+    known: Mutex<Budget>,
 }
 
 /// What the writer and those who hand it lines know of each other.
@@ -149,7 +160,8 @@ impl Log {
             on_failure: settings.on_failure,
             sender: Some(sender),
             state,
-            refusals: Mutex::default(),
+            refusals: Budgets::default(),
+            repeats: Mutex::default(),
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -162,7 +174,8 @@ impl Log {
             on_failure: OnFailure::Continue,
             sender: None,
             state: Arc::default(),
-            refusals: Mutex::default(),
+            refusals: Budgets::default(),
+            repeats: Mutex::default(),
             thread: Mutex::default(),
         })
     }
@@ -174,7 +187,38 @@ impl Log {
     /// It is not on record, and the policy is to refuse then.
     pub async fn record(&self, event: Event<'_>) -> Result<(), Unwritten> {
         self.count(&event);
+        self.tell_repeats(None, false);
         self.put(event).await
+    }
+
+    /// As [`Log::record`], of a document that somebody gets. Who gets the same again within a minute is on record already and
+    /// is counted only. Says whether this was a line.
+    ///
+    /// # Errors
+    /// As [`Log::record`].
+    pub async fn deliver(&self, event: Event<'_>) -> Result<bool, Unwritten> {
+        self.count(&event);
+        self.tell_repeats(Some(&event), false);
+        // Where everything must be on record, a log that fails lets nothing pass, the same again neither.
+        let may_count = self.on_failure == OnFailure::Continue || self.state.works.load(Ordering::Acquire);
+        if may_count && self.repeats().counted(&event, self.clock.now()) {
+            return Ok(false);
+        }
+        self.put(event.clone()).await?;
+        self.repeats().on_record(&event, self.clock.now());
+        Ok(true)
+    }
+
+    fn repeats(&self) -> MutexGuard<'_, Repeats> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands in what was counted instead of written.
+    fn tell_repeats(&self, of: Option<&Event<'_>>, end: bool) {
+        let lines = self.repeats().over(of, self.clock.now(), end);
+        for json in lines {
+            self.hand_in_line(json);
+        }
     }
 
     async fn put(&self, event: Event<'_>) -> Result<(), Unwritten> {
@@ -195,21 +239,34 @@ impl Log {
             Ok(()) => match tokio::time::timeout(PATIENCE, written).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(_)) => Err("its writer has stopped".into()),
-                Err(_) => Err(format!("the disk took more than {} s", PATIENCE.as_secs())),
+                Err(_) => Err(self.hangs()),
             },
         };
         result.or_else(|why| if refuse { Err(Unwritten(why)) } else { Ok(()) })
+    }
+
+    /// The disk hangs: whoever comes next need not wait for it too. The writer's next success says that it works again.
+    fn hangs(&self) -> String {
+        let why = format!("the disk took more than {} s", PATIENCE.as_secs());
+        self.metrics.audit_failed();
+        if self.state.works.swap(false, Ordering::AcqRel) {
+            tracing::error!(why, "the audit log cannot be written");
+        }
+        why
     }
 
     /// Puts on record what has happened already, or what no broken log may prevent: ends, revocations, refusals. Does not
     /// wait.
     pub fn note(&self, event: Event<'_>) {
         self.count(&event);
-        if matches!(event, Event::Refused(_)) {
+        self.tell_repeats(None, false);
+        if let Event::Refused(refused) = &event {
             // Whoever may ask may be refused, as often as they like: a flood must not fill the disk.
-            let (write, dropped) = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            let strangers = refused.is_of_stranger();
+            let budget = if strangers { &self.refusals.strangers } else { &self.refusals.known };
+            let (write, dropped) = budget.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
             if dropped > 0 {
-                self.hand_in(&Event::RefusalsOmitted { count: dropped });
+                self.hand_in(&Event::RefusalsOmitted { count: dropped, strangers });
             }
             if !write {
                 return;
@@ -227,8 +284,14 @@ impl Log {
     }
 
     fn hand_in(&self, event: &Event<'_>) {
+        if self.sender.is_some() {
+            self.hand_in_line(event.to_json(self.clock.now()));
+        }
+    }
+
+    fn hand_in_line(&self, json: String) {
         let Some(sender) = &self.sender else { return };
-        let line = Line { json: event.to_json(self.clock.now()), done: None };
+        let line = Line { json, done: None };
         if sender.try_send(Message::Line(line)).is_err() {
             self.lost();
         }
@@ -254,6 +317,7 @@ impl Log {
     pub fn close(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(thread), Some(sender)) = (thread, &self.sender) {
+            self.tell_repeats(None, true);
             let _ = sender.send(Message::Stop);
             let _ = thread.join();
         }

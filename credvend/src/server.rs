@@ -210,7 +210,8 @@ impl Server {
                 self.head_set_status(&head, &session, cluster.as_ref(), body).await
             }
             (Verb::SessionCredentials { session, cluster, project, claimed }, Principal::Bearer(token)) => {
-                self.session_credentials(token, &session, &cluster, &project, claimed.as_deref()).await
+                let peer = connection.peer().map(|peer| peer.ip().to_canonical());
+                self.session_credentials(token, &session, &cluster, &project, claimed.as_deref(), peer).await
             }
             (Verb::InvalidateUser { user }, Principal::Head(head)) => {
                 let by = format!("the head of cluster {}", head.cluster);

@@ -70,6 +70,8 @@ pub struct Node {
 pub struct Head {
     /// The cluster it speaks for.
     pub cluster: ClusterName,
+    /// From which address, for the record.
+    pub peer: Option<IpAddr>,
 }
 
 /// The answer to a head's open.

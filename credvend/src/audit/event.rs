@@ -1,5 +1,7 @@
 //! Everything that is put on record, and the line that each event becomes.
 
+use std::net::IpAddr;
+
 use credd_protocol::credentials::rfc3339_z;
 use credd_protocol::node_api::CredentialsResponse;
 use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, RoleName, SessionId, Uid};
@@ -30,6 +32,8 @@ pub enum Event<'a> {
     RefusalsOmitted {
         /// How many.
         count: u64,
+        /// Of callers that proved nothing; else of those that did.
+        strangers: bool,
     },
     /// A job, or a head's statement, has a session from now on.
     SessionOpened {
@@ -37,11 +41,15 @@ pub enum Event<'a> {
         session: &'a Session,
         /// The node that asked; none for a head's.
         node: Option<&'a NodeName>,
+        /// From which address.
+        peer: Option<IpAddr>,
     },
     /// A head opened its session again: the bearer's token is another one.
     TokenReplaced {
         /// Which.
         session: &'a Session,
+        /// The head's address.
+        peer: Option<IpAddr>,
     },
     /// A session is over.
     SessionEnded {
@@ -125,17 +133,26 @@ pub enum Event<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum To<'a> {
     /// A node, for its part of the job.
-    Node(&'a NodeName),
+    Node {
+        /// As it says, and proved as well as it can.
+        node: &'a NodeName,
+        /// From which address.
+        peer: Option<IpAddr>,
+    },
     /// Whoever bears a head's session token.
     Bearer {
         /// The `roleSessionName` that they asked for, and did not get.
         claimed: Option<&'a str>,
+        /// From which address.
+        peer: Option<IpAddr>,
     },
 }
 
 /// Who was refused what, as far as it is known.
 #[derive(Debug, Clone, Default)]
 pub struct Refused<'a> {
+    /// They did not prove who they are.
+    pub stranger: bool,
     /// Who asked, in words.
     pub by: Option<&'a str>,
     /// From where.
@@ -160,6 +177,13 @@ pub struct Refused<'a> {
     pub request: Option<&'a str>,
     /// Why.
     pub refusal: Option<&'a Refusal>,
+}
+
+impl Refused<'_> {
+    /// Whether anybody who reaches the port can be refused like this, as often as they like.
+    pub(super) fn is_of_stranger(&self) -> bool {
+        self.stranger || matches!(self.refusal, Some(Refusal::Unauthenticated(_)))
+    }
 }
 
 /// The kinds of events, as the field `event` has them.
@@ -250,18 +274,31 @@ impl Event<'_> {
 
     /// The line's own fields as one JSON object; the writer puts its number before them.
     pub(super) fn to_json(&self, now: OffsetDateTime) -> String {
+        timed(&self.body(), now)
+    }
+
+    /// The same without its time.
+    pub(super) fn body(&self) -> String {
         let mut line = Object::new();
-        line.text("time", &stamp(now));
         line.text("event", self.kind());
         match self {
             Event::ServiceStarted { what } => line.text("what", what),
             Event::ServiceStopped => {}
-            Event::LinesLost { count } | Event::RefusalsOmitted { count } => line.number("count", *count),
-            Event::SessionOpened { session, node } => {
+            Event::LinesLost { count } => line.number("count", *count),
+            Event::RefusalsOmitted { count, strangers } => {
+                line.number("count", *count);
+                let whose = if *strangers { "of callers that proved nothing" } else { "of callers that are known" };
+                line.text("what", whose);
+            }
+            Event::SessionOpened { session, node, peer } => {
                 line.session(session);
                 line.maybe("node", node.map(NodeName::as_str));
+                line.peer(*peer);
             }
-            Event::TokenReplaced { session } => line.session(session),
+            Event::TokenReplaced { session, peer } => {
+                line.session(session);
+                line.peer(*peer);
+            }
             Event::SessionEnded { session, why } => {
                 line.session(session);
                 line.text("status", session.status.as_str());
@@ -283,8 +320,14 @@ impl Event<'_> {
             Event::CredentialsDelivered { session, role, to, document } => {
                 line.session(session);
                 match to {
-                    To::Node(node) => line.text("node", node.as_str()),
-                    To::Bearer { claimed } => line.maybe("claimed", *claimed),
+                    To::Node { node, peer } => {
+                        line.text("node", node.as_str());
+                        line.peer(*peer);
+                    }
+                    To::Bearer { claimed, peer } => {
+                        line.peer(*peer);
+                        line.maybe("claimed", *claimed);
+                    }
                 }
                 line.text("role", role.as_str());
                 line.text("role-arn", document.credentials.role_arn.as_str());
@@ -378,6 +421,10 @@ impl Object {
         }
     }
 
+    fn peer(&mut self, peer: Option<IpAddr>) {
+        self.maybe("peer", peer.map(|peer| peer.to_canonical().to_string()).as_deref());
+    }
+
     fn session(&mut self, session: &Session) {
         self.text("cluster", session.cluster.as_str());
         self.text("user", session.user.as_str());
@@ -464,6 +511,19 @@ impl Object {
         self.0.push('}');
         self.0
     }
+}
+
+/// A line of this time.
+fn timed(body: &str, now: OffsetDateTime) -> String {
+    let rest = body.strip_prefix('{').unwrap_or(body);
+    format!("{{\"time\":\"{}\",{rest}", stamp(now))
+}
+
+/// The line that says that something happened so many times more.
+pub(super) fn again(body: &str, count: u64, now: OffsetDateTime) -> String {
+    let mut line = Object(body.strip_suffix('}').unwrap_or(body).to_owned());
+    line.number("count", count);
+    timed(&line.finish(), now)
 }
 
 /// `2026-01-31T12:00:00.123Z`.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use credd_protocol::credentials::Credentials;
 use credd_protocol::node_api::CredentialsResponse;
@@ -142,6 +143,55 @@ async fn a_full_disk_refuses_or_does_not_and_every_line_is_whole_when_there_is_r
     }
 }
 
+/// A disk that takes nothing and says nothing until it is let go.
+struct Hanging {
+    disk: Shared,
+    free: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Medium for Hanging {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (free, freed) = &*self.free;
+        drop(freed.wait_while(free.lock().unwrap(), |free| !*free).unwrap());
+        self.disk.append(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The time is tokio's own, which goes on only where somebody waits for it.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_is_waited_for_once() {
+    let (disk, free) = (Shared::with_room(1 << 20), Arc::<(Mutex<bool>, Condvar)>::default());
+    let settings = Settings { path: "/nowhere".into(), fsync: Fsync::Never, on_failure: OnFailure::Continue };
+    let (clock, state, metrics) = (Arc::new(SystemClock), Arc::<State>::default(), Arc::<Metrics>::default());
+    let medium = Box::new(Hanging { disk: disk.clone(), free: free.clone() });
+    let writer = Writer::over(medium, &settings, clock.clone(), state.clone(), metrics.clone()).unwrap();
+    let log = Log::over(writer, &settings, clock, state.clone(), metrics.clone()).unwrap();
+    let begun = tokio::time::Instant::now();
+    for _ in 0..100 {
+        log.record(started("x")).await.unwrap();
+    }
+    let waited = begun.elapsed();
+    assert!((PATIENCE..PATIENCE * 2).contains(&waited), "one waits, and 99 do not: {waited:?}");
+    assert!(metrics.text().contains("\ncredvend_audit_writable 0\n"));
+    *free.0.lock().unwrap() = true;
+    free.1.notify_all();
+    log.close();
+    assert!(state.works.load(Ordering::Acquire) && metrics.text().contains("\ncredvend_audit_writable 1\n"));
+    assert_eq!(lines(&disk.text()).len(), 100);
+}
+
 #[tokio::test]
 async fn what_is_not_on_the_disk_for_certain_is_refused() {
     let disk = Shared::with_room(1 << 20);
@@ -187,6 +237,41 @@ async fn a_flood_of_refusals_is_cut_and_counted() {
     log.close();
     let refused = lines(&disk.text()).iter().filter(|l| l["event"] == "refused").count();
     assert!((1..=600).contains(&refused), "{refused}");
+}
+
+#[tokio::test]
+async fn strangers_do_not_hide_what_is_refused_to_a_node() {
+    let disk = Shared::with_room(1 << 24);
+    let log = disk.log(Fsync::Never, OnFailure::Continue);
+    let (stranger, known) = (Refusal::Unauthenticated("x".into()), Refusal::UnknownSession("x".into()));
+    for _ in 0..5_000 {
+        log.note(Event::Refused(Refused { refusal: Some(&stranger), ..Refused::default() }));
+    }
+    log.note(Event::Refused(Refused { refusal: Some(&known), ..Refused::default() }));
+    log.close();
+    let lines = lines(&disk.text());
+    let count = |code: &str| lines.iter().filter(|line| line["code"] == code).count();
+    assert!((1..=600).contains(&count("Unauthenticated")), "{}", count("Unauthenticated"));
+    assert_eq!(count("UnknownSession"), 1);
+}
+
+/// Who gets a document again and again has two lines a minute; if the log fails, and nothing may pass without it, that does
+/// not either.
+#[tokio::test]
+async fn a_repeated_delivery_is_refused_where_the_log_fails_and_must_not() {
+    for on_failure in [OnFailure::Refuse, OnFailure::Continue] {
+        let disk = Shared::with_room(1 << 20);
+        let log = disk.log(Fsync::Never, on_failure);
+        let (s, role, node) = (sample(), RoleName::default(), "n1".parse().unwrap());
+        let to = To::Node { node: &node, peer: Some(PEER) };
+        let event = Event::CredentialsDelivered { session: &s.session, role: &role, to, document: &s.document };
+        assert_eq!(log.deliver(event.clone()).await, Ok(true));
+        assert_eq!(log.deliver(event.clone()).await, Ok(false));
+        disk.room(0);
+        let _ = log.record(started("x")).await;
+        assert_eq!(log.deliver(event).await.is_ok(), on_failure == OnFailure::Continue);
+        disk.room(1 << 20);
+    }
 }
 
 #[test]
@@ -238,6 +323,8 @@ async fn a_cut_line_is_ended_and_a_rotation_followed() {
     let log = Arc::new(log);
     assert!(log.reopen().is_err());
 }
+
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 struct Sample {
     session: Session,
@@ -322,20 +409,26 @@ fn one_of_each<'a>(s: &'a Sample, role: &'a RoleName, node: &'a NodeName, refusa
         started("credvend"),
         Event::ServiceStopped,
         Event::LinesLost { count: 3 },
-        Event::RefusalsOmitted { count: 3 },
-        Event::SessionOpened { session: &s.session, node: Some(node) },
-        Event::SessionOpened { session: &s.head, node: None },
-        Event::TokenReplaced { session: &s.head },
+        Event::RefusalsOmitted { count: 3, strangers: true },
+        Event::SessionOpened { session: &s.session, node: Some(node), peer: Some(PEER) },
+        Event::SessionOpened { session: &s.head, node: None, peer: None },
+        Event::TokenReplaced { session: &s.head, peer: Some(PEER) },
         Event::SessionEnded { session: &s.session, why: "Slurm says that the job is over" },
         Event::CredentialsIssued { session: &s.session, issuance: &s.issuance },
-        Event::CredentialsDelivered { session: &s.session, role, to: To::Node(node), document: &s.document },
+        Event::CredentialsDelivered {
+            session: &s.session,
+            role,
+            to: To::Node { node, peer: Some(PEER) },
+            document: &s.document,
+        },
         Event::CredentialsDelivered {
             session: &s.head,
             role,
-            to: To::Bearer { claimed: Some("x") },
+            to: To::Bearer { claimed: Some("x"), peer: Some(PEER) },
             document: &s.document,
         },
         Event::Refused(Refused {
+            stranger: false,
             by: Some("the head"),
             peer: Some("10.0.0.1".into()),
             cluster: Some(&s.session.cluster),

@@ -222,8 +222,8 @@ impl Writer {
     }
 
     fn mended(&mut self) {
-        self.state.works.store(true, Ordering::Release);
-        if self.trouble.take().is_some() {
+        let worked = self.state.works.swap(true, Ordering::AcqRel);
+        if self.trouble.take().is_some() || !worked {
             tracing::warn!(path = %self.path.display(), "the audit log works again");
         }
     }

@@ -267,9 +267,10 @@ fn what(record: &Record) -> String {
     let text = |name: &str| record.text(name).unwrap_or_default();
     match record.text("event").as_deref() {
         Some("credentials-issued" | "credentials-delivered") => {
+            let again = record.text("count").map(|count| format!(", {count} times more")).unwrap_or_default();
             let claimed =
                 record.text("claimed").map(|claimed| format!(", asked for as {claimed:?}")).unwrap_or_default();
-            format!("{} as {} until {}{claimed}", text("role-arn"), text("session-name"), text("expires"))
+            format!("{} as {} until {}{claimed}", text("role-arn"), text("session-name"), text("expires")) + &again
         }
         Some("session-ended") => format!("{}: {}", text("status"), text("why")),
         Some("refused") => {

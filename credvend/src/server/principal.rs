@@ -91,10 +91,11 @@ impl Authenticator {
             Connection::Tls { certificate: Some(certificate), .. } => Some(self.certified(certificate, connection)?),
             _ => None,
         };
+        let peer = connection.peer().map(|peer| peer.ip().to_canonical());
         match authorization(asked.headers)? {
             Some(Authorization::Munge(credential)) => self.munged(connection, asked, credential, now).await,
             Some(Authorization::Raw(secret)) => Ok(match self.secrets.cluster_of(&secret) {
-                Some(cluster) => Principal::Head(Head { cluster }),
+                Some(cluster) => Principal::Head(Head { cluster, peer }),
                 None => Principal::Bearer(TokenHash::of(secret.expose())),
             }),
             None => Ok(certified.unwrap_or(Principal::Nobody)),
@@ -130,12 +131,10 @@ impl Authenticator {
         let known = |cluster: ClusterName| {
             if self.clusters.contains(&cluster) { Ok(cluster) } else { Err(Refusal::UnknownCluster(cluster)) }
         };
+        let peer = connection.peer().map(|peer| peer.ip().to_canonical());
         Ok(match named {
-            CertificateName::Node(cluster, name) => {
-                let peer = connection.peer().map(|peer| peer.ip().to_canonical());
-                Principal::Node(Node { cluster: known(cluster)?, name, peer })
-            }
-            CertificateName::Head(cluster) => Principal::Head(Head { cluster: known(cluster)? }),
+            CertificateName::Node(cluster, name) => Principal::Node(Node { cluster: known(cluster)?, name, peer }),
+            CertificateName::Head(cluster) => Principal::Head(Head { cluster: known(cluster)?, peer }),
             CertificateName::Admin(name) => Principal::Admin(format!("{name} (certificate)")),
         })
     }

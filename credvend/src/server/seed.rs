@@ -1,5 +1,7 @@
 //! The first version's verbs, with its wire format.
 
+use std::net::IpAddr;
+
 use credd_protocol::seed_api::{OpenSession, SessionOpened, SessionStatus, SetStatus};
 use credd_protocol::{ClusterName, ProjectId, TokenHash, UserName};
 
@@ -53,6 +55,7 @@ impl Server {
         cluster: &ClusterName,
         project: &ProjectId,
         claimed: Option<&str>,
+        peer: Option<IpAddr>,
     ) -> Result<Reply, Refusal> {
         if !self.settings.session_tokens {
             return Err(Refusal::NotAllowed {
@@ -60,7 +63,7 @@ impl Server {
                 why: "credvend's configuration has session-tokens = false; ask the node's credd at 127.0.0.1".into(),
             });
         }
-        let answer = self.vending.credentials_for_token(token, session, cluster, project, claimed).await?;
+        let answer = self.vending.credentials_for_token(token, session, cluster, project, claimed, peer).await?;
         Ok(answer::json(200, &answer.credentials))
     }
 

@@ -1,5 +1,6 @@
 //! The seed's verbs: a head states a job, sets its status; the bearer of its session token gets its credentials.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use credd_protocol::node_api::CredentialsResponse;
@@ -38,6 +39,7 @@ impl Vending {
             self.parts.audit.note(Event::Refused(Refused {
                 cluster: Some(&head.cluster),
                 by: Some("its head"),
+                peer: head.peer.map(|peer| peer.to_string()),
                 project: Some(&request.project_id),
                 head_session: Some(&request.session_id),
                 refusal: Some(refusal),
@@ -83,11 +85,11 @@ impl Vending {
             Opened::New(session) => session,
             Opened::Existing(session) => {
                 self.renew_token(head, &session, request, token.hash()).await?;
-                self.parts.audit.record(Event::TokenReplaced { session: &session }).await?;
+                self.parts.audit.record(Event::TokenReplaced { session: &session, peer: head.peer }).await?;
                 return Ok(HeadOpened { session: session.id, token: Secret::new(token.expose().to_owned()) });
             }
         };
-        self.parts.audit.record(Event::SessionOpened { session: &session, node: None }).await?;
+        self.parts.audit.record(Event::SessionOpened { session: &session, node: None, peer: head.peer }).await?;
         if let Some(before) = before.filter(|s| s.status == SessionStatus::Active) {
             self.end(before.id, SessionStatus::Completed, "the head opened this session id anew").await?;
         }
@@ -169,7 +171,7 @@ impl Vending {
     }
 
     /// The seed's GET: credentials of a head's session for whoever bears its token. `claimed` is the caller's
-    /// `roleSessionName`: it goes to the audit log and nowhere else.
+    /// `roleSessionName`: it goes to the audit log and nowhere else, as does the address of `peer`.
     ///
     /// # Errors
     /// An unknown session, a wrong token, a node-opened session (it has none), an ended one, AWS.
@@ -180,31 +182,30 @@ impl Vending {
         cluster: &ClusterName,
         project: &ProjectId,
         claimed: Option<&str>,
+        peer: Option<IpAddr>,
     ) -> Result<CredentialsResponse, Refusal> {
         let claimed = claimed.map(|c| c.chars().take(128).collect::<String>());
-        let result = self.vend_to_bearer(token, head_session, cluster, project, claimed.as_deref()).await;
-        match &result {
-            Ok(response) => tracing::info!(
-                head_session = ?head_session, %cluster, %project, claimed = ?claimed, session_name = response.session_name,
-                "credentials served to a session token"
-            ),
+        let result = self
+            .vend_to_bearer(token, head_session, cluster, project, To::Bearer { claimed: claimed.as_deref(), peer })
+            .await;
+        result.inspect_err(|refusal| {
             // At debug: the server's bounded log has every refusal.
-            Err(refusal) => {
-                tracing::debug!(
-                    head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(),
-                    why = %refusal, "credentials refused to a session token"
-                );
-                self.parts.audit.note(Event::Refused(Refused {
-                    by: Some("the bearer of a session token"),
-                    cluster: Some(cluster),
-                    project: Some(project),
-                    head_session: Some(head_session),
-                    refusal: Some(refusal),
-                    ..Refused::default()
-                }));
-            }
-        }
-        result
+            tracing::debug!(
+                head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(),
+                why = %refusal, "credentials refused to a session token"
+            );
+            self.parts.audit.note(Event::Refused(Refused {
+                // What is said before the token is compared, and what is said where there is none to compare.
+                stranger: matches!(refusal, Refusal::UnknownSession(_) | Refusal::NotAllowed { .. }),
+                by: Some("the bearer of a session token"),
+                peer: peer.map(|peer| peer.to_string()),
+                cluster: Some(cluster),
+                project: Some(project),
+                head_session: Some(head_session),
+                refusal: Some(refusal),
+                ..Refused::default()
+            }));
+        })
     }
 
     async fn vend_to_bearer(
@@ -213,7 +214,7 @@ impl Vending {
         head_session: &str,
         cluster: &ClusterName,
         project: &ProjectId,
-        claimed: Option<&str>,
+        to: To<'_>,
     ) -> Result<CredentialsResponse, Refusal> {
         let Some(session) = self.parts.store.find_head(std::slice::from_ref(cluster), head_session).await? else {
             return Err(self.no_head_session(cluster, head_session).await?);
@@ -239,11 +240,7 @@ impl Vending {
             has: names(roles),
         })?;
         let named = self.parts.names.of(&session, &config, None);
-        self.issue(
-            Want { session: Arc::new(session), role, config, named, min_life_seconds: 0 },
-            To::Bearer { claimed },
-        )
-        .await
+        self.issue(Want { session: Arc::new(session), role, config, named, min_life_seconds: 0 }, to).await
     }
 
     /// Why there is no such session for a token: a node-opened one has none.

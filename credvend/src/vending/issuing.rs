@@ -141,7 +141,7 @@ impl Vending {
         let (session, arn) = (want.session.clone(), want.config.arn.clone());
         let id = session.id;
         let node = match to {
-            To::Node(node) => Some((&session.cluster, node)),
+            To::Node { node, .. } => Some((&session.cluster, node)),
             To::Bearer { .. } => None,
         };
         let asking = Asking { user: Some(&session.user), project: Some(&session.project), node, role: Some(&arn) };
@@ -173,7 +173,15 @@ impl Vending {
             return Err(Refusal::SessionEnded { session: id, status: status.as_str(), why });
         }
         let delivered = Event::CredentialsDelivered { session: &session, role: &role, to, document: &response };
-        self.parts.audit.record(delivered).await?;
+        if self.parts.audit.deliver(delivered).await?
+            && let To::Bearer { claimed, peer } = to
+        {
+            tracing::info!(
+                session = %id, cluster = %session.cluster, user = %session.user, project = %session.project,
+                origin = ?session.origin, ?peer, claimed = ?claimed, session_name = response.session_name,
+                "credentials served to a session token"
+            );
+        }
         Ok(response)
     }
 }

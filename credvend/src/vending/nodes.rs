@@ -108,7 +108,10 @@ impl Vending {
         };
         drop(turn);
         if new {
-            self.parts.audit.record(Event::SessionOpened { session: &session, node: Some(&node.name) }).await?;
+            self.parts
+                .audit
+                .record(Event::SessionOpened { session: &session, node: Some(&node.name), peer: node.peer })
+                .await?;
             self.end_earlier_runs(&node.cluster, &run).await?;
         } else if !word.names_among(&node.name, &session.nodes) {
             // The job has grown.
@@ -253,7 +256,11 @@ impl Vending {
         })?;
         let named = self.parts.names.of(&session, &config, Some(&node.name));
         let (role, min_life_seconds) = (request.role.clone(), request.min_life_seconds);
-        self.issue(Want { session, role, config, named, min_life_seconds }, To::Node(&node.name)).await
+        self.issue(
+            Want { session, role, config, named, min_life_seconds },
+            To::Node { node: &node.name, peer: node.peer },
+        )
+        .await
     }
 
     /// Whether a node may hang on the stream of what nodes are told. MUNGE lets root of any node give itself any node's

@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 
 use credd_protocol::TokenHash;
+use credd_protocol::node_api::CredentialsRequest;
 use credd_protocol::seed_api::OpenSession;
 use serde_json::Value;
+use time::Duration;
 
 use super::world::*;
+use crate::vending::Node;
 
 fn events<'l>(lines: &'l [Value], kind: &str) -> Vec<&'l Value> {
     lines.iter().filter(|line| line["event"] == kind).collect()
@@ -40,7 +43,7 @@ async fn every_document_is_on_record_with_its_job_node_name_and_key_and_no_secre
     let second = w.vending.open_for_head(&head(), &head_session).await.unwrap();
     let climate = "Climate".parse().unwrap();
     let bear = async |token: &str, claimed| {
-        w.vending.credentials_for_token(TokenHash::of(token), "1300", &lab(), &climate, claimed).await
+        w.vending.credentials_for_token(TokenHash::of(token), "1300", &lab(), &climate, claimed, None).await
     };
     keys.insert(bear(second.token.expose(), Some("lab-root-\u{1b}[2J")).await.unwrap().credentials.access_key_id);
     bear(first.token.expose(), None).await.unwrap_err();
@@ -80,6 +83,9 @@ async fn every_document_is_on_record_with_its_job_node_name_and_key_and_no_secre
     }
     let to = |node: &str| events(&lines, "credentials-delivered").iter().filter(|line| line["node"] == node).count();
     assert_eq!((to("n1"), to("n2"), to("n9")), (3, 1, 0));
+    for kind in ["session-opened", "credentials-delivered"] {
+        assert_eq!(events(&lines, kind)[0]["peer"], "10.77.0.11", "whoever poses as a node does so from somewhere");
+    }
 
     let refused: Vec<_> = events(&lines, "refused").iter().map(|line| line["code"].as_str().unwrap()).collect();
     assert_eq!(refused, ["NotOnNode", "NotOnNode", "Unauthenticated"]);
@@ -88,6 +94,52 @@ async fn every_document_is_on_record_with_its_job_node_name_and_key_and_no_secre
         (ended.len(), &ended[0]["status"], &ended[0]["why"]),
         (1, &"INVALIDATED".into(), &"closed by root".into())
     );
+}
+
+#[tokio::test]
+async fn who_asks_without_end_fills_no_disk_and_is_counted() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
+    let session = w.open(7).await.session;
+    for _ in 0..500 {
+        w.credentials("n1", session).await.unwrap();
+    }
+    // Who says that it is the same node, elsewhere, is on record at once.
+    let request = CredentialsRequest { role: Default::default(), min_life_seconds: 0, heard: 0 };
+    let elsewhere = Node { peer: Some([10, 66, 6, 6].into()), ..node("n1") };
+    for _ in 0..3 {
+        w.vending.credentials_for_node(&elsewhere, session, &request).await.unwrap();
+    }
+    w.clock.advance(Duration::seconds(61));
+    w.credentials("n1", session).await.unwrap();
+    w.credentials("n1", session).await.unwrap();
+    let lines = read(&w.audited());
+    let mut said: Vec<_> = events(&lines, "credentials-delivered")
+        .iter()
+        .map(|line| (line["peer"].as_str().unwrap(), line.get("count").and_then(Value::as_u64)))
+        .collect();
+    said.sort();
+    let (own, other) = ("10.77.0.11", "10.66.6.6");
+    assert_eq!(said, [(other, None), (other, Some(2)), (own, None), (own, None), (own, Some(1)), (own, Some(499))]);
+}
+
+/// Anybody may name any session, with any token.
+#[tokio::test]
+async fn bearers_of_nothing_do_not_hide_what_a_node_is_refused() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    w.open(7).await;
+    let genomics = "genomics".parse().unwrap();
+    for job in ["7", "8"] {
+        for _ in 0..250 {
+            let token = TokenHash::of("x");
+            w.vending.credentials_for_token(token, job, &lab(), &genomics, None, None).await.unwrap_err();
+        }
+    }
+    w.try_open("n9", 7).await.unwrap_err();
+    let lines = read(&w.audited());
+    let codes: Vec<_> = events(&lines, "refused").iter().map(|line| line["code"].as_str().unwrap()).collect();
+    assert_eq!((codes.len(), codes.last()), (201, Some(&"NotOnNode")));
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ async fn open(w: &World, id: &str, submitted: &str) -> HeadOpened {
 async fn get(w: &World, token: &str, id: &str, project: &str) -> Result<String, Refusal> {
     let token = TokenHash::of(token);
     let claimed = Some("lab-victim-n9\n");
-    let got = w.vending.credentials_for_token(token, id, &lab(), &project.parse().unwrap(), claimed).await;
+    let got = w.vending.credentials_for_token(token, id, &lab(), &project.parse().unwrap(), claimed, None).await;
     got.map(|r| r.session_name)
 }
 
@@ -38,8 +38,10 @@ async fn the_seeds_round() {
     let (code, _, why) = refused(get(&w, &token, "1300", "genomics").await);
     assert!(code == "NotAllowed" && why.contains("Climate"), "{why}");
     let other: credd_protocol::ClusterName = "hpc".parse().unwrap();
-    let elsewhere =
-        w.vending.credentials_for_token(TokenHash::of(&token), "1300", &other, &"Climate".parse().unwrap(), None).await;
+    let elsewhere = w
+        .vending
+        .credentials_for_token(TokenHash::of(&token), "1300", &other, &"Climate".parse().unwrap(), None, None)
+        .await;
     assert_eq!(refused(elsewhere).0, "UnknownSession");
     w.vending.set_status_for_head(&head(), "1300", None, SessionStatus::Completed).await.unwrap();
     assert_eq!(refused(get(&w, &token, "1300", "Climate").await).0, "SessionEnded");
@@ -49,7 +51,7 @@ async fn the_seeds_round() {
 async fn a_head_acts_on_its_own_cluster_only() {
     let w = World::new();
     let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
-    let other = Head { cluster: "hpc".parse().unwrap() };
+    let other = Head { cluster: "hpc".parse().unwrap(), peer: None };
     assert_eq!(refused(w.vending.open_for_head(&other, &post("1", "2026")).await).0, "NotAllowed");
     let put = async |cluster| w.vending.set_status_for_head(&other, "1300", cluster, SessionStatus::Completed).await;
     let own = lab();

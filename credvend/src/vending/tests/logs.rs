@@ -77,7 +77,7 @@ async fn refusals_are_left(lines: Lines) {
     };
     w.vending.open_for_head(&head(), &post).await.unwrap_err();
     let project = "Climate".parse().unwrap();
-    w.vending.credentials_for_token(TokenHash::of("x"), "1300", &lab(), &project, None).await.unwrap_err();
+    w.vending.credentials_for_token(TokenHash::of("x"), "1300", &lab(), &project, None, None).await.unwrap_err();
     assert_eq!(lines.text(), before);
 }
 
@@ -102,9 +102,10 @@ async fn everything(lines: Lines) {
     };
     let opened = w.vending.open_for_head(&head(), &post).await.unwrap();
     let token = opened.token.expose().to_owned();
-    for bearer in [token.as_str(), "canary-bearer"] {
+    // Who asks again and again gets no line for each time.
+    for bearer in [&token, "canary-bearer", &token, &token] {
         let (project, claimed) = ("Climate".parse().unwrap(), Some("evil\nname"));
-        let _ = w.vending.credentials_for_token(TokenHash::of(bearer), "1300", &lab(), &project, claimed).await;
+        let _ = w.vending.credentials_for_token(TokenHash::of(bearer), "1300", &lab(), &project, claimed, None).await;
     }
     w.vending.invalidate_user("root", None, &"alice".parse().unwrap()).await.unwrap();
     w.slurm.gone(7);

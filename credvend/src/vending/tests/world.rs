@@ -453,7 +453,7 @@ pub fn lab() -> ClusterName {
 }
 
 pub fn head() -> Head {
-    Head { cluster: lab() }
+    Head { cluster: lab(), peer: Some(IpAddr::from([10, 77, 0, 1])) }
 }
 
 /// n1 and n2 of `lab` say that they dropped what they were told to.
