@@ -36,7 +36,8 @@
 //!   name, process ids and `/run`; nothing leaves their namespaces, so clusters run side by side. Everything is in one
 //!   run directory (`CREDD_TESTBED_DIR`, or `/tmp`), the users' homes included, which all hosts share.
 //! - **People**: see [`people`]. Alice is in genomics, shared, locked (a role that does not trust credvend) and unmapped
-//!   (a project without a role); bob in climate and shared; bobby in genomics.
+//!   (a project without a role); bob in climate and shared; bobby in genomics and shared;
+//!   bob-by in shared.
 //! - **Trouble**: `daemon.freeze()` hangs a daemon (STS too: `aws().daemon()`), `cluster.unplug("n1")` takes a host off
 //!   the network. The head node's secret is [`ours::HEAD_SECRET`], credvend is at [`Cluster::credvend_url`].
 //! - **Plans**: see [`Plan`]. TOML given there is laid over what the testbed writes, key by key.

@@ -1,4 +1,4 @@
-//! Who exists on the test hosts: the machine's own accounts, three users, and our daemons' accounts. They stand in
+//! Who exists on the test hosts: the machine's own accounts, four users, and our daemons' accounts. They stand in
 //! private copies of `passwd` and `group` that only the test hosts see.
 
 use std::fs;
@@ -16,11 +16,13 @@ pub struct User {
     pub accounts: &'static [&'static str],
 }
 
-/// The users. `bobby` is there because `bob` is a part of that name.
-pub const USERS: [User; 3] = [
+/// The users. `bobby` and `bob-by` are there because `bob` is a part of those names; all three have the project `shared`,
+/// and so its role.
+pub const USERS: [User; 4] = [
     User { name: "alice", uid: 5001, accounts: &["genomics", "shared", "locked", "unmapped"] },
     User { name: "bob", uid: 5002, accounts: &["climate", "shared"] },
-    User { name: "bobby", uid: 5003, accounts: &["genomics"] },
+    User { name: "bobby", uid: 5003, accounts: &["genomics", "shared"] },
+    User { name: "bob-by", uid: 5004, accounts: &["shared"] },
 ];
 
 /// Every Slurm account. `locked` has a role that does not trust credvend, `unmapped` has none.

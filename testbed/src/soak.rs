@@ -313,7 +313,10 @@ impl<'a> Soak<'a> {
         let users = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         let (whom, users) = match wanted {
             Wanted::User(user) => (Whom::User(user.to_owned()), users(&[user])),
-            Wanted::Project(project) => (Whom::Project(project.to_owned()), users(&schedule::REVOKED)),
+            Wanted::Project(project) => {
+                let members = people::USERS.iter().filter(|user| user.accounts.contains(&project));
+                (Whom::Project(project.to_owned()), members.map(|user| user.name.to_owned()).collect())
+            }
             Wanted::Node(node) => (Whom::Node(node.to_owned()), users(&people::USERS.map(|user| user.name))),
             Wanted::Job(number) => {
                 let asks = |run: &&history::Run| run.end.is_none() && run.begin.user != "bobby";

@@ -14,8 +14,15 @@ use super::schedule::REVOKED;
 use crate::cluster::Cluster;
 
 /// Who submits, under which account.
-const WHO: [(&str, &str); 5] =
-    [("alice", "genomics"), ("alice", "shared"), ("bob", "climate"), ("bob", "shared"), ("bobby", "genomics")];
+const WHO: [(&str, &str); 6] = [
+    ("alice", "genomics"),
+    ("alice", "shared"),
+    // The first of a user is the standing job's: of bob it has the role that bobby has, too.
+    ("bob", "shared"),
+    ("bob", "climate"),
+    ("bobby", "genomics"),
+    ("bobby", "shared"),
+];
 
 /// What is submitted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,10 +36,13 @@ pub fn survivors(soak: &Soak<'_>, options: &Options) -> Result<Vec<u32>> {
     }
     let home = bobby.run(&["sh", "-c", "echo $HOME"]).expect_ok().to_owned();
     let lasts = options.lasts.as_millis() + 3_600_000;
-    let jobs = soak.cluster.nodes().iter().map(|node| {
+    let nodes = soak.cluster.nodes();
+    let jobs = nodes.iter().enumerate().map(|(nth, node)| {
+        // The last node's has a role that bob has, too.
+        let account = if nth + 1 == nodes.len() { "shared" } else { "genomics" };
         let client = soak.client.display();
         let script = format!("{client} soak-client --lasts {lasts} --every 400 --take --until {home}/{LET_GO}\nexit 0");
-        bobby.sbatch(&script, &["-w", node.name(), "--output=/dev/null", "--job-name=survivor"])
+        bobby.sbatch(&script, &["-w", node.name(), "-A", account, "--output=/dev/null", "--job-name=survivor"])
     });
     let jobs: Vec<u32> = jobs.collect::<Result<_>>()?;
     locked(&soak.history).counts.submitted += jobs.len() as u64;

@@ -51,12 +51,12 @@ pub enum Wanted {
     Node(&'static str),
 }
 
-/// Mostly a user, each in turn; now and then something else. A node would end a survivor, so not in a short run.
+/// Mostly a user, each in turn; now and then something else. A node and `shared` would end a survivor, so not in a short run.
 fn whom(dice: &mut Dice, nth: &mut usize, length: Length) -> Wanted {
     *nth += 1;
     match dice.between(0, 10) {
         0 | 1 => Wanted::Job(dice.between(0, 1_000)),
-        2 => Wanted::Project(dice.one::<&str>(&["shared", "climate"])),
+        2 => Wanted::Project(dice.one::<&str>(&["climate", "shared"][..if length == Length::Long { 2 } else { 1 }])),
         3 if length == Length::Long => Wanted::Node("n1"),
         _ => Wanted::User(REVOKED[*nth % 2]),
     }

@@ -52,7 +52,9 @@ fn must_be_dead(taken: &Taken, revocations: &[Revoked]) -> Option<bool> {
             return Some(true);
         }
         // AWS denies by role-session name, which all jobs of a user on a node share: who is touched gets others at once.
-        touched |= about || revoked.users.contains(&taken.user);
+        // A project's order denies in the roles of that project alone.
+        let project = matches!(revoked.whom, Whom::Project(_));
+        touched |= about || !project && revoked.users.contains(&taken.user);
     }
     (!touched).then_some(false)
 }
@@ -72,8 +74,12 @@ pub fn judge(soak: &Soak<'_>) -> Result<(usize, Vec<Violation>)> {
             }
         }
     }
+    alive.sort_by(|one, other| (&one.user, &one.account).cmp(&(&other.user, &other.account)));
     let (mut tried, mut found) = (0, Vec::new());
-    for (taken, must_read) in ends(&dead).map(|t| (t, false)).chain(ends(&alive).map(|t| (t, true))) {
+    // Of each user and role apart: who shares a role with one who was revoked must be among them.
+    let alive = alive.chunk_by(|one, other| (&one.user, &one.account) == (&other.user, &other.account));
+    let alive = alive.flat_map(ends).map(|taken| (taken, true));
+    for (taken, must_read) in ends(&dead).map(|taken| (taken, false)).chain(alive) {
         tried += 1;
         let bucket = format!("s3://{}-data/hello.txt", taken.account);
         let env = [

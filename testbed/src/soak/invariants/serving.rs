@@ -30,6 +30,10 @@ const OPENED: Ms = 12_000;
 /// afterwards (`issuing` in credvend), and what the user's next session needs comes on top.
 const NAMES_RESTED: Ms = 25_000;
 
+/// For so long after a session's end its nodes are asked to answer a revocation (`EPILOGS` in credvend), less a minute for
+/// the clocks.
+const EPILOGS: Ms = 14 * 60_000;
+
 /// SDKs try again for about so long; a run without credentials for longer, with nobody to blame, is a defect.
 const PATIENCE: Ms = 10_000;
 
@@ -146,11 +150,13 @@ pub fn after_the_revocation(history: &History) -> Vec<Violation> {
     found
 }
 
-/// Whether the session of a key had ended before the revocation: Slurm had lost the job while its processes ran on. No
-/// node is told of such a session then; [`after_the_sessions_end`] judges it.
+/// Whether the session of a key had ended long before the revocation: Slurm had lost the job while its processes ran on.
+/// credvend does not wait for the nodes of such a session; [`after_the_sessions_end`] judges it.
 fn had_ended(history: &History, key: &str, asked: Ms) -> bool {
     let session = history.issued.get(key).and_then(|issued| history.sessions.get(&issued.session));
-    session.is_some_and(|session| session.status == "COMPLETED" && session.ended.is_some_and(|ended| ended < asked))
+    session.is_some_and(|session| {
+        session.status == "COMPLETED" && session.ended.is_some_and(|ended| ended + EPILOGS < asked)
+    })
 }
 
 /// How many pairs of a revocation and a run that asked on after it there were; and how many of them with a strict bound:
@@ -386,16 +392,18 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_was_over_before_is_judged_by_its_end() {
+    fn a_session_that_was_over_long_before_is_judged_by_its_end() {
         let mut history = history();
         ask(&mut history, 20_000, 200);
-        ask(&mut history, 90_000, 200);
-        revoke(&mut history, 29_900, Some(30_000));
+        ask(&mut history, 990_000, 200);
+        revoke(&mut history, 899_900, Some(900_000));
         let session = history.sessions.get_mut("s").unwrap();
-        (session.status, session.ended) = ("COMPLETED".into(), Some(29_000));
+        (session.status, session.ended) = ("COMPLETED".into(), Some(59_000));
         assert_eq!((after_the_revocation(&history).len(), after_the_sessions_end(&history).len()), (0, 1));
-        history.sessions.get_mut("s").unwrap().ended = Some(31_000);
-        assert_eq!(after_the_revocation(&history).len(), 1);
+        for lately in [60_000, 899_000, 901_000] {
+            history.sessions.get_mut("s").unwrap().ended = Some(lately);
+            assert_eq!(after_the_revocation(&history).len(), 1, "its nodes are told");
+        }
     }
 
     #[test]
