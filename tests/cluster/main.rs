@@ -21,3 +21,4 @@ mod revocation;
 mod roles;
 mod slurm_outages;
 mod support;
+mod upstream;
