@@ -59,6 +59,8 @@ pub struct Waits {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub template: &'static str,
+    /// credvend's own, in calls a second.
+    pub rate: u32,
     pub prefetch: bool,
     pub sts: Counts,
     pub slurm: Questions,
@@ -76,8 +78,9 @@ impl Outcome {
     /// In a line.
     pub fn line(&self) -> String {
         format!(
-            "{}{}: {} calls to STS, {} throttled; waits {:.2} s, {:.2} s (p99), {:.2} s (longest); {} errors",
+            "{}, {}/s{}: {} calls to STS, {} throttled; waits {:.2} s, {:.2} s (p99), {:.2} s (longest); {} errors",
             self.template,
+            self.rate,
             if self.prefetch { " with prefetch" } else { "" },
             self.sts.calls,
             self.sts.throttled,
@@ -90,7 +93,7 @@ impl Outcome {
 }
 
 /// Runs one.
-pub async fn run(plan: &Plan, world: &World, template: &'static str, prefetch: bool) -> Result<Outcome> {
+pub async fn run(plan: &Plan, world: &World, template: &'static str, rate: u32, prefetch: bool) -> Result<Outcome> {
     let asked = world.slurm.questions();
     world.sts.take();
     let begun = Instant::now();
@@ -127,6 +130,7 @@ pub async fn run(plan: &Plan, world: &World, template: &'static str, prefetch: b
     }
     Ok(Outcome {
         template,
+        rate,
         prefetch,
         sts: world.sts.take(),
         slurm: world.slurm.questions() - asked,

@@ -20,7 +20,7 @@ const USAGE: &str = "usage: make sim [SIMFLAGS=\"…\"]
   --nodes N      nodes of the job (10000)
   --spread S     its processes ask first within so many seconds (a second for 500 nodes)
   --throttle N   calls a second that the STS bears (600)
-  --rate N       credvend's [sts] rate (300)
+  --rate N       credvend's [sts] rate (300, then 900: more than the STS bears)
   --template T   one of: job, node (both)
   --json         the figures as JSON on standard output; progress is on standard error";
 
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
             } else {
                 print!("{}", report::text(&plan, &outcomes));
             }
-            let broken = report::broken(&outcomes);
+            let broken = report::broken(&plan, &outcomes);
             broken.iter().for_each(|line| eprintln!("sim: {line}"));
             if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -65,7 +65,7 @@ fn arguments() -> Result<(Plan, bool), String> {
             "--json" => json = true,
             "--nodes" => {
                 plan = Plan {
-                    rate: plan.rate,
+                    rates: plan.rates,
                     throttle: plan.throttle,
                     templates: plan.templates,
                     ..Plan::of(number(10, 10_000)?)
@@ -73,7 +73,7 @@ fn arguments() -> Result<(Plan, bool), String> {
             }
             "--spread" => spread = Some(Duration::from_secs(number(0, 600)?.into())),
             "--throttle" => plan.throttle = number(1, 100_000)?,
-            "--rate" => plan.rate = number(1, 10_000)?,
+            "--rate" => plan.rates = vec![number(1, 10_000)?],
             "--template" => match words.next().as_deref() {
                 Some("job") => plan.templates.retain(|t| *t == run::BY_JOB),
                 Some("node") => plan.templates.retain(|t| *t == run::BY_NODE),

@@ -1,4 +1,4 @@
-//! What is simulated: for each template a credvend and its nodes; on them one job after the other.
+//! What is simulated: for each rate and template a credvend and its nodes; on them one job after the other.
 
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ pub struct Plan {
     pub spread: Duration,
     /// Calls a second that the STS bears.
     pub throttle: u32,
-    /// credvend's own rate.
-    pub rate: u32,
+    /// credvend's own rates, one after the other. With one above what the STS bears it is throttled.
+    pub rates: Vec<u32>,
     /// Projects with small jobs beside it.
     pub beside: u32,
     /// Of each of them, jobs of one node, one after the other while the large job starts.
@@ -43,7 +43,7 @@ impl Plan {
             nodes,
             spread: Duration::from_secs(u64::from(nodes.div_ceil(500))),
             throttle: 600,
-            rate: 300,
+            rates: vec![300, 900],
             beside: 8,
             waves: 10,
             templates: vec![BY_JOB, BY_NODE],
@@ -83,13 +83,15 @@ pub fn run(plan: &Plan, tell: &dyn Fn(&str)) -> Result<Vec<Outcome>> {
 
 async fn all(plan: &Plan, tell: &dyn Fn(&str)) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
-    for template in &plan.templates {
-        tell(&format!("{template}: credvend and {} nodes start", plan.nodes));
-        let world = World::start(plan, template).await?;
-        for prefetch in [false, true] {
-            let outcome = herd::run(plan, &world, template, prefetch).await?;
-            tell(&outcome.line());
-            outcomes.push(outcome);
+    for rate in &plan.rates {
+        for template in &plan.templates {
+            tell(&format!("{template}, {rate} calls a second: credvend and {} nodes start", plan.nodes));
+            let world = World::start(plan, template, *rate).await?;
+            for prefetch in [false, true] {
+                let outcome = herd::run(plan, &world, template, *rate, prefetch).await?;
+                tell(&outcome.line());
+                outcomes.push(outcome);
+            }
         }
     }
     Ok(outcomes)

@@ -37,7 +37,7 @@ pub struct World {
 
 impl World {
     /// Starts it all, and waits until every node that has a stream has heard hello.
-    pub async fn start(plan: &Plan, template: &str) -> Result<Self> {
+    pub async fn start(plan: &Plan, template: &str, rate: u32) -> Result<Self> {
         let dir = Dir::new()?;
         let (state, bin) = (dir.make("state")?, dir.make("bin")?);
         let names: Vec<String> = (1..=plan.nodes).map(name_of).collect();
@@ -67,10 +67,9 @@ impl World {
                  [tls]\nnames = [\"localhost\"]\nclient-ca = {client_ca:?}\n\
                  [limits]\nmax-connections = 100000\nmax-connections-per-address = 100000\n\
                  [aws]\nregion = \"us-east-1\"\nsts-endpoint = \"http://{aws}\"\niam-endpoint = \"http://{aws}\"\n\
-                 [sts]\nrate = {}\n\
+                 [sts]\nrate = {rate}\n\
                  [[cluster]]\nname = {CLUSTER:?}\nslurm-bin = {bin:?}\nnode-address-check = \"require\"\n\
                  [log]\nfilter = \"warn\"\n",
-                plan.rate
             ),
         )?;
         let mut credvend = Credvend::start(&config, &dir, &state)?;
