@@ -107,11 +107,12 @@ fn check_config(path: &std::path::Path) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    for problem in keeper::check(&config) {
-        println!("on this machine: {problem}");
-    }
     println!("{} is in order", path.display());
-    ExitCode::SUCCESS
+    let problems = keeper::check(&config);
+    for problem in &problems {
+        eprintln!("credd: on this machine: {problem}");
+    }
+    if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn status(ask: &Ask) -> anyhow::Result<ExitCode> {
@@ -167,6 +168,8 @@ fn serve() -> anyhow::Result<ExitCode> {
     nix::unistd::dup2_stdin(null).context("cannot let go of the standard input")?;
     let (listeners, config) = handover::take(&control).context("cannot take over from the keeper")?;
     logging::start(&config.log);
+    // The keeper kills a process that has let go of its control socket: not before it has said why it ends.
+    let _control = control.try_clone().context("cannot keep the control socket")?;
     server::run(control, listeners, config).inspect_err(|error| {
         tracing::error!(error = format!("{error:#}"), "the server process ends");
     })?;

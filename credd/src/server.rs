@@ -41,6 +41,8 @@ mod vend;
 mod watch;
 mod whois;
 
+pub(crate) use credvend::tls;
+
 #[cfg(test)]
 mod tests;
 

@@ -13,6 +13,8 @@ use credd_protocol::record::RUN_DIR;
 use toml::de::DeTable;
 
 use super::document::{Found, Problem, Section, line_of, shown};
+use crate::server::tls;
+
 use super::{Cache, CacheMode, Config, Credvend, Http, Identity, Log, LogFormat, Munge, Trust};
 
 /// No configuration and no certificate is longer.
@@ -120,6 +122,10 @@ fn credvend(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Cre
             None
         }
         (Some(Found { value, line }), None) => match checked_pin(&value) {
+            Some(hex) if hex.bytes().all(|digit| digit == b'0') => {
+                section.problem(line, "`credvend.pin` is the example's: put the line here that `credvend pin` prints");
+                None
+            }
             Some(hex) => Some(Trust::Pin(hex)),
             None => {
                 section.problem(line, "`credvend.pin` must be sha256: and 64 hex digits, as credvend prints it");
@@ -142,6 +148,12 @@ fn credvend(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Cre
             None
         }
     };
+    let plain = url.as_ref().is_some_and(|(_, plain)| *plain);
+    if let Some(trust) = trust.as_ref().filter(|_| !plain)
+        && let Err(error) = tls::client_config(trust, identity.as_ref(), Default::default())
+    {
+        section.problem(0, format!("`credvend`: its certificates cannot be used: {error}"));
+    }
     problems.extend(section.finish());
     Some(Credvend {
         url: url?.0,
@@ -227,15 +239,17 @@ fn metrics(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Sock
 /// Whether the URL is plain HTTP, which only loopback may be.
 fn checked_url(url: &str) -> Result<bool, &'static str> {
     let parsed: reqwest::Url = url.parse().map_err(|_| "it is not a URL")?;
-    if parsed.query().is_some() || parsed.fragment().is_some() || !parsed.username().is_empty() {
-        return Err("it may have scheme, host, port and path only");
+    let more = parsed.query().is_some() || parsed.fragment().is_some() || !parsed.username().is_empty();
+    if more || !matches!(parsed.path(), "" | "/") {
+        return Err("it must be https://HOST[:PORT] and nothing more");
     }
-    let host = parsed.host_str().unwrap_or_default();
-    let loopback = host == "localhost" || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback()) || host == "[::1]";
+    // By number: a name is whatever the resolver says.
+    let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     match parsed.scheme() {
         "https" => Ok(false),
         "http" if loopback => Ok(true),
-        "http" => Err("plain http is for loopback only: write https"),
+        "http" => Err("plain http is for 127.0.0.1 and [::1] only: write https"),
         _ => Err("its scheme must be https"),
     }
 }
@@ -342,6 +356,8 @@ mod tests {
     #[test]
     fn the_shipped_example_is_in_order_and_states_the_defaults() {
         let shipped = include_str!("../../../packaging/credd.toml");
+        assert_eq!(lines(shipped).len(), 1, "the pin is the site's");
+        let shipped = &shipped.replace(&"0".repeat(64), &"ab".repeat(32));
         let plain = parse(shipped).unwrap();
         let is_option = |line: &str| line.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains(" = ");
         // These have no default, or exclude one another.
@@ -366,6 +382,27 @@ mod tests {
                 let section = format!("[{name}]");
                 assert!(name.is_empty() || shipped.lines().any(|line| here(line) || line == section), "{name}");
             }
+        }
+    }
+
+    /// The server process would die of them, again and again.
+    #[test]
+    fn what_the_server_could_not_use_is_refused_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = dir.path().join("ca.pem");
+        fs::write(&authority, "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n").unwrap();
+        let authority = format!("ca-file = {authority:?}");
+        for (url, more, why) in [
+            ("https://lb.example.org/credvend", "", "nothing more"),
+            ("http://localhost:8443", "", "127.0.0.1 and [::1] only"),
+            ("http://127.0.0.1.example.org", "", "127.0.0.1 and [::1] only"),
+            ("https://head:8443", authority.as_str(), "certificates cannot be used"),
+        ] {
+            let problems = lines(&format!("[credvend]\nurl = \"{url}\"\n{more}"));
+            assert!(problems.len() == 1 && problems[0].contains(why), "{url} {more}: {problems:?}");
+        }
+        for url in ["http://127.0.0.1:8443", "http://[::1]:8443/"] {
+            assert_eq!(parse(&format!("[credvend]\nurl = \"{url}\"")).unwrap().credvend.trust, Trust::Loopback);
         }
     }
 
@@ -416,8 +453,9 @@ mod tests {
     fn a_key_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (certificate, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
-        fs::write(&certificate, "-----BEGIN CERTIFICATE-----\n").unwrap();
-        fs::write(&key, "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["n1".to_owned()]).unwrap();
+        fs::write(&certificate, made.cert.pem()).unwrap();
+        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
         let source =
             format!("[credvend]\nurl = \"https://h\"\ncertificate = {certificate:?}\nkey = {key:?}\nca-file = {key:?}");
         fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();

@@ -455,6 +455,17 @@ impl Cache {
         Some(self.entries.get(key)?.document.as_ref()?.life.expires())
     }
 
+    /// When the document of `key` expires that could not be renewed when it was last tried.
+    pub fn failing_until(&self, key: &Key) -> Option<time::OffsetDateTime> {
+        self.until(key).filter(|_| self.entries.get(key).is_some_and(|entry| entry.failures > 0))
+    }
+
+    /// Why there is no document of `key`, as far as credvend was asked for one.
+    pub fn lacks(&self, key: &Key) -> Option<&Trouble> {
+        let entry = self.entries.get(key).filter(|entry| entry.document.is_none())?;
+        entry.trouble.as_ref()
+    }
+
     /// Everything that the entries hold, times relative to now, for telling states apart.
     #[cfg(test)]
     pub fn sketch<D: std::fmt::Debug>(

@@ -90,7 +90,7 @@ impl Server {
                 State::Opening(_) => opening += 1,
                 State::Open(key) => {
                     open += 1;
-                    let until = self.cache.borrow().until(key).map(|at| at.unix_timestamp());
+                    let until = self.cache.borrow().failing_until(key).map(|at| at.unix_timestamp());
                     first_expiry = first_expiry.into_iter().chain(until).min();
                 }
                 State::Refused(_) => refused += 1,
@@ -101,7 +101,10 @@ impl Server {
         for (state, count) in [("opening", opening), ("open", open), ("refused", refused), ("ending", ending)] {
             page.labelled("state", state, count);
         }
-        page.gauge("credd_first_expiry_timestamp_seconds", "When the first cached credentials of an open job expire");
+        page.gauge(
+            "credd_first_expiry_timestamp_seconds",
+            "When the first credentials of an open job expire that could not be renewed",
+        );
         if let Some(at) = first_expiry {
             page.plain(at);
         }

@@ -45,7 +45,10 @@ impl Server {
         let job = &run.job;
         let (state, reason, until) = run.with_state(|state| match state {
             State::Opening(trouble) => ("opening", trouble.as_ref().map(|t| t.reason().to_owned()), None),
-            State::Open(key) => ("open", None, self.cache.borrow().until(key)),
+            State::Open(key) => {
+                let cache = self.cache.borrow();
+                ("open", cache.lacks(key).map(|trouble| trouble.reason().to_owned()), cache.until(key))
+            }
             State::Refused(reason) => ("refused", Some(reason.clone()), None),
             State::Ended => ("ending", None, None),
         });

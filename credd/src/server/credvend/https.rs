@@ -38,11 +38,6 @@ impl Https {
     pub fn new(config: &config::Credvend, keeper: Rc<Keeper>) -> anyhow::Result<Self> {
         let url = reqwest::Url::parse(&config.url)
             .map_err(|e| anyhow::anyhow!("credvend's url {:?} is not a URL: {e}", config.url))?;
-        anyhow::ensure!(
-            matches!(url.path(), "" | "/") && url.query().is_none() && url.username().is_empty(),
-            "credvend's url {:?} must be https://HOST[:PORT] and nothing more",
-            config.url
-        );
         let builder = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())

@@ -182,7 +182,7 @@ pub struct Bed {
 
 /// The settings of every bed: one place in the cache.
 pub fn settings(store: bool) -> Settings {
-    let text = format!("[credvend]\nurl = \"https://127.0.0.1:1\"\npin = \"sha256:{}\"\n", "0".repeat(64));
+    let text = format!("[credvend]\nurl = \"https://127.0.0.1:1\"\npin = \"sha256:{}\"\n", "ab".repeat(32));
     let mut settings = Settings::of(&crate::config::parse(&text).unwrap());
     settings.cache.store = store;
     settings.cache.max_entries = 1;

@@ -108,6 +108,27 @@ fn the_first_node_opens_at_once_and_the_others_at_first_use() {
 }
 
 #[test]
+fn the_status_of_a_job_whose_role_aws_refuses_says_why() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let refused = error("RoleRefused", "AWS does not give role r", true);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((403, refused));
+        let (_, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 403);
+        house.tell(&ToServer::Report { id: 1 }).await;
+        let reasons = |h: &House| {
+            let said = h.said.borrow();
+            said.iter().find_map(|m| match m {
+                ToKeeper::Report { jobs, .. } => Some((jobs[0].state.clone(), jobs[0].reason.clone())),
+                _ => None,
+            })
+        };
+        house.until("the report", |h| reasons(h).is_some()).await;
+        assert_eq!(reasons(&house), Some(("open".into(), Some("AWS does not give role r".into()))));
+    });
+}
+
+#[test]
 fn with_prefetch_or_on_error_fail_open_means_credentials_too() {
     let prefetch = |job: &mut Job| job.options.prefetch = true;
     let fail = |job: &mut Job| job.options.on_error = OnError::Fail;
