@@ -90,11 +90,18 @@ async fn two_credvends_never_write_one_roles_policy_at_the_same_time() {
     while w.iam.calls.load(Ordering::SeqCst) == before {
         tokio::task::yield_now().await;
     }
-    // All of the other's patience passes at once, while the first is at IAM.
+    // All of the other's patience passes while the first is at IAM.
     tokio::time::pause();
-    let undone = other.bring_in_line(&role).await.unwrap_err();
+    let asking = tokio::spawn({
+        let (other, role) = (other.clone(), role.clone());
+        async move { other.bring_in_line(&role).await }
+    });
+    while !asking.is_finished() {
+        assert_eq!(w.iam.most_at_once.load(Ordering::SeqCst), 1, "both are at IAM");
+        tokio::time::advance(std::time::Duration::from_millis(100)).await;
+    }
+    let undone = asking.await.unwrap().unwrap_err();
     assert!(undone.why.contains("another credvend is at work") && undone.left_out.is_none(), "{undone:?}");
-    assert_eq!(w.iam.most_at_once.load(Ordering::SeqCst), 1);
     drop(closed);
     writing.await.unwrap().unwrap();
     other.bring_in_line(&role).await.unwrap();
