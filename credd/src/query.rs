@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use credd_protocol::local::{Health, JobStatus, MAX_LINE_BYTES, Request, Response};
+use credd_protocol::printable::is_printable;
 use credd_protocol::record::RunDir;
 
 use crate::line;
@@ -82,7 +83,7 @@ pub fn table(jobs: &[JobStatus]) -> String {
 }
 
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if is_printable(c) { c } else { ' ' }).collect()
 }
 
 #[cfg(test)]
@@ -98,7 +99,7 @@ mod tests {
             project: None,
             state: "refused".into(),
             session: None,
-            reason: Some("no\u{1b}[2J role\n".into()),
+            reason: Some("no\u{1b}[2J\u{202e}role\n".into()),
             credentials_until: None,
         };
         let text = table(&[job]);

@@ -21,6 +21,7 @@ pub mod endpoint;
 pub mod ids;
 pub mod local;
 pub mod node_api;
+pub mod printable;
 pub mod record;
 pub mod secret;
 pub mod seed_api;

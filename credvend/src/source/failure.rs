@@ -6,6 +6,8 @@ use std::fmt::Debug;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use credd_protocol::causes::chain;
+use credd_protocol::printable::escaped;
 use time::format_description::well_known::Rfc2822;
 use time::{Duration, OffsetDateTime};
 
@@ -144,32 +146,9 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     None
 }
 
-/// The chain's messages, without repetitions.
-fn chain(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !words.contains(&more) {
-            words.push_str(": ");
-            words.push_str(&more);
-        }
-        next = error.source();
-    }
-    words
-}
-
 /// What somebody else said, in one line and not too long.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown: String = text
-        .trim()
-        .chars()
-        .take(400)
-        .flat_map(|c| {
-            let quiet = if c.is_control() { c.escape_debug().collect() } else { vec![c] };
-            quiet.into_iter()
-        })
-        .collect();
+    let mut shown = escaped(text.trim().chars().take(400));
     if text.trim().chars().nth(400).is_some() {
         shown.push('…');
     }
@@ -181,7 +160,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_aws_says_is_shown_without_its_control_characters() {
+    fn what_aws_says_is_shown_without_what_moves_or_hides_text() {
+        assert_eq!(shown("a\u{202e}b"), "a\\u{202e}b");
         assert_eq!(shown("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
         assert_eq!(shown(&"é".repeat(500)).chars().count(), 401);
     }
