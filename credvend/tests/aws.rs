@@ -188,3 +188,41 @@ async fn a_deny_that_cannot_be_put_says_why() {
     let why = refused(&arn).await;
     assert!(why.contains("revoker lacks the permission iam:PutRolePolicy on") && why.contains(&role), "{why}");
 }
+
+#[tokio::test]
+#[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
+async fn the_roles_other_policies_are_left_their_room() {
+    let pretend = PretendAws::start().await;
+    let service = pretend.create_service_user().await;
+    let role = pretend.create_role("genomics", &service.arn, None).await;
+    let aws = standing(&pretend, &service.keys).await;
+    let (source, denier) = (StsSource::new(Arc::clone(&aws)), IamDenier::new(aws, vec![PretendAws::revoker()]));
+    let arn: RoleArn = role.parse().unwrap();
+    let assumed = source.assume(&request(&role, "lab-bob-n1")).await.unwrap();
+    let bucket = format!("arn:aws:s3:::{}", "b".repeat(6_000));
+    let others = serde_json::json!([{ "Effect": "Allow", "Action": "s3:GetObject", "Resource": bucket }]);
+    pretend.role_policy("genomics", others).await;
+
+    let now = OffsetDateTime::now_utc();
+    let names = |count: u32| -> Vec<Revocation> {
+        (0..count).map(|i| revocation(&arn, &assumed, &format!("lab-user{i:03}-n1"), now)).collect()
+    };
+    let puts = async || {
+        let recorded = pretend.recorded("PutRolePolicy").await;
+        recorded.iter().filter(|put| put["PolicyName"] == POLICY_NAME).count()
+    };
+    let error = denier.project(&arn, &names(200)).await.unwrap_err();
+    let DenyError::TooLarge { left_out, .. } = error else { panic!("{error:?}") };
+    assert!((1..200).contains(&left_out.len()), "{}", left_out.len());
+    assert_eq!(puts().await, 1, "AWS is not asked for more than there is room for");
+    denier.project(&arn, &names(50)).await.unwrap();
+    assert_eq!(puts().await, 2);
+
+    // A revoker that may not list them finds out by asking for less.
+    let may = serde_json::json!([{ "Effect": "Allow", "Action": ["iam:PutRolePolicy", "iam:GetRolePolicy"], "Resource": "*" }]);
+    pretend.role_policy("revoker", may).await;
+    let error = denier.project(&arn, &names(200)).await.unwrap_err();
+    let DenyError::TooLarge { left_out, .. } = error else { panic!("{error:?}") };
+    assert!((1..200).contains(&left_out.len()), "{}", left_out.len());
+    assert!(puts().await > 3, "the whole was tried, and refused");
+}
