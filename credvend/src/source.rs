@@ -68,6 +68,16 @@ pub enum SourceError {
     },
 }
 
+/// How far the revocation of a user went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// Everything that the source has given the user is dead.
+    Everything,
+    /// It heard, and said no more: an upstream of the first version denies what sessions have that are ACTIVE there, and
+    /// nothing that ended ones have left.
+    OfActive,
+}
+
 /// Gives credentials of roles.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
@@ -94,7 +104,7 @@ pub trait Source: Send + Sync + 'static {
     /// Revokes what this source has given a user. Called before the user's sessions are ended here, or beside it; what is
     /// awaited first is too late to come before an end. `None`: not this source's to do, as with STS, where the roles' Deny does
     /// it. An error says what is lacking and whether it comes by itself.
-    async fn revoke_user(&self, user: &UserName) -> Option<Result<(), String>> {
+    async fn revoke_user(&self, user: &UserName) -> Option<Result<Revoked, String>> {
         let _ = user;
         None
     }

@@ -198,7 +198,14 @@ pub fn shown(report: &RevocationReport) -> String {
         );
         role_shown(role, would, &mut line);
     }
-    if report.roles.is_empty() {
+    if report.upstream_gave > 0 {
+        let gave = format!("{} sets of credentials are from it", report.upstream_gave);
+        let denied = !report.dry_run && report.not_denied.is_empty() && report.unfinished.is_none();
+        line(
+            "upstream",
+            if denied { format!("{gave}, and it has denied them") } else { format!("{gave}, and its to deny") },
+        );
+    } else if report.roles.is_empty() {
         line("roles", "nothing that was issued lives".into());
     }
     text

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use super::{Metrics, OfFailure, OfOperation, OfQuestion, OfResult};
 use crate::attest::{Answer, AttestError, Attestor, JobFacts};
 use crate::deny::{Denier, DenyError};
-use crate::source::{AssumeRequest, Assumed, Source, SourceError};
+use crate::source::{AssumeRequest, Assumed, Revoked, Source, SourceError};
 use crate::store::{
     Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page, Revocation,
     Run, Session, SessionFilter, Store, StoreError, Subject,
@@ -147,7 +147,7 @@ impl Source for Measured<dyn Source> {
         self.inner.ended(session);
     }
 
-    async fn revoke_user(&self, user: &UserName) -> Option<Result<(), String>> {
+    async fn revoke_user(&self, user: &UserName) -> Option<Result<Revoked, String>> {
         self.inner.revoke_user(user).await
     }
 }

@@ -27,7 +27,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
-use super::{AssumeRequest, Assumed, Source, SourceError};
+use super::{AssumeRequest, Assumed, Revoked, Source, SourceError};
 use crate::clock::Clock;
 use crate::projects;
 use crate::store::{Origin, Session, Store, StoreError};
@@ -365,7 +365,7 @@ impl Source for Upstream {
         self.ends.add(session.id);
     }
 
-    async fn revoke_user(&self, user: &UserName) -> Option<Result<(), String>> {
+    async fn revoke_user(&self, user: &UserName) -> Option<Result<Revoked, String>> {
         Some(self.revoke(user).await)
     }
 }

@@ -24,6 +24,7 @@ use super::{Vending, require_active};
 use crate::audit::Event;
 use crate::deny::policy;
 use crate::refusal::Refusal;
+use crate::source::Revoked;
 use crate::store::{
     Block, Denied, Ended, Issuance, NewsKind, Order, OrderId, Revocation, Session, StoreError, Subject,
 };
@@ -115,6 +116,7 @@ impl Vending {
         (report.dry_run, report.blocked) = (true, block.is_some());
         report.nodes.concerned = holders.len();
         report.not_denied.extend(dying::beyond_reach(&order, &issued));
+        report.upstream_gave = dying::upstream_gave(&issued);
         let living = self.parts.store.list_revocations(self.now()).await?;
         for mut dying in dying::dying(&order, &issued, self.now()) {
             self.align(&mut dying, &theirs).await?;
@@ -209,17 +211,23 @@ impl Vending {
             }
         };
         let (there, here) = tokio::join!(there, self.steps_here(order, again, begun, report));
-        report.not_denied.extend(there.and_then(Result::err));
-        here
+        let outlives = here?;
+        report.not_denied.extend(match there {
+            Some(Ok(Revoked::OfActive)) => outlives,
+            Some(Err(why)) => Some(why),
+            None | Some(Ok(Revoked::Everything)) => None,
+        });
+        Ok(())
     }
 
+    /// Everything but what an upstream does; returns what lives on where that revokes only what ACTIVE sessions have.
     async fn steps_here(
         &self,
         order: &Order,
         again: bool,
         begun: Instant,
         report: &mut RevocationReport,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<String>, StoreError> {
         let ms = |at: Instant| u64::try_from((at - begun).as_millis()).ok();
         report.blocked =
             self.parts.store.list_blocks().await?.iter().any(|b| b.subject == order.subject && b.at == order.at);
@@ -258,7 +266,8 @@ impl Vending {
         report.not_denied = roles.iter().filter_map(|role| role.why_not.clone()).collect();
         report.not_denied.extend(dying::beyond_reach(order, &issued));
         report.roles = roles;
-        Ok(())
+        report.upstream_gave = dying::upstream_gave(&issued);
+        Ok(dying::outlives(&sessions, &issued))
     }
 
     /// Has AWS deny what was issued, and gives new credentials to who loses theirs without being meant.

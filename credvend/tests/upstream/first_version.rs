@@ -246,6 +246,29 @@ async fn a_user_is_revoked_there_while_the_sessions_are_active() {
 }
 
 #[tokio::test]
+async fn what_ended_sessions_hold_is_not_called_denied() {
+    let (deployment, url) = start(Deployment { revokes: true, ..Default::default() }).await;
+    let cluster = Service::start(before(&url, "")).await;
+    let (good, said) = cluster.run(&["revoke", "--user", "bob"]).await;
+    assert!(good && said.contains("nothing that was issued lives"), "{said}");
+    for session in ["1", "2"] {
+        let token = cluster.open(session, "bob").await;
+        assert_eq!(cluster.credentials(session, &token).await.status, 200);
+    }
+    let (good, said) = cluster.run(&["revoke", "--user", "bob", "--dry-run"]).await;
+    assert!(good && said.contains("2 sets of credentials are from it, and its to deny"), "{said}");
+    cluster.complete("1").await;
+    cluster.until("the end", || statuses(&deployment) == ["COMPLETED", "ACTIVE"]).await;
+    let (good, said) = cluster.run(&["revoke", "--user", "bob"]).await;
+    assert!(
+        !good && said.contains("1 sets of credentials that the upstream gave to sessions which had ended"),
+        "{said}"
+    );
+    assert!(!said.contains("nothing that was issued lives"), "{said}");
+    assert_eq!(deployment.lock().unwrap().denied, ["bob"], "what was ACTIVE is denied");
+}
+
+#[tokio::test]
 async fn where_it_lets_nobody_revoke_the_report_says_so_and_the_sessions_end() {
     let (deployment, url) = start(Deployment::default()).await;
     let cluster = Service::start(before(&url, "")).await;

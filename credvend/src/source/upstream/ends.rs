@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::answer::Trouble;
 use super::client::random_byte;
 use super::{OPEN, OpenThere, Upstream, probe};
-use crate::source::SourceError;
+use crate::source::{Revoked, SourceError};
 use crate::store::StoreError;
 
 /// The kind of the notes about users whose revocation the upstream has not taken yet, by user.
@@ -164,7 +164,7 @@ impl Upstream {
                 tracing::warn!(upstream = self.client.url(), %user, %why, "the upstream has not revoked everything");
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -237,7 +237,7 @@ impl Upstream {
     }
 
     /// Revokes a user there: now if it hears, else as soon as it does.
-    pub(super) async fn revoke(&self, user: &UserName) -> Result<(), String> {
+    pub(super) async fn revoke(&self, user: &UserName) -> Result<Revoked, String> {
         // Before anything is awaited: from now on no end of this user's sessions overtakes it.
         self.ends.state().revoked.insert(user.clone());
         let url = self.client.url();
@@ -250,7 +250,7 @@ impl Upstream {
         };
         let told = tokio::time::timeout(self.client.timeouts().total, telling).await;
         match told.unwrap_or_else(|_| Err(Untold::Again("it does not answer".into()))) {
-            Ok(()) => Ok(()),
+            Ok(revoked) => Ok(revoked),
             Err(Untold::Lacking(why)) => Err(format!("the upstream {url} has not revoked all of {user}: {why}")),
             Err(Untold::Again(why)) => {
                 self.ends.wake.notify_one();
@@ -273,9 +273,9 @@ impl Upstream {
             .map_err(|why| self.passing(&format!("it must revoke {user} first: {why}")))
     }
 
-    async fn tell_revocation(&self, user: &UserName) -> Result<(), Untold> {
+    async fn tell_revocation(&self, user: &UserName) -> Result<Revoked, Untold> {
         let told = match self.client.revoke_user(user).await {
-            Ok(body) => lacking(&body).map_or(Ok(()), Err),
+            Ok(body) => revoked(&body),
             Err(Trouble::Passing(why)) => return Err(Untold::Again(why)),
             // API Gateway says the same of a secret that it does not know and of a verb that it does not let the head use.
             Err(Trouble::NotAccepted(why)) => match probe(&self.client, &self.options).await {
@@ -307,15 +307,17 @@ enum Untold {
     Lacking(String),
 }
 
-/// What another credvend could not deny in AWS yet; it says whether it goes on by itself.
-fn lacking(body: &[u8]) -> Option<String> {
+/// What an upstream has revoked, or lacks. Another credvend answers with a report, and says whether it goes on by itself;
+/// the first version says nothing that tells.
+fn revoked(body: &[u8]) -> Result<Revoked, String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "kebab-case")]
     struct Report {
-        #[serde(default)]
         not_denied: Vec<String>,
     }
-    let report: Report = serde_json::from_slice(body).ok()?;
-    let text = report.not_denied.join("; ");
-    (!text.is_empty()).then(|| crate::source::failure::shown(&text))
+    let Ok(report) = serde_json::from_slice::<Report>(body) else { return Ok(Revoked::OfActive) };
+    match report.not_denied.join("; ") {
+        text if text.is_empty() => Ok(Revoked::Everything),
+        text => Err(crate::source::failure::shown(&text)),
+    }
 }

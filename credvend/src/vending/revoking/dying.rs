@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use credd_protocol::credentials::rfc3339_z;
 use credd_protocol::{RoleArn, SessionId};
 use time::{Duration, OffsetDateTime};
 
@@ -131,9 +132,29 @@ fn from_upstream(issuance: &Issuance) -> bool {
     issuance.role_id.is_empty()
 }
 
+/// How many sets of credentials an upstream gave, which alone can deny them.
+pub(super) fn upstream_gave(issued: &[Issuance]) -> usize {
+    issued.iter().filter(|issuance| from_upstream(issuance)).count()
+}
+
+/// What lives on where an upstream denies only what ACTIVE sessions have: its credentials of other sessions than those that
+/// the order ended.
+pub(super) fn outlives(sessions: &[Session], issued: &[Issuance]) -> Option<String> {
+    let ended_now: HashSet<SessionId> = sessions.iter().map(|session| session.id).collect();
+    let of_ended = issued.iter().filter(|i| from_upstream(i) && !ended_now.contains(&i.session));
+    let until: Vec<OffsetDateTime> = of_ended.map(|issuance| issuance.expires).collect();
+    let last = until.iter().max()?;
+    Some(format!(
+        "{} sets of credentials that the upstream gave to sessions which had ended before may live until {}: it denies what \
+         ACTIVE sessions have, and has not said that it denies more; its administrators must do it",
+        until.len(),
+        rfc3339_z::format(*last)
+    ))
+}
+
 /// What lives on since an upstream gave it, and its API revokes users only.
 pub(super) fn beyond_reach(order: &Order, issued: &[Issuance]) -> Option<String> {
-    let count = issued.iter().filter(|issuance| from_upstream(issuance)).count();
+    let count = upstream_gave(issued);
     (count > 0 && !matches!(order.subject, Subject::User(_))).then(|| {
         format!(
             "{count} sets of credentials that the upstream gave live until they expire: its API revokes the credentials of users only (credvend revoke --user)"

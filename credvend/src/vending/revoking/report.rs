@@ -39,6 +39,9 @@ pub struct RevocationReport {
     pub nodes: NodesReport,
     /// The roles of which something that was issued still lives.
     pub roles: Vec<RoleReport>,
+    /// How many of the living sets of credentials an upstream gave: it alone can deny them.
+    #[serde(default)]
+    pub upstream_gave: usize,
     /// What AWS does not deny, and why; empty when everything that was issued is dead.
     pub not_denied: Vec<String>,
     /// Why not everything was done; credvend goes on by itself.
@@ -140,6 +143,7 @@ impl RevocationReport {
             sessions_total: 0,
             nodes: NodesReport::default(),
             roles: vec![],
+            upstream_gave: 0,
             not_denied: vec![],
             unfinished: None,
             took: Took::default(),
