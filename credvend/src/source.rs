@@ -95,6 +95,11 @@ pub trait Source: Send + Sync + 'static {
     /// Who credvend is to this source (an ARN), for messages and `check-config`.
     async fn identity(&self) -> Result<String, SourceError>;
 
+    /// Whether AWS knows a session by the name that it was asked for under. An upstream composes its own.
+    fn names_sessions(&self) -> bool {
+        true
+    }
+
     /// A session is not ACTIVE any more, and the store has it so. Returns at once; what a source that knows sessions of its
     /// own owes to somebody else, it does in its own time, and does it again after a restart. STS knows no sessions.
     fn ended(&self, session: &Session) {

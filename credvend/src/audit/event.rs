@@ -75,6 +75,8 @@ pub enum Event<'a> {
         to: To<'a>,
         /// What.
         document: &'a CredentialsResponse,
+        /// AWS knows the session by the document's name; else an upstream was asked for it, and composed its own.
+        named: bool,
     },
     /// Somebody was refused.
     Refused(Refused<'a>),
@@ -231,6 +233,7 @@ pub const FIELDS: &[&str] = &[
     "role-id",
     "session-name",
     "principal-id",
+    "asked-name",
     "source-identity",
     "key-id",
     "issued",
@@ -309,15 +312,20 @@ impl Event<'_> {
                 line.maybe("node", issuance.node.as_ref().map(NodeName::as_str));
                 line.text("role", issuance.role.as_str());
                 line.text("role-arn", issuance.role_arn.as_str());
-                line.text("role-id", &issuance.role_id);
-                line.text("session-name", &issuance.session_name);
-                line.text("principal-id", &format!("{}:{}", issuance.role_id, issuance.session_name));
+                if issuance.role_id.is_empty() {
+                    // An upstream gave it. Its name in AWS, and so the principal, the upstream alone knows.
+                    line.text("asked-name", &issuance.session_name);
+                } else {
+                    line.text("role-id", &issuance.role_id);
+                    line.text("session-name", &issuance.session_name);
+                    line.text("principal-id", &format!("{}:{}", issuance.role_id, issuance.session_name));
+                }
                 line.maybe("source-identity", issuance.source_identity.as_deref());
                 line.text("key-id", &issuance.key_id);
                 line.text("issued", &rfc3339_z::format(issuance.issued));
                 line.text("expires", &rfc3339_z::format(issuance.expires));
             }
-            Event::CredentialsDelivered { session, role, to, document } => {
+            Event::CredentialsDelivered { session, role, to, document, named } => {
                 line.session(session);
                 match to {
                     To::Node { node, peer } => {
@@ -331,7 +339,7 @@ impl Event<'_> {
                 }
                 line.text("role", role.as_str());
                 line.text("role-arn", document.credentials.role_arn.as_str());
-                line.text("session-name", &document.session_name);
+                line.text(if *named { "session-name" } else { "asked-name" }, &document.session_name);
                 line.text("key-id", &document.credentials.access_key_id);
                 line.text("issued", &rfc3339_z::format(document.issued));
                 line.text("expires", &rfc3339_z::format(document.credentials.expiration));

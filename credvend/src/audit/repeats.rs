@@ -130,7 +130,7 @@ fn own(receivers: &mut [Known], peer: Option<IpAddr>, most: usize) -> Option<&mu
 
 /// What a delivery is about, from which address it was asked for, and how many of those are told apart.
 fn place(event: &Event<'_>) -> Option<(Place, Option<IpAddr>, usize)> {
-    let Event::CredentialsDelivered { session, role, to, document } = event else { return None };
+    let Event::CredentialsDelivered { session, role, to, document, .. } = event else { return None };
     let (node, peer, most) = match to {
         To::Node { node, peer } => (Some(node.to_string()), *peer, MOST_OF_NODE),
         To::Bearer { peer, .. } => (None, *peer, MOST_OF_BEARER),

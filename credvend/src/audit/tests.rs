@@ -264,7 +264,8 @@ async fn a_repeated_delivery_is_refused_where_the_log_fails_and_must_not() {
         let log = disk.log(Fsync::Never, on_failure);
         let (s, role, node) = (sample(), RoleName::default(), "n1".parse().unwrap());
         let to = To::Node { node: &node, peer: Some(PEER) };
-        let event = Event::CredentialsDelivered { session: &s.session, role: &role, to, document: &s.document };
+        let event =
+            Event::CredentialsDelivered { session: &s.session, role: &role, to, document: &s.document, named: true };
         assert_eq!(log.deliver(event.clone()).await, Ok(true));
         assert_eq!(log.deliver(event.clone()).await, Ok(false));
         disk.room(0);
@@ -420,12 +421,14 @@ fn one_of_each<'a>(s: &'a Sample, role: &'a RoleName, node: &'a NodeName, refusa
             role,
             to: To::Node { node, peer: Some(PEER) },
             document: &s.document,
+            named: true,
         },
         Event::CredentialsDelivered {
             session: &s.head,
             role,
             to: To::Bearer { claimed: Some("x"), peer: Some(PEER) },
             document: &s.document,
+            named: false,
         },
         Event::Refused(Refused {
             stranger: false,
@@ -472,6 +475,25 @@ fn every_line_is_one_ascii_object_of_documented_fields_without_a_secret() {
     }
     assert_eq!(kinds, KINDS.iter().copied().collect());
     assert_eq!(fields, FIELDS.iter().map(|field| (*field).to_owned()).collect());
+}
+
+/// A name that AWS never saw must not look like one that joins CloudTrail.
+#[test]
+fn behind_an_upstream_no_name_is_given_for_awss() {
+    let mut s = sample();
+    s.issuance.role_id = String::new();
+    let (role, node) = (RoleName::default(), "n1".parse().unwrap());
+    let to = To::Node { node: &node, peer: None };
+    let issued = Event::CredentialsIssued { session: &s.session, issuance: &s.issuance };
+    let delivered =
+        Event::CredentialsDelivered { session: &s.session, role: &role, to, document: &s.document, named: false };
+    for event in [issued, delivered] {
+        let line: Value = serde_json::from_str(&event.to_json(T0)).unwrap();
+        for field in ["session-name", "principal-id", "role-id"] {
+            assert!(line.get(field).is_none(), "{line}");
+        }
+        assert_eq!((&line["asked-name"], &line["key-id"]), (&"lab-alice-n1".into(), &"ASIA1".into()), "{line}");
+    }
 }
 
 #[test]

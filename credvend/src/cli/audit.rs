@@ -270,7 +270,9 @@ fn what(record: &Record) -> String {
             let again = record.text("count").map(|count| format!(", {count} times more")).unwrap_or_default();
             let claimed =
                 record.text("claimed").map(|claimed| format!(", asked for as {claimed:?}")).unwrap_or_default();
-            format!("{} as {} until {}{claimed}", text("role-arn"), text("session-name"), text("expires")) + &again
+            let asked = record.text("asked-name").map(|name| format!("{name} asked of the upstream"));
+            let name = asked.unwrap_or_else(|| text("session-name"));
+            format!("{} as {name} until {}{claimed}{again}", text("role-arn"), text("expires"))
         }
         Some("session-ended") => format!("{}: {}", text("status"), text("why")),
         Some("refused") => {

@@ -150,7 +150,12 @@ fn show(detail: SessionDetail) -> anyhow::Result<()> {
                 rfc3339_z::format(i.expires),
                 i.key_id,
                 i.role_arn.to_string(),
-                i.session_name,
+                // The upstream alone knows what it is called in AWS.
+                if i.role_id.is_empty() {
+                    format!("{} (asked of the upstream)", i.session_name)
+                } else {
+                    i.session_name
+                },
                 i.node.map(|node| node.to_string()).unwrap_or_default(),
             ]
         }),

@@ -143,6 +143,10 @@ impl Source for Measured<dyn Source> {
         self.inner.identity().await
     }
 
+    fn names_sessions(&self) -> bool {
+        self.inner.names_sessions()
+    }
+
     fn ended(&self, session: &Session) {
         self.inner.ended(session);
     }

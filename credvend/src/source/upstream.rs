@@ -360,6 +360,10 @@ impl Source for Upstream {
         }
     }
 
+    fn names_sessions(&self) -> bool {
+        false
+    }
+
     fn ended(&self, session: &Session) {
         self.all_held().remove(&session.id);
         self.ends.add(session.id);

@@ -172,7 +172,8 @@ impl Vending {
             let why = why.unwrap_or_else(|| NO_REASON.into());
             return Err(Refusal::SessionEnded { session: id, status: status.as_str(), why });
         }
-        let delivered = Event::CredentialsDelivered { session: &session, role: &role, to, document: &response };
+        let named = self.parts.source.names_sessions();
+        let delivered = Event::CredentialsDelivered { session: &session, role: &role, to, document: &response, named };
         if self.parts.audit.deliver(delivered).await?
             && let To::Bearer { claimed, peer } = to
         {
