@@ -81,6 +81,7 @@ pub struct Metrics {
     nodes_connected: Family<OfCluster, Gauge>,
     revocations_open: Gauge,
     denies_behind: Gauge,
+    upstream_waiting: Gauge,
     certificate_expiry: Family<OfCertificate, Gauge>,
     audit_lines: Counter,
     audit_lost: Counter,
@@ -129,6 +130,7 @@ impl Default for Metrics {
             sessions_open = Family::default(), "sessions_open", "Open sessions of Slurm jobs at the last sweep";
             nodes_connected = Family::default(), "nodes_connected", "Nodes whose stream hangs on this process";
             revocations_open = Gauge::default(), "revocations_open", "Revocations that are not done";
+            upstream_waiting = Gauge::default(), "upstream_ends_waiting", "Ended sessions and revoked users that the upstream does not hear of; 0 while it hears";
             denies_behind = Gauge::default(), "deny_policies_behind", "Roles whose Deny IAM has not taken";
             certificate_expiry = Family::default(), "certificate_expiry_timestamp_seconds", "When a certificate ends: server, or the first of client-ca";
             audit_lines = Counter::default(), "audit_lines", "Lines written to the audit log";
@@ -138,11 +140,35 @@ impl Default for Metrics {
             audit_writable = Gauge::default(), "audit_writable", "Whether the audit log could be written the last time (1, 0)";
         };
         metrics.audit_writable.set(1);
+        metrics.begin_at_zero();
         metrics
     }
 }
 
 impl Metrics {
+    /// What alerts look for is there before it happens: of a series that begins with 1, increase() and rate() are 0.
+    fn begin_at_zero(&self) {
+        for result in ["ok", "refused", "unavailable", "busy"] {
+            drop(self.assume_role.get_or_create(&OfResult { result }));
+        }
+        for result in ["ok", "failed"] {
+            drop(self.iam.get_or_create(&OfResult { result }));
+            drop(self.sweeps.get_or_create(&OfResult { result }));
+        }
+        for operation in measured::STORE_OPERATIONS {
+            for kind in ["unavailable", "broken"] {
+                drop(self.store_failures.get_or_create(&OfFailure { operation, kind }));
+            }
+        }
+    }
+
+    /// Slurm of this cluster will be asked.
+    fn slurm_begins(&self, cluster: &ClusterName) {
+        for question in measured::SLURM_QUESTIONS {
+            drop(self.slurm_failures.get_or_create(&OfQuestion { cluster: cluster.to_string(), question }));
+        }
+    }
+
     /// The text for Prometheus.
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -189,6 +215,11 @@ impl Metrics {
     pub fn revocations(&self, open: usize, denies_behind: usize) {
         self.revocations_open.set(open as i64);
         self.denies_behind.set(denies_behind as i64);
+    }
+
+    /// So many ends and revocations the upstream does not hear of.
+    pub fn upstream_ends_waiting(&self, count: usize) {
+        self.upstream_waiting.set(count as i64);
     }
 
     /// A certificate ends then.

@@ -43,7 +43,7 @@ pub fn attestor(cluster: &config::Cluster) -> Option<Arc<dyn Attestor>> {
 pub fn clusters(config: &Config, metrics: &Arc<Metrics>) -> HashMap<ClusterName, Cluster> {
     let measured = |cluster: &config::Cluster| -> Option<Arc<dyn Attestor>> {
         let inner = attestor(cluster)?;
-        Some(Arc::new(MeasuredSlurm { cluster: cluster.name.clone(), metrics: metrics.clone(), inner }))
+        Some(Arc::new(MeasuredSlurm::new(cluster.name.clone(), metrics.clone(), inner)))
     };
     let cluster = |cluster: &config::Cluster| Cluster {
         attestor: measured(cluster),

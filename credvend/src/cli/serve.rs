@@ -106,7 +106,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Some(options) => {
             let denier = Arc::new(Elsewhere::new(&options.url));
             let upstream = Upstream::new(options, store.clone(), clock.clone())?;
-            tokio::spawn(upstream.clone().deliver(stop.subscribe()));
+            tokio::spawn(upstream.clone().deliver(metrics.clone(), stop.subscribe()));
             (upstream as Arc<dyn Source>, denier as Arc<dyn Denier>)
         }
     };

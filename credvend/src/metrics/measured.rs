@@ -56,6 +56,9 @@ impl Metrics {
 /// Every operation of the store: a new one of the trait is a line here, or its default would hide the store's own.
 macro_rules! store {
     ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        /// Their names, as the label has them.
+        pub(super) const STORE_OPERATIONS: &[&str] = &[$(stringify!($name)),*];
+
         #[async_trait]
         impl Store for Measured<dyn Store> {
             $(async fn $name(&self, $($argument: $type),*) -> Result<$result, StoreError> {
@@ -188,16 +191,24 @@ impl Denier for Measured<dyn Denier> {
 
 /// One cluster's Slurm.
 pub struct MeasuredSlurm {
-    /// Whose.
-    pub cluster: ClusterName,
-    /// Where it is counted.
-    pub metrics: Arc<Metrics>,
-    /// Who asks.
-    pub inner: Arc<dyn Attestor>,
+    cluster: ClusterName,
+    metrics: Arc<Metrics>,
+    inner: Arc<dyn Attestor>,
+}
+
+impl MeasuredSlurm {
+    /// Around what asks `cluster`'s Slurm.
+    pub fn new(cluster: ClusterName, metrics: Arc<Metrics>, inner: Arc<dyn Attestor>) -> Self {
+        metrics.slurm_begins(&cluster);
+        MeasuredSlurm { cluster, metrics, inner }
+    }
 }
 
 macro_rules! slurm {
     ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        /// Their names, as the label has them.
+        pub(super) const SLURM_QUESTIONS: &[&str] = &[$(stringify!($name)),*];
+
         #[async_trait]
         impl Attestor for MeasuredSlurm {
             $(async fn $name(&self, $($argument: $type),*) -> Result<$result, AttestError> {

@@ -151,8 +151,37 @@ async fn what_fails_and_what_is_under_way_is_counted() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line}: {text}");
     }
-    assert!(!text.contains("operation=\"list\",kind"), "a caller's bad cursor is no failure");
+    for kind in ["unavailable", "broken"] {
+        let line = format!("credvend_store_failures_total{{operation=\"list\",kind=\"{kind}\"}} 0\n");
+        assert!(text.contains(&line), "a caller's bad cursor is no failure");
+    }
     assert!(text.ends_with("# EOF\n"));
+}
+
+/// Prometheus sees no increase in a series that begins with its first event.
+#[test]
+fn what_alerts_look_for_is_there_before_it_happens() {
+    let metrics = Metrics::default();
+    metrics.slurm_begins(&"lab".parse().unwrap());
+    let text = metrics.text();
+    let rules = include_str!("../../../packaging/prometheus/credd.rules.yml");
+    let mut seen = 0;
+    // What must pass one a second to count does so without its first.
+    for line in rules.lines().filter(|line| line.contains("> 0")) {
+        for after in ["rate(", "increase("].iter().flat_map(|function| line.split(function).skip(1)) {
+            let selector = after.split('[').next().unwrap();
+            let (name, labels) = selector.trim_end_matches('}').split_once('{').unwrap_or((selector, ""));
+            let labels = if labels.contains("!=") { "" } else { labels };
+            let there = |l: &str| l.starts_with(name) && l.contains(labels) && l.ends_with(" 0");
+            assert!(text.lines().any(there), "{selector}\n{text}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "{seen}");
+    for operation in ["open", "record_issuance", "status"] {
+        let line = format!("credvend_store_failures_total{{operation=\"{operation}\",kind=\"broken\"}} 0\n");
+        assert!(text.contains(&line), "{text}");
+    }
 }
 
 #[test]

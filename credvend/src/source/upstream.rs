@@ -353,9 +353,9 @@ impl Source for Upstream {
 
     async fn identity(&self) -> Result<String, SourceError> {
         match (probe(&self.client, &self.options).await, self.ends.waiting()) {
-            (Err(SourceError::Unavailable(why)), waiting) if waiting > 0 => {
-                Err(SourceError::Unavailable(format!("{why}; {waiting} ended sessions wait to be told there")))
-            }
+            (Err(SourceError::Unavailable(why)), waiting) if waiting > 0 => Err(SourceError::Unavailable(format!(
+                "{why}; {waiting} ended sessions and revoked users wait to be told there"
+            ))),
             (result, _) => result,
         }
     }

@@ -1,13 +1,14 @@
 //! An upstream that answers nonsense, or not at all: refused with words, never believed, never sent a secret it should not
 //! have.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use credd_protocol::SessionId;
 use credd_protocol::seed_api::SessionStatus;
 use credvend::clock::{Clock, SystemClock};
+use credvend::metrics::Metrics;
 use credvend::source::upstream::{Known, Options, Timeouts, Upstream};
 use credvend::source::{AssumeRequest, Assumed, Source, SourceError};
 use credvend::store::sqlite::SqliteStore;
@@ -229,7 +230,7 @@ async fn an_end_that_is_not_heard_is_told_again() {
     .await;
     let world = before(&url).await;
     let (_stop, stopping) = tokio::sync::watch::channel(false);
-    tokio::spawn(world.upstream.clone().deliver(stopping));
+    tokio::spawn(world.upstream.clone().deliver(Arc::default(), stopping));
     world.ask().await.unwrap();
     let ended =
         world.store.end(world.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
@@ -239,4 +240,42 @@ async fn an_end_that_is_not_heard_is_told_again() {
     assert_eq!(asked.body, r#"{"status":"COMPLETED"}"#);
     assert_eq!(asked.authorization, SECRET);
     assert!(asked.path.starts_with("/sessions/7-") && asked.path.ends_with("/cluster/lab"), "{asked:?}");
+}
+
+/// An administrator sees that ends wait, until they do not.
+#[tokio::test]
+async fn ends_that_the_upstream_does_not_hear_are_counted() {
+    let deaf = Arc::new(AtomicBool::new(true));
+    let state = deaf.clone();
+    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap();
+    let url = serve(move |asked: Asked| match asked.method.as_str() {
+        "POST" => opened(),
+        "GET" => json(200, document(&hour, ROLE)),
+        _ if state.load(Ordering::SeqCst) => json(503, "{}"),
+        _ => json(200, "{}"),
+    })
+    .await;
+    let (world, metrics) = (before(&url).await, Arc::<Metrics>::default());
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    tokio::spawn(world.upstream.clone().deliver(metrics.clone(), stopping));
+    let until = async |line: &str| {
+        let line = format!("\ncredvend_upstream_ends_waiting {line}\n");
+        let shown = async {
+            while !metrics.text().contains(&line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), shown).await.unwrap_or_else(|_| panic!("{line}"));
+    };
+    until("0").await;
+    world.ask().await.unwrap();
+    let ended =
+        world.store.end(world.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
+    let credvend::store::Ended::Now(session) = ended else { panic!("{ended:?}") };
+    world.upstream.ended(&session);
+    until("1").await;
+    deaf.store(false, Ordering::SeqCst);
+    until("0").await;
 }

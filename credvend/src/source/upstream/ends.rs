@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::answer::Trouble;
 use super::client::random_byte;
 use super::{OPEN, OpenThere, Upstream, probe};
+use crate::metrics::Metrics;
 use crate::source::{Revoked, SourceError};
 use crate::store::StoreError;
 
@@ -68,13 +69,14 @@ impl Ends {
 
     /// How many wait.
     pub(super) fn waiting(&self) -> usize {
-        self.state().ended.len()
+        let state = self.state();
+        state.ended.len() + state.revoked.len()
     }
 }
 
 impl Upstream {
     /// Runs until the service stops.
-    pub async fn deliver(self: Arc<Self>, mut stopping: watch::Receiver<bool>) {
+    pub async fn deliver(self: Arc<Self>, metrics: Arc<Metrics>, mut stopping: watch::Receiver<bool>) {
         let (mut look_at, mut pause) = (tokio::time::Instant::now(), None::<Duration>);
         loop {
             let round = async {
@@ -90,6 +92,8 @@ impl Upstream {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 done = round => done,
             };
+            // Not what waits for its turn while all is well: on a busy site something always does.
+            metrics.upstream_ends_waiting(if done.is_err() { self.ends.waiting() } else { 0 });
             let wait = match done {
                 Ok(()) => {
                     if pause.take().is_some() {
