@@ -142,6 +142,7 @@ pub struct Vending {
     blocks: blocking::Blocks,
     denying: denying::Denying,
     on_end: revoking::on_end::OnEnd,
+    resuming: revoking::Resuming,
     sweeping: sweeping::Sweeping,
     /// Tells this process from the others over the same store, for leases.
     replica: String,
@@ -167,6 +168,7 @@ impl Vending {
             blocks: blocking::Blocks::default(),
             denying: denying::Denying::new(&parts, replica.clone()),
             on_end: revoking::on_end::OnEnd::default(),
+            resuming: revoking::Resuming::default(),
             sweeping: sweeping::Sweeping::default(),
             replica,
             parts,

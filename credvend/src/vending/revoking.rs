@@ -32,6 +32,7 @@ use credd_protocol::seed_api::SessionStatus;
 use dying::Dying;
 use report::RoleReport;
 pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
+pub(super) use resuming::Resuming;
 use telling::Holders;
 
 mod concerned;

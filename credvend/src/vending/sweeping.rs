@@ -94,7 +94,7 @@ impl Vending {
     ///
     /// # Errors
     /// Slurm or the store out of reach: nothing is closed on a guess. The other clusters are swept all the same.
-    pub async fn sweep(&self) -> Result<usize, Refusal> {
+    pub async fn sweep(self: &Arc<Self>) -> Result<usize, Refusal> {
         let _turn = self.sweeping.turn.lock().await;
         let mut closed = 0;
         let mut failed: Option<Refusal> = None;
@@ -122,14 +122,15 @@ impl Vending {
                 }
             }
         }
-        if let Err(e) = self.resume_orders().await {
-            failed = Some(e.into());
-        }
         let denying = async {
             self.deny_ended().await?;
             self.denying.reconcile().await
         };
-        match tokio::time::timeout(DENYING, denying).await {
+        let (resumed, denied) = tokio::join!(self.go_on_with_orders(), tokio::time::timeout(DENYING, denying));
+        if let Err(e) = resumed {
+            failed = Some(e.into());
+        }
+        match denied {
             Ok(Ok(())) => {}
             Ok(Err(e)) => failed = Some(e.into()),
             Err(_) => tracing::warn!("IAM is slow; the next sweep goes on with the Deny policies"),

@@ -265,11 +265,11 @@ impl Vending {
         Ok(read.into_values().filter(|s| s.status != SessionStatus::Active).collect())
     }
 
-    /// Looks at all issuances of a kind that still live.
+    /// Looks at all issuances of a kind that still live, by whichever clock.
     pub(super) async fn each_living(&self, of: &IssuedTo, mut see: impl FnMut(Issuance)) -> Result<(), StoreError> {
-        let (now, mut from) = (self.now(), None);
+        let (alive_at, mut from) = (self.now() - SKEW, None);
         loop {
-            let page = self.parts.store.list_issuances(of, now, from.as_ref()).await?;
+            let page = self.parts.store.list_issuances(of, alive_at, from.as_ref()).await?;
             page.items.into_iter().for_each(&mut see);
             match page.next {
                 Some(next) => from = Some(next),

@@ -9,6 +9,7 @@ use credd_protocol::credentials::rfc3339_z;
 use credd_protocol::{RoleArn, SessionId};
 use time::{Duration, OffsetDateTime};
 
+use super::concerned::SKEW;
 use super::report::{Bystander, RoleReport};
 use crate::deny::policy::up_to_second;
 use crate::store::{Denied, Issuance, IssuedTo, Order, Origin, Revocation, Session, StoreError, Subject};
@@ -41,7 +42,7 @@ pub(super) struct Dying {
 pub(super) struct Fate {
     /// What was issued before this dies.
     before: OffsetDateTime,
-    /// When the last of it has expired by itself.
+    /// When the last of it has expired by itself, by whichever clock.
     until: OffsetDateTime,
 }
 
@@ -52,7 +53,7 @@ impl Dying {
 
     /// One more set of credentials must die, by this name.
     pub(super) fn add(&mut self, issuance: &Issuance, whose: Denied) {
-        let fate = Fate { before: issuance.issued + PAST, until: issuance.expires };
+        let fate = Fate { before: issuance.issued + PAST, until: issuance.expires + SKEW };
         let known = self.whose.entry(whose).or_insert(fate);
         *known = Fate { before: known.before.max(fate.before), until: known.until.max(fate.until) };
         self.credentials += 1;
@@ -185,7 +186,7 @@ pub(super) fn dying(order: &Order, issued: &[Issuance], now: OffsetDateTime) -> 
     for dying in roles.iter_mut().filter(|_| order.wide) {
         // Also what nobody recorded.
         let before = dying.newest().max(now + PAST);
-        dying.whose = BTreeMap::from([(Denied::Everyone, Fate { before, until: now + LONGEST_LIFE })]);
+        dying.whose = BTreeMap::from([(Denied::Everyone, Fate { before, until: now + LONGEST_LIFE + SKEW })]);
     }
     roles
 }

@@ -1,31 +1,89 @@
 //! Orders that somebody began and did not bring to an end, and what slipped through while one was carried out.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use credd_protocol::SessionId;
 use time::Duration;
+use tokio::task::{JoinHandle, JoinSet};
 
-use super::{LEFT_ALONE, lease_of, reason, telling};
-use crate::store::{NewsKind, Order, StoreError};
+use super::{LEFT_ALONE, joined, lease_of, reason, telling};
+use crate::store::{NewsKind, Order, OrderId, StoreError};
 use crate::vending::Vending;
 
 /// Orders given this lately are looked at again: a session that was being opened while they were carried out, at whichever
 /// replica, has ended, too. No opening takes so long.
 const LATELY: Duration = Duration::minutes(3);
 
+/// So many orders are carried out at the same time.
+const AT_ONCE: usize = 4;
+
+/// A sweep waits so long for them; then they go on by themselves, for nodes and IAM may take their time.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+#[derive(Default)]
+pub(in crate::vending) struct Resuming {
+    under_way: tokio::sync::Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
+    /// Who is none of a late order's any more: what ended has ended for good.
+    settled: tokio::sync::Mutex<HashMap<OrderId, HashSet<SessionId>>>,
+}
+
 impl Vending {
+    /// [`Vending::resume_orders`], without holding up the sweep for long.
+    pub(in crate::vending) async fn go_on_with_orders(self: &Arc<Self>) -> Result<(), StoreError> {
+        let mut under_way = self.resuming.under_way.lock().await;
+        if under_way.as_ref().is_some_and(|task| !task.is_finished()) {
+            return Ok(());
+        }
+        if let Some(task) = under_way.take() {
+            joined(Some(task.await))?;
+        }
+        let vending = self.clone();
+        let task = under_way.insert(tokio::spawn(async move { vending.resume_orders().await }));
+        if let Ok(result) = tokio::time::timeout(PATIENCE, &mut *task).await {
+            *under_way = None;
+            return joined(Some(result));
+        }
+        tracing::info!("revocations that were left are carried out, which takes long");
+        Ok(())
+    }
+
     /// Orders that somebody began and did not bring to an end, and sessions that slipped through while one was carried
     /// out.
-    pub(in crate::vending) async fn resume_orders(&self) -> Result<(), StoreError> {
-        let store = &self.parts.store;
-        for order in store.open_orders().await? {
-            let now = self.now();
-            let holder = self.holder("sweep");
-            if store.lease(&lease_of(order.id), &holder, now, now + LEFT_ALONE).await? {
-                self.carry_out(order, true, &holder).await;
+    pub(in crate::vending) async fn resume_orders(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (resumed, late) = tokio::join!(self.resume_open(), self.end_late());
+        resumed.and(late)
+    }
+
+    async fn resume_open(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (mut open, mut tasks) = (self.parts.store.open_orders().await?.into_iter(), JoinSet::new());
+        let mut result = Ok(());
+        loop {
+            for order in open.by_ref().take(AT_ONCE - tasks.len()) {
+                let vending = self.clone();
+                tasks.spawn(async move { vending.resume(order).await });
+            }
+            match tasks.join_next().await {
+                None => return result,
+                done => result = joined(done).and(result),
             }
         }
-        for order in self.lately_done().await? {
-            let late = self.end_open(&order, order.at, &mut HashSet::new()).await?;
+    }
+
+    async fn resume(&self, order: Order) -> Result<(), StoreError> {
+        let (now, holder) = (self.now(), self.holder("sweep"));
+        if self.parts.store.lease(&lease_of(order.id), &holder, now, now + LEFT_ALONE).await? {
+            self.carry_out(order, true, &holder).await;
+        }
+        Ok(())
+    }
+
+    async fn end_late(&self) -> Result<(), StoreError> {
+        let orders = self.lately_done().await?;
+        let mut settled = self.resuming.settled.lock().await;
+        settled.retain(|id, _| orders.iter().any(|order| order.id == *id));
+        for order in orders {
+            let late = self.end_open(&order, order.at, settled.entry(order.id).or_default()).await?;
             if !late.is_empty() {
                 let issued = self.issued_to(&order, &late).await?;
                 let holders = telling::holders(&late, &issued);

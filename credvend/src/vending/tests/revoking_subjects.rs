@@ -421,3 +421,49 @@ async fn more_sessions_than_are_read_at_a_time_are_all_found() {
     assert_eq!(ended, sessions[..75].iter().copied().collect());
     assert_eq!((report.roles[0].credentials, report.roles[0].denied_total), (150, 150));
 }
+
+#[tokio::test]
+async fn what_has_expired_by_this_clock_alone_is_denied() {
+    let w = World::new();
+    running(&w, &[(1, "bob", "genomics", &["n1"])]).await;
+    w.clock.advance(Duration::HOUR + Duration::minutes(4));
+    assert_eq!(names(&revoke(&w, user("bob")).await), set(&["AROAgenomics:lab-bob-n1"]));
+    assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1"]);
+    w.clock.advance(Duration::minutes(2));
+    w.vending.sweep().await.unwrap();
+    assert_eq!(w.iam.denied("genomics"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_sweep_does_not_wait_for_orders_that_take_long_nor_they_for_one_another() {
+    let w = World::new();
+    running(&w, &[(1, "bob", "genomics", &["n1"]), (2, "eve", "climate", &["n1"])]).await;
+    for name in ["bob", "eve"] {
+        let order = Ordered { why: Some("left".into()), ..order(user(name)) };
+        let left = crate::store::Order {
+            id: order.id,
+            subject: order.subject,
+            clusters: None,
+            by: order.by,
+            why: order.why,
+            wide: false,
+            at: w.now(),
+            done: None,
+            report: None,
+        };
+        w.store.put_order(left).await.unwrap();
+    }
+    let iam = w.iam.gate.clone().write_owned().await;
+    let other = w.replica();
+    other.sweep().await.unwrap();
+    assert_eq!(w.store.open_orders().await.unwrap().len(), 2, "they go on");
+    assert!(w.iam.calls.load(std::sync::atomic::Ordering::SeqCst) >= 2, "both at once");
+    drop(iam);
+    let all_done = async {
+        while !w.store.open_orders().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), all_done).await.expect("carried out");
+    assert_eq!((w.iam.denied("genomics").len(), w.iam.denied("climate").len()), (1, 1));
+}
