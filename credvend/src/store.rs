@@ -274,8 +274,15 @@ pub trait Store: Send + Sync + 'static {
     async fn remember_nonce(&self, nonce: &str, expires: OffsetDateTime) -> Result<bool, StoreError>;
 
     /// Stores a revocation, so that the Deny can be made (again) from the store alone. One entry for each (role, whose):
-    /// of two, the later `issued_before` and the later `until` count.
+    /// of two, the later `issued_before` and the later `until` count, and that one of them was ordered.
     async fn record_revocation(&self, revocation: Revocation) -> Result<(), StoreError>;
+
+    /// The revocations of exactly these names of a role, those included that have expired and are not pruned yet. Asked for
+    /// each AssumeRole: its cost is that of the names, however many entries there are.
+    async fn revocations_of(&self, role: &RoleArn, whose: &[Denied]) -> Result<Vec<Revocation>, StoreError>;
+
+    /// Deletes the revocations whose `until` lies before a time; returns how many.
+    async fn prune_revocations(&self, before: OffsetDateTime) -> Result<u64, StoreError>;
 
     /// The revocations whose credentials may still live at `alive_at`.
     async fn list_revocations(&self, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError>;

@@ -48,6 +48,7 @@ fn revocation(role: &RoleArn, assumed: &Assumed, name: &str, before: OffsetDateT
         whose: Denied::UserId(format!("{}:{name}", assumed.role_id)),
         issued_before: before,
         until: before + Duration::HOUR,
+        ordered: true,
     }
 }
 

@@ -120,8 +120,13 @@ impl Site {
         let revoker = self.printed.accounts[0].revoker.clone();
         let denier = IamDenier::new(standing(&self.pretend, &self.service.keys).await, vec![revoker]);
         let before = OffsetDateTime::now_utc() + Duration::SECOND;
-        let entry =
-            Revocation { role_arn: role_arn(role), whose, issued_before: before, until: before + Duration::HOUR };
+        let entry = Revocation {
+            role_arn: role_arn(role),
+            whose,
+            issued_before: before,
+            until: before + Duration::HOUR,
+            ordered: true,
+        };
         denier.project(&role_arn(role), &[entry]).await
     }
 

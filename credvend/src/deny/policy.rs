@@ -16,6 +16,10 @@ use crate::store::{Denied, Revocation};
 /// "Role inline policies").
 pub const MAX_CHARS: usize = 10_240;
 
+/// So many names of one moment fit a policy at least, if they are not longer than usual (60 characters with the role's id)
+/// and the role has no other inline policies.
+pub const USUAL_ROOM: u32 = 150;
+
 /// A policy, and what did not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Composed {
@@ -23,7 +27,7 @@ pub struct Composed {
     pub document: Option<String>,
     /// How many entries it has.
     pub fits: usize,
-    /// What it should deny and does not: what was revoked longest ago, which expires first.
+    /// What it should deny and does not: what jobs left at their ends, and then what was ordered longest ago.
     pub left_out: Vec<Denied>,
 }
 
@@ -44,22 +48,25 @@ struct Group<'a> {
 ///
 /// An entry for everyone makes every older one superfluous: it stands alone for them.
 pub fn compose(entries: &[Revocation], max_chars: usize) -> Composed {
-    let mut latest: BTreeMap<&Denied, OffsetDateTime> = BTreeMap::new();
+    let mut latest: BTreeMap<&Denied, (OffsetDateTime, bool)> = BTreeMap::new();
     for entry in entries {
         let before = up_to_second(entry.issued_before);
-        let kept = latest.entry(&entry.whose).or_insert(before);
+        let (kept, ordered) = latest.entry(&entry.whose).or_insert((before, false));
         *kept = before.max(*kept);
+        *ordered |= entry.ordered;
     }
-    if let Some(everyone) = latest.get(&Denied::Everyone).copied() {
-        latest.retain(|whose, before| **whose == Denied::Everyone || *before > everyone);
+    if let Some((everyone, _)) = latest.get(&Denied::Everyone).copied() {
+        latest.retain(|whose, (before, _)| **whose == Denied::Everyone || *before > everyone);
     }
-    let mut newest_first: Vec<(&Denied, OffsetDateTime)> = latest.into_iter().collect();
-    // What denies most comes first among equals: it must not be what is left out.
-    newest_first.sort_by_key(|(whose, at)| (Reverse(*at), reach(whose), *whose));
-    let names: Vec<String> = newest_first.iter().map(|(whose, _)| literal(name(whose))).collect();
+    let mut by_rank: Vec<(&Denied, OffsetDateTime, bool)> =
+        latest.into_iter().map(|(whose, (before, ordered))| (whose, before, ordered)).collect();
+    // Whatever a user's jobs leave at their ends, it pushes out nothing that was ordered. What denies most comes first among
+    // equals: it must not be what is left out.
+    by_rank.sort_by_key(|(whose, at, ordered)| (!ordered, Reverse(*at), reach(whose), *whose));
+    let names: Vec<String> = by_rank.iter().map(|(whose, ..)| literal(name(whose))).collect();
     let (mut groups, mut chars, mut fits) = (Vec::<Group<'_>>::new(), length(&[]), 0);
     let mut left_out = vec![];
-    for ((whose, before), name) in newest_first.into_iter().zip(&names) {
+    for ((whose, before, _), name) in by_rank.into_iter().zip(&names) {
         let kind = kind(whose);
         let group = groups.iter_mut().find(|g| g.kind == kind && g.before == before && *whose != Denied::Everyone);
         // Measured, not counted: one more name in a list, or one more statement in the document.
@@ -151,7 +158,13 @@ mod tests {
 
     fn of(whose: Denied, issued_before: OffsetDateTime) -> Revocation {
         let until = issued_before + Duration::HOUR;
-        Revocation { role_arn: "arn:aws:iam::123456789012:role/r".parse().unwrap(), whose, issued_before, until }
+        Revocation {
+            role_arn: "arn:aws:iam::123456789012:role/r".parse().unwrap(),
+            whose,
+            issued_before,
+            until,
+            ordered: true,
+        }
     }
 
     fn entry(userid: &str, issued_before: OffsetDateTime) -> Revocation {
@@ -241,6 +254,31 @@ mod tests {
         let same: Vec<Revocation> =
             (0..300).map(|i| entry(&format!("AROAXXXXXXXXXXXXXXXXX:lab-user{i:03}-node"), start)).collect();
         assert!(compose(&same, MAX_CHARS).fits > 200);
+        let long: Vec<Revocation> = (0..300).map(|i| entry(&format!("{i:060}"), start)).collect();
+        assert!(compose(&long, MAX_CHARS).fits >= USUAL_ROOM as usize);
+    }
+
+    #[test]
+    fn what_jobs_leave_at_their_ends_displaces_no_order() {
+        let start = datetime!(2026-01-31 12:00 UTC);
+        let left = |i: i64, at: i64| Revocation {
+            ordered: false,
+            ..entry(&format!("AROAXXXXXXXXXXXXXXXXX:lab-aaron-{i:04}"), start + Duration::seconds(at))
+        };
+        let eve = entry("AROAXXXXXXXXXXXXXXXXX:lab-eve-n1", start);
+        for at in [(|_| 1) as fn(i64) -> i64, |i| i] {
+            let mut entries: Vec<Revocation> = (0..300).map(|i| left(i, at(i))).collect();
+            entries.push(eve.clone());
+            let composed = compose(&entries, MAX_CHARS);
+            assert!(composed.fits > 40 && !composed.left_out.is_empty() && !composed.left_out.contains(&eve.whose));
+            assert!(composed.document.unwrap().contains("lab-eve-n1"));
+        }
+        // A name that was ordered once, and whose job ends then, is an ordered one.
+        let mut entries: Vec<Revocation> = (0..300).map(|i| left(i, 1)).collect();
+        entries.push(Revocation { ordered: false, ..eve.clone() });
+        assert!(compose(&entries, MAX_CHARS).left_out.contains(&eve.whose));
+        entries.push(Revocation { issued_before: start - Duration::HOUR, ..eve.clone() });
+        assert!(!compose(&entries, MAX_CHARS).left_out.contains(&eve.whose));
     }
 
     proptest! {

@@ -15,8 +15,8 @@ use crate::attest::{Answer, AttestError, Attestor, JobFacts};
 use crate::deny::{Denier, DenyError};
 use crate::source::{AssumeRequest, Assumed, Revoked, Source, SourceError};
 use crate::store::{
-    Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page, Revocation,
-    Run, Session, SessionFilter, Store, StoreError, Subject,
+    Block, Cursor, Denied, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page,
+    Revocation, Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
 /// What it wraps, and where it is counted.
@@ -85,6 +85,8 @@ store! {
     list_issuances(of: &IssuedTo, alive_at: OffsetDateTime, from: Option<&Cursor>) -> Page<Issuance>;
     remember_nonce(nonce: &str, expires: OffsetDateTime) -> bool;
     record_revocation(revocation: Revocation) -> ();
+    revocations_of(role: &RoleArn, whose: &[Denied]) -> Vec<Revocation>;
+    prune_revocations(before: OffsetDateTime) -> u64;
     list_revocations(alive_at: OffsetDateTime) -> Vec<Revocation>;
     put_order(order: Order) -> ();
     get_order(id: OrderId) -> Option<Order>;

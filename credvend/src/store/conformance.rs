@@ -140,6 +140,8 @@ pub async fn small<F: Future<Output = Arc<dyn Store>>>(empty: impl Fn() -> F) {
     orders::a_node_that_joined_is_remembered(&*empty().await).await;
     orders::a_lease_has_one_holder(empty().await).await;
     orders::denials_of_different_kinds_are_kept_apart(&*empty().await).await;
+    orders::an_order_is_not_forgotten_in_what_a_job_leaves(&*empty().await).await;
+    orders::denials_of_a_name_are_read_by_it_and_pruned_by_themselves(&*empty().await).await;
     orders::what_lives_is_found_by_project_role_and_node(&*empty().await).await;
     empty().await.check().await.unwrap();
 }
@@ -525,6 +527,7 @@ async fn revocations_merge_and_expire(store: &dyn Store) {
         whose: Denied::UserId(format!("AROAEXAMPLE:{name}")),
         issued_before: T0 + Duration::seconds(before),
         until: T0 + Duration::seconds(until),
+        ordered: false,
     };
     for entry in [revocation("a", 0, 10), revocation("b", 0, 20), revocation("a", 5, 30), revocation("a", 1, 7)] {
         store.record_revocation(entry).await.unwrap();

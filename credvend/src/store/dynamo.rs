@@ -23,14 +23,14 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, NodeName, Region, SessionId, TokenHash};
+use credd_protocol::{ClusterName, NodeName, Region, RoleArn, SessionId, TokenHash};
 use time::{Duration, OffsetDateTime};
 
 use crate::projects::{Problem, ProjectMap};
 
 use super::{
-    Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page, Revocation,
-    Run, Session, SessionFilter, Store, StoreError, Subject,
+    Block, Cursor, Denied, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, Page,
+    Revocation, Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
 mod archive;
@@ -214,6 +214,14 @@ impl Store for DynamoStore {
 
     async fn list_revocations(&self, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError> {
         orders::denials(&self.db, alive_at).await
+    }
+
+    async fn revocations_of(&self, role: &RoleArn, whose: &[Denied]) -> Result<Vec<Revocation>, StoreError> {
+        orders::denials_of(&self.db, role, whose).await
+    }
+
+    async fn prune_revocations(&self, before: OffsetDateTime) -> Result<u64, StoreError> {
+        orders::prune_denials(&self.db, before).await
     }
 
     async fn put_order(&self, order: Order) -> Result<(), StoreError> {

@@ -137,6 +137,9 @@ pub struct Revocation {
     pub issued_before: OffsetDateTime,
     /// When the last of them has expired by itself: the entry may go.
     pub until: OffsetDateTime,
+    /// Whether somebody ordered it. What a job left at its end is denied as far as there is room, and never in the place of
+    /// what was ordered.
+    pub ordered: bool,
 }
 
 /// Whose tokens, in the order of precision.

@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use credd_protocol::seed_api::SessionStatus;
-use credd_protocol::{ClusterName, NodeName, SessionId, TokenHash};
+use credd_protocol::{ClusterName, NodeName, RoleArn, SessionId, TokenHash};
 use rusqlite::{Connection, OptionalExtension, params};
 use time::OffsetDateTime;
 
 use super::{
-    Block, Cursor, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, PAGE, Page,
+    Block, Cursor, Denied, Ended, Issuance, IssuedTo, News, NumberedNews, OpenRun, Opened, Order, OrderId, PAGE, Page,
     RUNS_PAGE, Revocation, Run, Session, SessionFilter, Store, StoreError, Subject,
 };
 
@@ -75,6 +75,26 @@ impl SqliteStore {
     /// Where the database is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+const DENIALS_BEFORE: &str = "DELETE FROM denials WHERE (role_arn, kind, name) IN
+    (SELECT role_arn, kind, name FROM denials INDEXED BY denials_until WHERE until < ?1 LIMIT ?2)";
+
+impl SqliteStore {
+    /// Runs a deletion, which takes a time and how many rows at most, until it finds no more.
+    async fn prune_by(&self, sql: &'static str, before: OffsetDateTime) -> Result<u64, StoreError> {
+        let mut gone = 0;
+        loop {
+            let n = self
+                .writer
+                .write(move |db| db.prepare_cached(sql)?.execute(params![micros(before), PRUNE_CHUNK]))
+                .await?;
+            gone += n as u64;
+            if n < PRUNE_CHUNK as usize {
+                return Ok(gone);
+            }
+        }
     }
 }
 
@@ -176,6 +196,15 @@ impl Store for SqliteStore {
 
     async fn list_revocations(&self, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError> {
         self.readers.read(move |db| orders::denials(db, alive_at)).await
+    }
+
+    async fn revocations_of(&self, role: &RoleArn, whose: &[Denied]) -> Result<Vec<Revocation>, StoreError> {
+        let (role, whose) = (role.clone(), whose.to_vec());
+        self.readers.read(move |db| orders::denials_of(db, &role, &whose)).await
+    }
+
+    async fn prune_revocations(&self, before: OffsetDateTime) -> Result<u64, StoreError> {
+        self.prune_by(DENIALS_BEFORE, before).await
     }
 
     async fn put_order(&self, order: Order) -> Result<(), StoreError> {
@@ -293,13 +322,11 @@ impl Store for SqliteStore {
     }
 
     async fn prune(&self, before: OffsetDateTime) -> Result<u64, StoreError> {
-        const TABLES: [&str; 8] = [
+        const TABLES: [&str; 7] = [
             "DELETE FROM issuances WHERE seq IN (SELECT seq FROM issuances WHERE expires < ?1 LIMIT ?2)",
             "DELETE FROM sessions WHERE seq IN
                 (SELECT seq FROM sessions INDEXED BY sessions_ended WHERE ended < ?1 LIMIT ?2)",
             "DELETE FROM nonces WHERE nonce IN (SELECT nonce FROM nonces WHERE expires < ?1 LIMIT ?2)",
-            "DELETE FROM denials WHERE (role_arn, kind, name) IN
-                (SELECT role_arn, kind, name FROM denials WHERE until < ?1 LIMIT ?2)",
             "DELETE FROM news WHERE (cluster, number) IN (SELECT cluster, number FROM news WHERE at < ?1 LIMIT ?2)",
             "DELETE FROM heard WHERE order_id IN (SELECT id FROM orders WHERE done < ?1 LIMIT ?2)",
             "DELETE FROM orders WHERE seq IN (SELECT seq FROM orders WHERE done < ?1 LIMIT ?2)",
@@ -307,16 +334,7 @@ impl Store for SqliteStore {
         ];
         let mut gone = 0;
         for sql in TABLES {
-            loop {
-                let n = self
-                    .writer
-                    .write(move |db| db.prepare_cached(sql)?.execute(params![micros(before), PRUNE_CHUNK]))
-                    .await?;
-                gone += n as u64;
-                if n < PRUNE_CHUNK as usize {
-                    break;
-                }
-            }
+            gone += self.prune_by(sql, before).await?;
         }
         Ok(gone)
     }

@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
 use super::blocking::Asking;
-use super::revoking::dying::{alive_from, may_kill};
+use super::revoking::dying::{alive_from, may_kill, names_of};
 use super::{NO_REASON, Parts, Vending, fresh, require_active};
 use crate::audit::{Event, To};
 use crate::clock::Clock;
@@ -337,7 +337,7 @@ impl Issuing {
     /// A Deny kills what was issued under a name before some moment, which may lie a second or two after the last of what it
     /// was made for. Both are AWS' times.
     async fn require_alive(&self, issuance: &Issuance) -> Result<(), Failure> {
-        let entries = self.store.list_revocations(self.clock.now()).await?;
+        let entries = self.store.revocations_of(&issuance.role_arn, &names_of(issuance)).await?;
         let until = entries.iter().filter(|entry| may_kill(entry, issuance)).map(alive_from).max();
         match until {
             Some(until) => Err(Failure::Unavailable(format!(

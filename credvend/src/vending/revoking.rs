@@ -292,6 +292,8 @@ impl Vending {
             hit.extend(active.map(|session| (session.id, session)));
             roles.push(one.report(found.into_iter().map(|(bystander, _)| bystander).collect()));
         }
+        // IAM is not waited for: what they get from now on, no stored entry kills.
+        self.renew(hit.values(), order.id).await;
         let in_line = dying.iter().zip(&mut roles).map(|(one, role)| async move {
             match tokio::time::timeout(DENY_PATIENCE, self.denying.bring_in_line(&one.role)).await {
                 Ok(Ok(())) => role.in_force = true,
@@ -305,9 +307,7 @@ impl Vending {
             }
         });
         super::sweeping::all(in_line).await;
-        let denied = Instant::now();
-        self.renew(hit.values(), order.id).await;
-        Ok((roles, denied))
+        Ok((roles, Instant::now()))
     }
 
     /// These sessions live, but something that they got is dead in AWS: they are given new credentials at once.
@@ -372,7 +372,9 @@ fn reason(order: &Order) -> String {
 fn too_much(dying: &Dying, living: &[Revocation]) -> Option<String> {
     let mut entries: Vec<Revocation> = living.iter().filter(|e| e.role_arn == dying.role).cloned().collect();
     entries.extend(dying.revocations());
-    let left_out: Vec<Denied> = policy::compose(&entries, policy::MAX_CHARS).left_out;
+    let mut left_out: Vec<Denied> = policy::compose(&entries, policy::MAX_CHARS).left_out;
+    // What jobs left at their ends takes no room from an order.
+    left_out.retain(|whose| entries.iter().any(|entry| entry.ordered && entry.whose == *whose));
     (!left_out.is_empty()).then(|| {
         format!(
             "{}: {} revoked names would not fit the role's inline policies ({} characters); revoke with --wide",

@@ -220,6 +220,7 @@ pub(super) async fn denials_of_different_kinds_are_kept_apart(store: &dyn Store)
         whose,
         issued_before: T0 + Duration::seconds(before),
         until: T0 + Duration::HOUR,
+        ordered: true,
     };
     let entries = [
         entry(Denied::SourceIdentity("bob".into()), 1),
@@ -233,6 +234,73 @@ pub(super) async fn denials_of_different_kinds_are_kept_apart(store: &dyn Store)
     let mut kept = store.list_revocations(T0).await.unwrap();
     kept.sort_by(|a, b| a.whose.cmp(&b.whose));
     assert_eq!(kept, entries);
+}
+
+fn denial(role: &str, whose: Denied, before: i64) -> Revocation {
+    Revocation {
+        role_arn: format!("arn:aws:iam::123456789012:role/{role}").parse().unwrap(),
+        whose,
+        issued_before: T0 + Duration::seconds(before),
+        until: T0 + Duration::HOUR,
+        ordered: false,
+    }
+}
+
+pub(super) async fn an_order_is_not_forgotten_in_what_a_job_leaves(store: &dyn Store) {
+    let of = |name: &str, before: i64, ordered: bool| Revocation {
+        ordered,
+        ..denial("genomics", Denied::UserId(format!("AROA:{name}")), before)
+    };
+    for one in [
+        of("left", 1, false),
+        of("ordered", 1, true),
+        of("left then ordered", 3, false),
+        of("left then ordered", 3, true),
+        of("ordered then left", 1, true),
+        of("ordered then left", 3, false),
+        of("ordered then left", 3, false),
+    ] {
+        store.record_revocation(one).await.unwrap();
+    }
+    let mut kept = store.list_revocations(T0).await.unwrap();
+    kept.sort_by(|a, b| a.whose.cmp(&b.whose));
+    let expected = [
+        of("left", 1, false),
+        of("left then ordered", 3, true),
+        of("ordered", 1, true),
+        of("ordered then left", 3, true),
+    ];
+    assert_eq!(kept, expected);
+}
+
+pub(super) async fn denials_of_a_name_are_read_by_it_and_pruned_by_themselves(store: &dyn Store) {
+    let user_id = |name: &str| Denied::UserId(format!("AROA:{name}"));
+    // Longer than some stores' keys.
+    let long = user_id(&"x".repeat(900));
+    let theirs = [
+        denial("genomics", user_id("bob"), 1),
+        denial("genomics", Denied::SourceIdentity("bob".into()), 2),
+        denial("genomics", Denied::Everyone, 3),
+        denial("genomics", long.clone(), 4),
+        denial("genomics", user_id("bobby"), 5),
+        denial("climate", user_id("bob"), 6),
+    ];
+    for one in &theirs {
+        store.record_revocation(one.clone()).await.unwrap();
+    }
+    let role = &theirs[0].role_arn;
+    let names = [Denied::Everyone, user_id("bob"), user_id("eve"), Denied::SourceIdentity("bob".into()), long];
+    let mut found = store.revocations_of(role, &names).await.unwrap();
+    found.sort_by_key(|entry| entry.issued_before);
+    assert_eq!(found, theirs[..4]);
+    assert_eq!(store.revocations_of(role, &[user_id("bo")]).await.unwrap(), []);
+    assert_eq!(store.revocations_of(role, &[]).await.unwrap(), []);
+    let later = Revocation { until: T0 + Duration::DAY, ..theirs[0].clone() };
+    store.record_revocation(later.clone()).await.unwrap();
+    assert_eq!(store.prune(T0 + Duration::days(1000)).await.unwrap(), 0, "they have a time of their own");
+    assert_eq!(store.prune_revocations(T0 + Duration::HOUR).await.unwrap(), 0, "at that very moment they stay");
+    assert_eq!(store.prune_revocations(T0 + Duration::hours(2)).await.unwrap(), 5);
+    assert_eq!(store.revocations_of(role, &names).await.unwrap(), [later]);
 }
 
 pub(super) async fn what_lives_is_found_by_project_role_and_node(store: &dyn Store) {

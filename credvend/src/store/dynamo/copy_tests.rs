@@ -97,7 +97,8 @@ async fn lived(store: &dyn Store) {
         let whose =
             if i % 2 == 0 { Denied::UserId(format!("AROA:{i}")) } else { Denied::SourceIdentity(format!("{i}")) };
         let role_arn = "arn:aws:iam::123456789012:role/genomics".parse().unwrap();
-        let denial = Revocation { role_arn, whose, issued_before: T0, until: T0 + Duration::hours(i) };
+        let denial =
+            Revocation { role_arn, whose, issued_before: T0, until: T0 + Duration::hours(i), ordered: i % 3 == 0 };
         store.record_revocation(denial).await.unwrap();
         store.put_note(&format!("kind{}", i % 3), &format!("{i}"), "words").await.unwrap();
     }

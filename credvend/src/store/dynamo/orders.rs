@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::{Delete, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem};
-use credd_protocol::{ClusterName, NodeName};
+use credd_protocol::{ClusterName, NodeName, RoleArn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::db::{Db, Refused, defect};
 use super::item::{ALONE, Item, PK, Row, SK, TTL, forgotten, from_micros, key, micros, number, put, text};
 use super::{cursor, keys, long_text, nodes_text};
-use crate::store::{Block, Cursor, Order, OrderId, PAGE, Page, Revocation, StoreError, Subject};
+use crate::store::{Block, Cursor, Denied, Order, OrderId, PAGE, Page, Revocation, StoreError, Subject};
 
 const BODY: &str = "Body";
 const AT: &str = "OrderedAt";
@@ -22,6 +22,7 @@ const ROLE_ARN: &str = "RoleArn";
 const DENIED: &str = "Denied";
 const ISSUED_BEFORE: &str = "IssuedBefore";
 const UNTIL: &str = "DeniedUntil";
+const ORDERED: &str = "Ordered";
 
 /// Nodes that one item of answers holds.
 const HEARD_AT_ONCE: usize = 2000;
@@ -228,9 +229,8 @@ pub(super) async fn blocks(db: &Db) -> Result<Vec<Block>, StoreError> {
     items.iter().map(|item| parsed(Row(item), BODY, Row(item).text(BODY)?)).collect()
 }
 
-fn denial_key(revocation: &Revocation) -> Result<Item, StoreError> {
-    let whose = body(&(&revocation.role_arn, &revocation.whose))?;
-    Ok(key(keys::DENIALS, keys::bounded(&whose)))
+fn denial_key(role: &RoleArn, whose: &Denied) -> Result<Item, StoreError> {
+    Ok(key(keys::DENIALS, keys::bounded(&body(&(role, whose))?)))
 }
 
 fn read_denial(item: &Item) -> Result<Revocation, StoreError> {
@@ -240,27 +240,30 @@ fn read_denial(item: &Item) -> Result<Revocation, StoreError> {
         whose: parsed(row, DENIED, row.text(DENIED)?)?,
         issued_before: row.time(ISSUED_BEFORE)?,
         until: row.time(UNTIL)?,
+        // An older credvend wrote no such attribute, and did not know the difference.
+        ordered: row.opt_number::<u8>(ORDERED)?.is_none_or(|ordered| ordered != 0),
     })
 }
 
 /// Writes what is not there, or the later of both times over what is, while nobody else does.
 pub(super) async fn deny(db: &Db, revocation: &Revocation) -> Result<(), StoreError> {
-    let own_key = denial_key(revocation)?;
-    let mut old: Option<(OffsetDateTime, OffsetDateTime)> = None;
+    let own_key = denial_key(&revocation.role_arn, &revocation.whose)?;
+    let mut old: Option<(i64, i64, bool)> = None;
     for _ in 0..64 {
-        let (mut before, mut until) = (micros(revocation.issued_before), micros(revocation.until));
-        if let Some((old_before, old_until)) = old {
-            before = before.max(micros(old_before));
-            until = until.max(micros(old_until));
-            if (before, until) == (micros(old_before), micros(old_until)) {
+        let mut new = (micros(revocation.issued_before), micros(revocation.until), revocation.ordered);
+        if let Some((before, until, ordered)) = old {
+            new = (new.0.max(before), new.1.max(until), new.2 || ordered);
+            if old == Some(new) {
                 return Ok(());
             }
         }
+        let (before, until, ordered) = new;
         let mut item = own_key.clone();
         put(&mut item, ROLE_ARN, text(revocation.role_arn.as_str()));
         put(&mut item, DENIED, text(body(&revocation.whose)?));
         put(&mut item, ISSUED_BEFORE, number(before));
         put(&mut item, UNTIL, number(until));
+        put(&mut item, ORDERED, number(u8::from(ordered)));
         put(&mut item, TTL, forgotten(from_micros(until), time::Duration::days(400)));
         let request = db
             .client
@@ -270,21 +273,31 @@ pub(super) async fn deny(db: &Db, revocation: &Revocation) -> Result<(), StoreEr
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let request = match old {
             None => request.condition_expression(format!("attribute_not_exists({PK})")),
-            Some((before, until)) => request
-                .condition_expression(format!("{ISSUED_BEFORE} = :before AND {UNTIL} = :until"))
-                .expression_attribute_values(":before", number(micros(before)))
-                .expression_attribute_values(":until", number(micros(until))),
+            Some((before, until, ordered)) => request
+                .condition_expression(format!(
+                    "{ISSUED_BEFORE} = :before AND {UNTIL} = :until AND \
+                     (attribute_not_exists({ORDERED}) OR {ORDERED} = :ordered)"
+                ))
+                .expression_attribute_values(":before", number(before))
+                .expression_attribute_values(":until", number(until))
+                .expression_attribute_values(":ordered", number(u8::from(ordered))),
         };
         match db.call(|| request.clone().send()).await {
             Ok(_) => return Ok(()),
             Err(Refused::Service(PutItemError::ConditionalCheckFailedException(failed), _)) => {
                 // Pruned meanwhile: as if it had never been.
-                old = failed.item.as_ref().map(read_denial).transpose()?.map(|d| (d.issued_before, d.until));
+                let there = failed.item.as_ref().map(read_denial).transpose()?;
+                old = there.map(|d| (micros(d.issued_before), micros(d.until), d.ordered));
             }
             Err(other) => return Err(other.into()),
         }
     }
     Err(StoreError::Unavailable("an entry of what is denied changes all the time".into()))
+}
+
+pub(super) async fn denials_of(db: &Db, role: &RoleArn, whose: &[Denied]) -> Result<Vec<Revocation>, StoreError> {
+    let keys = whose.iter().map(|whose| denial_key(role, whose)).collect::<Result<_, _>>()?;
+    db.get_all(&db.tables.state, keys).await?.iter().map(read_denial).collect()
 }
 
 pub(super) async fn denials(db: &Db, alive_at: OffsetDateTime) -> Result<Vec<Revocation>, StoreError> {

@@ -43,7 +43,6 @@ pub(super) async fn all(db: &Arc<Db>, weeks: &Weeks, before: OffsetDateTime) -> 
             weeks.forget(db, &db.tables.sessions, place, (oldest, newest), empty).await?;
         }
     }
-    gone += orders::prune_denials(db, before).await?;
     gone += news::prune(db, before).await?;
     gone += orders::prune(db, before).await?;
     gone += news::prune_leases(db, before).await?;

@@ -13,7 +13,7 @@ use super::super::conformance::{self, T0, issued_for, of_job};
 use super::item::{self, key, number, text};
 use super::{DynamoStore, Store, StoreError, Tables, keys};
 use crate::source::aws::{Aws, AwsOptions};
-use crate::store::{Ended, IssuedTo, News, NewsKind, Opened, Session, SessionFilter};
+use crate::store::{Denied, Ended, IssuedTo, News, NewsKind, Opened, Session, SessionFilter};
 
 #[path = "../../../tests/pretend_aws/mod.rs"]
 mod pretend_aws;
@@ -274,6 +274,11 @@ async fn what_each_intent_costs() {
     costs("an issuance", &[("BatchWriteItem", 1)]);
     store.remember_nonce("n", T0).await.unwrap();
     costs("a nonce", &[("PutItem", 1)]);
+    // Whatever else is denied, of this role and others.
+    let role = issued_for(&session, "ASIA1", T0).role_arn;
+    let names = [Denied::Everyone, Denied::UserId("AROA:lab-bob-n1".into()), Denied::SourceIdentity("bob".into())];
+    store.revocations_of(&role, &names).await.unwrap();
+    costs("what of an AssumeRole is denied", &[("BatchGetItem", 1)]);
     store.list_revocations(T0).await.unwrap();
     store.news(&lab, 0).await.unwrap();
     store.open_orders().await.unwrap();

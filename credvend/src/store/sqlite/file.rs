@@ -15,7 +15,8 @@ const FIRST: &str = include_str!("migrations/001-first.sql");
 const RUNS: &str = include_str!("migrations/002-runs.sql");
 const ORDERS: &str = include_str!("migrations/003-orders.sql");
 const NOTES: &str = include_str!("migrations/004-notes.sql");
-const STEPS: &[M<'_>] = &[M::up(FIRST), M::up(RUNS), M::up(ORDERS), M::up(NOTES)];
+const ORDERED: &str = include_str!("migrations/005-ordered.sql");
+const STEPS: &[M<'_>] = &[M::up(FIRST), M::up(RUNS), M::up(ORDERS), M::up(NOTES), M::up(ORDERED)];
 /// How many steps there are: the number in `user_version`.
 pub(super) const SCHEMA: usize = STEPS.len();
 

@@ -1,6 +1,6 @@
 //! The statements about revocations: orders, blocks, what AWS must deny.
 
-use credd_protocol::{ClusterName, NodeName, SessionId};
+use credd_protocol::{ClusterName, NodeName, RoleArn, SessionId};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
@@ -106,41 +106,63 @@ fn denied(kind: i64, name: String) -> Option<Denied> {
     }
 }
 
-pub(super) fn deny(db: &Connection, revocation: &Revocation) -> rusqlite::Result<()> {
-    let (kind, name) = match &revocation.whose {
-        Denied::SourceIdentity(name) => (0, name.as_str()),
-        Denied::UserId(name) => (1, name.as_str()),
+fn kind_and_name(whose: &Denied) -> (i64, &str) {
+    match whose {
+        Denied::SourceIdentity(name) => (0, name),
+        Denied::UserId(name) => (1, name),
         Denied::Everyone => (2, ""),
-    };
+    }
+}
+
+pub(super) fn deny(db: &Connection, revocation: &Revocation) -> rusqlite::Result<()> {
+    let (kind, name) = kind_and_name(&revocation.whose);
     db.prepare_cached(
-        "INSERT INTO denials (role_arn, kind, name, issued_before, until) VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO denials (role_arn, kind, name, issued_before, until, ordered) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (role_arn, kind, name) DO UPDATE SET
-             issued_before = max(issued_before, excluded.issued_before), until = max(until, excluded.until)",
+             issued_before = max(issued_before, excluded.issued_before), until = max(until, excluded.until),
+             ordered = max(ordered, excluded.ordered)",
     )?
     .execute(params![
         revocation.role_arn.as_str(),
         kind,
         name,
         micros(revocation.issued_before),
-        micros(revocation.until)
+        micros(revocation.until),
+        revocation.ordered
     ])?;
     Ok(())
 }
 
+fn revocation(row: &Row<'_>) -> rusqlite::Result<Revocation> {
+    Ok(Revocation {
+        role_arn: text(row, 0)?,
+        whose: denied(row.get(1)?, row.get(2)?)
+            .ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(1, Type::Integer, "no such kind".into()))?,
+        issued_before: from_micros(row.get(3)?),
+        until: from_micros(row.get(4)?),
+        ordered: row.get(5)?,
+    })
+}
+
 pub(super) fn denials(db: &Connection, alive_at: OffsetDateTime) -> rusqlite::Result<Vec<Revocation>> {
     db.prepare_cached(
-        "SELECT role_arn, kind, name, issued_before, until FROM denials INDEXED BY denials_until WHERE until > ?1 ORDER BY role_arn, kind, name",
+        "SELECT role_arn, kind, name, issued_before, until, ordered FROM denials INDEXED BY denials_until
+         WHERE until > ?1 ORDER BY role_arn, kind, name",
     )?
-    .query_map([micros(alive_at)], |row| {
-        Ok(Revocation {
-            role_arn: text(row, 0)?,
-            whose: denied(row.get(1)?, row.get(2)?)
-                .ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(1, Type::Integer, "no such kind".into()))?,
-            issued_before: from_micros(row.get(3)?),
-            until: from_micros(row.get(4)?),
-        })
-    })?
+    .query_map([micros(alive_at)], revocation)?
     .collect()
+}
+
+const DENIAL: &str = "SELECT role_arn, kind, name, issued_before, until, ordered FROM denials
+     WHERE role_arn = ?1 AND kind = ?2 AND name = ?3";
+
+pub(super) fn denials_of(db: &Connection, role: &RoleArn, whose: &[Denied]) -> rusqlite::Result<Vec<Revocation>> {
+    let mut select = db.prepare_cached(DENIAL)?;
+    let mut found = vec![];
+    for (kind, name) in whose.iter().map(kind_and_name) {
+        found.extend(select.query_row(params![role.as_str(), kind, name], revocation).optional()?);
+    }
+    Ok(found)
 }
 
 /// Remembers a node of an ACTIVE session.

@@ -190,8 +190,13 @@ async fn a_file_of_the_first_schema_is_brought_up_to_date() {
         params![head.id.0.as_bytes(), None::<u32>, None::<u32>, None::<u32>, "5", "2026-03-01", hash, opened],
     )
     .unwrap();
+    let denied = "INSERT INTO revocations (role_arn, userid, issued_before, until) VALUES (?1, 'AROA:x', ?2, ?2)";
+    let role = "arn:aws:iam::123456789012:role/genomics";
+    db.execute(denied, params![role, opened]).unwrap();
     drop(db);
     let store = SqliteStore::open(&at(&dir)).unwrap();
+    let found = store.revocations_of(&role.parse().unwrap(), &[Denied::UserId("AROA:x".into())]).await.unwrap();
+    assert!(found[0].ordered && found[0].issued_before == T0, "of an old one nobody knows that it was not ordered");
     // A job that runs on keeps its session; nobody knows any more when it was submitted.
     let found = store.find_run(&job.cluster, &conformance::run(7, 0)).await.unwrap().unwrap();
     assert_eq!(found.id, job.id);

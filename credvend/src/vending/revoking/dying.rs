@@ -35,6 +35,8 @@ pub(super) struct Dying {
     pub(super) whose: BTreeMap<Denied, Fate>,
     /// How many sets of credentials of the subject.
     credentials: usize,
+    /// Whether somebody ordered it.
+    ordered: bool,
 }
 
 /// What happens to a name.
@@ -48,7 +50,7 @@ pub(super) struct Fate {
 
 impl Dying {
     fn of(role: &RoleArn) -> Self {
-        Dying { role: role.clone(), whose: BTreeMap::new(), credentials: 0 }
+        Dying { role: role.clone(), whose: BTreeMap::new(), credentials: 0, ordered: true }
     }
 
     /// One more set of credentials must die, by this name.
@@ -65,6 +67,7 @@ impl Dying {
             whose: whose.clone(),
             issued_before: fate.before,
             until: fate.until,
+            ordered: self.ordered,
         })
     }
 
@@ -197,7 +200,7 @@ pub(super) fn leftovers<'i>(issued: impl Iterator<Item = &'i Issuance>) -> Vec<D
     for issuance in issued {
         roles
             .entry(&issuance.role_arn)
-            .or_insert_with(|| Dying::of(&issuance.role_arn))
+            .or_insert_with(|| Dying { ordered: false, ..Dying::of(&issuance.role_arn) })
             .add(issuance, exactly(issuance));
     }
     roles.into_values().collect()

@@ -120,6 +120,7 @@ async fn what_a_revocation_overtook_is_not_served() {
         whose: crate::store::Denied::UserId("AROAgenomics:lab-bob-n1".into()),
         issued_before: crate::store::conformance::T0 + Duration::seconds(5),
         until,
+        ordered: true,
     };
     w.store.record_revocation(revocation).await.unwrap();
     drop(closed);
