@@ -20,7 +20,8 @@ pub enum DenyError {
     /// May work later.
     #[error("{0}")]
     Unavailable(String),
-    /// Not all entries fit the role's inline policies. Those that do, the newest, are denied.
+    /// Not all entries fit the role's inline policies. Those that do are denied: orders before what
+    /// jobs left at their ends, then the newest.
     #[error("{why}")]
     TooLarge {
         /// How many, and the remedy.

@@ -218,6 +218,12 @@ impl Vending {
         Ok(())
     }
 
+    /// The roles whose Deny policies have no room for everything that is to be denied, in words, as far as this process
+    /// knows.
+    pub fn full_denies(&self) -> Vec<String> {
+        self.denying.full()
+    }
+
     fn now(&self) -> OffsetDateTime {
         self.parts.clock.now()
     }

@@ -12,6 +12,7 @@ use crate::attest::slurm::{Slurm, SlurmConfig};
 use crate::config::{self, Attest, Config, ProjectsFrom, StoreKind};
 use crate::deny::Denier;
 use crate::deny::iam::IamDenier;
+use crate::deny::policy::USUAL_ROOM;
 use crate::metrics::Metrics;
 use crate::metrics::measured::MeasuredSlurm;
 use crate::projects::{Problem, ProjectMap};
@@ -117,6 +118,14 @@ pub fn map_warnings(config: &Config, map: &ProjectMap) -> Vec<String> {
                  keep credentials fail until they fetch new ones; use a session-name with {{job}}"
             ));
         }
+        let hourly = f64::from(USUAL_ROOM) * 3600.0 / f64::from(role.duration_seconds);
+        warnings.push(format!(
+            "role {name} of project {project} has revoke-on-end: its inline policy has room for some {USUAL_ROOM} names of \
+             ended jobs at a time, which is {hourly:.0} an hour with credentials that live {} minutes; where more jobs end, the \
+             oldest of these names are not denied and live until they expire (what is revoked by hand comes first); a shorter \
+             duration makes room",
+            role.duration_seconds / 60
+        ));
     }
     warnings
 }

@@ -151,8 +151,13 @@ impl IamDenier {
             if left_out.is_empty() {
                 return Ok(());
             }
+            let of_orders = left_out.iter().filter(|w| entries.iter().any(|e| e.ordered && e.whose == **w)).count();
+            let which = match of_orders {
+                0 => "all of them of jobs that ended (revoke-on-end)".to_owned(),
+                _ => format!("{of_orders} of them ordered, those longest ago"),
+            };
             let why = format!(
-                "only {fits} of {} revoked names of {role} fit its inline policies, of which AWS allows {} characters in all; the other {}, revoked longest ago, are not denied and live until they expire; revoke with --wide, which denies the role as a whole, or move the role's other inline policies to managed ones",
+                "only {fits} of {} revoked names of {role} fit its inline policies, of which AWS allows {} characters in all; the other {}, {which}, are not denied and live until they expire; revoke with --wide, which denies the role as a whole, or move the role's other inline policies to managed ones",
                 fits + left_out.len(),
                 policy::MAX_CHARS,
                 left_out.len()

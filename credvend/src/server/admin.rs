@@ -309,7 +309,7 @@ impl Server {
             store: store.err().map_or_else(|| "ok".into(), |error| error.to_string()),
             projects: self.vending.projects().current().projects.len(),
             clusters: self.admin.about.clusters.iter().map(cluster).collect(),
-            warnings: self.admin.about.warnings.iter().cloned().chain(self.admin.observed()).collect(),
+            warnings: [self.admin.about.warnings.clone(), self.admin.observed(), self.vending.full_denies()].concat(),
         }
     }
 }

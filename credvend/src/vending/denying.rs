@@ -25,8 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::minutes(10);
 /// behind by a credvend that was stopped.
 const LOOK_BACK: Duration = Duration::days(2);
 
-/// The most roles that are brought in line in one sweep.
+/// The most roles that are brought in line in one sweep, and how many of them at the same time.
 const MAX_ROLES: usize = 32;
+const ROLES_AT_ONCE: usize = 8;
 
 /// Policies with living entries are compared with IAM's once in so long, although all seems in line.
 const LOOK_AGAIN: Duration = Duration::minutes(1);
@@ -78,6 +79,8 @@ pub(super) struct Undone {
 struct Known {
     /// What each role's policy has, as far as this process made it, and when that was seen.
     shown: HashMap<RoleArn, (Vec<Revocation>, OffsetDateTime)>,
+    /// Of what a role's policy should have, what there was no room for.
+    left_out: HashMap<RoleArn, HashSet<Denied>>,
     failed: HashMap<RoleArn, Failed>,
     looked_back: bool,
 }
@@ -113,6 +116,31 @@ impl Denying {
     pub(super) fn has(&self, role: &RoleArn, whose: &[Denied]) -> bool {
         let known = self.known();
         known.shown.get(role).is_some_and(|(shown, _)| whose.iter().all(|w| shown.iter().any(|e| e.whose == *w)))
+            && known.left_out.get(role).is_none_or(|left_out| !whose.iter().any(|w| left_out.contains(w)))
+    }
+
+    /// For how many of these a role's policy has no room any more.
+    pub(super) fn left_out(&self, role: &RoleArn, whose: &[Denied]) -> usize {
+        let known = self.known();
+        known.left_out.get(role).map_or(0, |left_out| whose.iter().filter(|w| left_out.contains(*w)).count())
+    }
+
+    /// The roles whose policies have no room for everything, in words.
+    pub(super) fn full(&self) -> Vec<String> {
+        let known = self.known();
+        let mut full: Vec<String> = known
+            .left_out
+            .iter()
+            .map(|(role, left_out)| {
+                let of = known.shown.get(role).map_or(left_out.len(), |(shown, _)| shown.len());
+                format!(
+                    "{role}: its inline policies have no room for {} of {of} denied names; what was issued under these lives until it expires",
+                    left_out.len()
+                )
+            })
+            .collect();
+        full.sort();
+        full
     }
 
     /// Makes one role's policy deny what the store says now.
@@ -150,8 +178,17 @@ impl Denying {
         };
         let mut known = self.known();
         match result {
-            Ok(entries) => {
+            Ok((entries, Some(partly))) => {
+                let left_out: HashSet<Denied> = partly.left_out.iter().flatten().cloned().collect();
+                let of_orders = entries.iter().any(|entry| entry.ordered && left_out.contains(&entry.whose));
+                let known_before = known.left_out.insert(role.clone(), left_out).is_some();
+                known.shown.insert(role.clone(), (entries, self.clock.now()));
+                // Of jobs' leftovers there are more and more: that is said once.
+                Err(self.failed(&mut known, role, partly, known_before && !of_orders))
+            }
+            Ok((entries, None)) => {
                 known.failed.remove(role);
+                known.left_out.remove(role);
                 if known.shown.get(role).is_none_or(|(shown, _)| *shown != entries) {
                     self.audit.note(Event::DenyInForce { role_arn: role, entries: entries.len() });
                     tracing::info!(%role, entries = entries.len(), "the role's Deny is in line with the store");
@@ -160,14 +197,24 @@ impl Denying {
                 Ok(())
             }
             Err(undone) => {
-                let pause = known.failed.get(role).map_or(FIRST_PAUSE, |f: &Failed| LONGEST_PAUSE.min(f.pause * 2));
-                known.failed.insert(role.clone(), Failed { next: self.clock.now() + pause, pause });
                 known.shown.remove(role);
-                self.audit.note(Event::DenyFailed { role_arn: role, why: &undone.why });
-                tracing::error!(%role, why = undone.why, again_in = %pause, "the role's Deny is not in line with the store");
-                Err(undone)
+                Err(self.failed(&mut known, role, undone, false))
             }
         }
+    }
+
+    fn failed(&self, known: &mut Known, role: &RoleArn, undone: Undone, quietly: bool) -> Undone {
+        // As long as a policy has no room it is compared with IAM's as any other.
+        let longest = if undone.left_out.is_some() { LOOK_AGAIN } else { LONGEST_PAUSE };
+        let pause = known.failed.get(role).map_or(FIRST_PAUSE, |f: &Failed| longest.min(f.pause * 2));
+        known.failed.insert(role.clone(), Failed { next: self.clock.now() + pause, pause });
+        if quietly {
+            tracing::debug!(%role, why = undone.why, "the role's Deny still has no room for everything");
+        } else {
+            self.audit.note(Event::DenyFailed { role_arn: role, why: &undone.why });
+            tracing::error!(%role, why = undone.why, again_in = %pause, "the role's Deny is not in line with the store");
+        }
+        undone
     }
 
     /// How many roles' policies are not what the store says, as far as this process knows.
@@ -187,8 +234,8 @@ impl Denying {
         Err("another credvend is at work on this role's Deny, or died at it a moment ago; it is tried again".into())
     }
 
-    /// Until the store still says after a write what was written.
-    async fn make_leased(&self, role: &RoleArn, lease: &str) -> Result<Vec<Revocation>, Undone> {
+    /// Until the store still says after a write what was written: what that is, and what of it had no room.
+    async fn make_leased(&self, role: &RoleArn, lease: &str) -> Result<(Vec<Revocation>, Option<Undone>), Undone> {
         let undone = |e: StoreError| Undone { why: e.to_string(), left_out: None };
         let mut entries = self.entries(role).await.map_err(undone)?;
         for _ in 0..ROUNDS {
@@ -198,13 +245,13 @@ impl Denying {
             let mine = self.store.lease(lease, &self.replica, now, now + LEASE).await.map_err(undone)?;
             let again = self.entries(role).await.map_err(undone)?;
             if mine && again == entries {
-                return projected.map(|()| entries).map_err(|error| Undone {
-                    why: error.to_string(),
-                    left_out: match error {
-                        DenyError::TooLarge { left_out, .. } if !left_out.is_empty() => Some(left_out),
-                        _ => None,
-                    },
-                });
+                return match projected {
+                    Ok(()) => Ok((entries, None)),
+                    Err(DenyError::TooLarge { why, left_out }) if !left_out.is_empty() => {
+                        Ok((entries, Some(Undone { why, left_out: Some(left_out) })))
+                    }
+                    Err(error) => Err(Undone { why: error.to_string(), left_out: None }),
+                };
             }
             if !mine {
                 break;
@@ -276,23 +323,35 @@ impl Denying {
             let in_line = |role: &RoleArn| {
                 let wanted = wanted.get(role).unwrap_or(&none);
                 known.shown.get(role).is_some_and(|(shown, at)| {
-                    shown == wanted && (shown.is_empty() || super::fresh(*at, now, LOOK_AGAIN))
+                    let full = known.left_out.contains_key(role);
+                    shown == wanted && !full && (shown.is_empty() || super::fresh(*at, now, LOOK_AGAIN))
                 })
             };
-            let due: Vec<RoleArn> = roles
+            // A policy without room is another one as soon as there are other entries.
+            let changed = |role: &RoleArn| {
+                let wanted = wanted.get(role).unwrap_or(&none);
+                known.left_out.contains_key(role) && known.shown.get(role).is_some_and(|(shown, _)| shown != wanted)
+            };
+            let mut due: Vec<RoleArn> = roles
                 .into_iter()
                 .filter(|role| !in_line(role))
-                .filter(|role| known.failed.get(*role).is_none_or(|f| f.next <= now))
-                .take(MAX_ROLES)
+                .filter(|role| known.failed.get(*role).is_none_or(|f| f.next <= now) || changed(role))
                 .cloned()
                 .collect();
+            // Those first that waited longest.
+            due.sort_by_cached_key(|role| known.shown.get(role).map(|(_, at)| *at));
+            due.truncate(MAX_ROLES);
             known.looked_back |= due.len() < MAX_ROLES;
             due
         };
-        for role in due {
+        let places = tokio::sync::Semaphore::new(ROLES_AT_ONCE);
+        let in_line = due.iter().map(|role| async {
+            // Never closed.
+            let _place = places.acquire().await;
             // Logged there; the next sweep after the pause tries again.
-            let _ = self.bring_in_line(&role).await;
-        }
+            let _ = self.bring_in_line(role).await;
+        });
+        super::sweeping::all(in_line).await;
         Ok(())
     }
 }

@@ -18,6 +18,10 @@ use crate::store::{Ended, OpenRun, Origin, Run, SessionFilter};
 /// Ended sessions, expired issuances and revocations are kept this long, for questions about the past.
 pub const KEPT: Duration = Duration::days(90);
 
+/// What AWS need not deny any more is kept this long: longer than a credvend that starts looks back for policies that were
+/// left behind.
+const DENIALS_KEPT: Duration = Duration::days(3);
+
 /// How often old rows are looked for.
 const PRUNE_EVERY: Duration = Duration::hours(1);
 
@@ -123,11 +127,12 @@ impl Vending {
             }
         }
         let denying = async {
-            self.deny_ended().await?;
-            self.denying.reconcile().await
+            // Not within the time for IAM: what is on record and whom it hits must not come apart.
+            let recorded = self.deny_ended(true).await;
+            (recorded, tokio::time::timeout(DENYING, self.denying.reconcile()).await)
         };
-        let (resumed, denied) = tokio::join!(self.go_on_with_orders(), tokio::time::timeout(DENYING, denying));
-        if let Err(e) = resumed {
+        let (resumed, (recorded, denied)) = tokio::join!(self.go_on_with_orders(), denying);
+        for e in [resumed.err(), recorded.err()].into_iter().flatten() {
             failed = Some(e.into());
         }
         match denied {
@@ -147,7 +152,8 @@ impl Vending {
         if !due(&self.sweeping.pruned.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(());
         }
-        let gone = self.parts.store.prune(now - KEPT).await?;
+        let gone =
+            self.parts.store.prune(now - KEPT).await? + self.parts.store.prune_revocations(now - DENIALS_KEPT).await?;
         *self.sweeping.pruned.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         if gone > 0 {
             tracing::info!(rows = gone, "old rows pruned");

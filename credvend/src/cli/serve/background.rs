@@ -87,6 +87,15 @@ pub async fn sweep(vending: Arc<Vending>, mut turn: Option<Turn>, mut stopping: 
         if let Some(turn) = &mut turn
             && !turn.is_ours(&vending).await
         {
+            // What ended here no other replica knows of for minutes.
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => {}
+                denied = tokio::time::timeout(SWEEP_PATIENCE, vending.deny_ended_here()) => {
+                    if let Ok(Err(error)) = denied {
+                        tracing::warn!("what ended jobs hold is not denied yet: {error}");
+                    }
+                }
+            }
             continue;
         }
         // Cut short, it has closed some sessions; the next one closes the others.

@@ -30,7 +30,16 @@ impl Vending {
         let mut report = stored.unwrap_or_else(|| RevocationReport::of(order));
         for role in &mut report.roles {
             // The Deny has a life of its own.
-            if !role.in_force
+            let left_out = self.denying.left_out(&role.role_arn, &role.denied);
+            if role.in_force && left_out > 0 {
+                let why = format!(
+                    "{}: its inline policies have no room any more for {left_out} of these names, for others were revoked since; what was issued under them lives until it expires; revoke with --wide, which denies the role as a whole",
+                    role.role_arn
+                );
+                role.in_force = false;
+                report.not_denied.push(why.clone());
+                role.why_not = Some(why);
+            } else if !role.in_force
                 && role.denied.len() == role.denied_total
                 && self.denying.has(&role.role_arn, &role.denied)
             {

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
 use crate::audit;
 use crate::clock::Clock;
-use crate::deny::{Denier, DenyError};
+use crate::deny::{Denier, DenyError, policy};
 use crate::events::{Events, Line};
 use crate::projects::{ProjectMap, Projects, Role};
 use crate::refusal::Refusal;
@@ -210,7 +210,12 @@ impl Denier for Iam {
         if entries.is_empty() {
             policies.remove(role);
         } else {
-            policies.insert(role.clone(), entries.to_vec());
+            let left_out = policy::compose(entries, policy::MAX_CHARS).left_out;
+            let fits = entries.iter().filter(|entry| !left_out.contains(&entry.whose)).cloned().collect();
+            policies.insert(role.clone(), fits);
+            if !left_out.is_empty() {
+                return Err(DenyError::TooLarge { why: "there is no room".into(), left_out });
+            }
         }
         Ok(())
     }
