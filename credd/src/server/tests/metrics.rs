@@ -11,8 +11,8 @@ use tokio::net::{TcpStream, UnixStream};
 use prometheus::Prometheus;
 
 use super::house::{House, in_a_house, in_a_house_for};
-use crate::server::clock::Clock as _;
 use crate::control::ToKeeper;
+use crate::server::clock::Clock as _;
 
 #[path = "../../../../tests/alerts/prometheus.rs"]
 mod prometheus;
