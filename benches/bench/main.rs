@@ -19,6 +19,7 @@ mod sample;
 mod scratch;
 mod store;
 mod sts;
+mod sweep;
 mod vending_api;
 mod vending_speed;
 mod wrk;
@@ -32,19 +33,20 @@ use figure::{Figure, Topic};
 
 type Measure = fn() -> Result<Vec<Figure>>;
 
-const TOPICS: [(&str, &str, Measure); 8] = [
+const TOPICS: [(&str, &str, Measure); 9] = [
     ("plugin", "The plugin's shared object", plugin_object::measure),
     ("endpoint", "credd's endpoint", endpoint_speed::measure),
     ("memory", "credd's memory, 1,000 live sessions and their documents cached", memory::measure),
     ("credvend", "credvend, over TLS on kept connections", vending_speed::measure),
     ("store", "credvend among 100,000 open sessions in SQLite", store::measure),
+    ("sweep", "credvend among 100,000 jobs of Slurm", sweep::measure),
     ("revoke", "Revocation, credvend and 1,000 nodes on this machine", revoke::measure),
     ("replicas", "credvends over one pretend DynamoDB", replicas::measure),
     ("start", "The start of a job on a real cluster, one node", job_start::measure),
 ];
 
 const USAGE: &str = "usage: cargo bench -p credd-cluster-tests -- [--json] [TOPIC…]
-topics: plugin endpoint memory credvend store revoke replicas start";
+topics: plugin endpoint memory credvend store sweep revoke replicas start";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
