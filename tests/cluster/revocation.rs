@@ -117,6 +117,11 @@ fn bobs_end_is_not_bobbys() {
     // Where bob's jobs ended a moment ago counts, too: processes may be left there.
     let (concerned, dropped) = (&report["nodes"]["concerned"], &report["nodes"]["dropped"]);
     assert!(concerned == dropped && dropped.as_u64() >= Some(1), "{report}");
+    let on = report["nodes"]["dropped-on"]["lab"].as_str();
+    assert!(on.is_some_and(|list| list == "n1" || list == "n[1-2]"), "{report}");
+    for goal in ["refuse-ms", "drop-ms", "deny-ms"] {
+        assert!(report["took"][goal].is_u64(), "{goal}: {report}");
+    }
 
     let answer = bob.get_as("bob");
     assert!(answer.status == 403 && answer.body.contains("left the lab"), "at once, and with the reason: {answer:?}");

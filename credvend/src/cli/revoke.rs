@@ -30,7 +30,8 @@ pub struct Whom {
     /// Exactly this project, as in projects.toml
     #[arg(long)]
     project: Option<ProjectId>,
-    /// This Slurm job, every run of it so far: CLUSTER/JOB, or JOB with --cluster
+    /// This Slurm job, every run of it so far: CLUSTER/JOB, or JOB with --cluster. A task of an array and a component of a
+    /// heterogeneous job are jobs of their own, by their raw ids
     #[arg(long, value_name = "[CLUSTER/]JOB")]
     job: Option<String>,
     /// Every job that has this node: CLUSTER/NODE, or NODE with --cluster
@@ -180,6 +181,9 @@ pub fn shown(report: &RevocationReport) -> String {
     } else {
         let took = after(report.took.drop_ms);
         line("nodes", format!("{} of {} dropped what they held{took}", nodes.dropped, nodes.concerned));
+    }
+    for (cluster, list) in &nodes.dropped_on {
+        line("", format!("{list} of {cluster}"));
     }
     for node in nodes.unheard.iter().take(SHOWN) {
         let until = rfc3339_z::format(node.may_serve_until);

@@ -1,5 +1,7 @@
 //! What a revocation did, for people and programs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use credd_protocol::credentials::rfc3339_z;
 use credd_protocol::{ClusterName, JobId, NodeName, RoleArn, SessionId, UserName};
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,9 @@ use crate::store::{Denied, Order, OrderId, Subject};
 
 /// A stored report has at most 256 KiB: no list in it is longer than this.
 const MOST_LISTED: usize = 500;
+
+/// A list of names has at most so many bytes: there is one for each cluster.
+const MOST_NAMED: usize = 4096;
 
 /// What a revocation did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +75,9 @@ pub struct NodesReport {
     pub concerned: usize,
     /// How many said that they dropped them.
     pub dropped: usize,
+    /// Which, of each cluster, as Slurm writes lists of nodes; a long one ends in `…`.
+    #[serde(default)]
+    pub dropped_on: BTreeMap<ClusterName, String>,
     /// Those that were not heard of in time; the first 500.
     pub unheard: Vec<UnheardNode>,
 }
@@ -168,6 +176,9 @@ impl RevocationReport {
         loop {
             bounded.sessions.truncate(most);
             bounded.nodes.unheard.truncate(most);
+            if most < MOST_LISTED {
+                bounded.nodes.dropped_on.clear();
+            }
             bounded.roles.truncate(most);
             bounded.not_denied.truncate(most);
             for role in &mut bounded.roles {
@@ -196,10 +207,80 @@ impl RoleReport {
 }
 
 impl NodesReport {
-    pub(super) fn new(concerned: usize, mut unheard: Vec<UnheardNode>) -> Self {
+    pub(super) fn new(dropped: &BTreeSet<(ClusterName, NodeName)>, mut unheard: Vec<UnheardNode>) -> Self {
         unheard.sort();
-        let dropped = concerned - unheard.len().min(concerned);
+        let concerned = dropped.len() + unheard.len();
         unheard.truncate(MOST_LISTED);
-        NodesReport { concerned, dropped, unheard }
+        let mut by_cluster: BTreeMap<ClusterName, Vec<&NodeName>> = BTreeMap::new();
+        for (cluster, node) in dropped {
+            by_cluster.entry(cluster.clone()).or_default().push(node);
+        }
+        let dropped_on = by_cluster.into_iter().map(|(cluster, nodes)| (cluster, folded(&nodes))).collect();
+        NodesReport { concerned, dropped: dropped.len(), dropped_on, unheard }
+    }
+}
+
+/// `n[1-3,7],m1`: names of one beginning whose last digits are as many share their brackets.
+fn folded(nodes: &[&NodeName]) -> String {
+    let mut groups: BTreeMap<(&str, usize), BTreeSet<u64>> = BTreeMap::new();
+    let mut elements: Vec<String> = vec![];
+    for node in nodes {
+        let letters = node.as_str().trim_end_matches(|c: char| c.is_ascii_digit());
+        let digits = &node.as_str()[letters.len()..];
+        match digits.parse() {
+            Ok(number) => drop(groups.entry((letters, digits.len())).or_default().insert(number)),
+            Err(_) => elements.push(node.to_string()),
+        }
+    }
+    for ((letters, width), numbers) in groups {
+        let mut ranges: Vec<(u64, u64)> = vec![];
+        for number in numbers {
+            match ranges.last_mut() {
+                Some((_, high)) if *high + 1 == number => *high = number,
+                _ => ranges.push((number, number)),
+            }
+        }
+        let shown = |(low, high): &(u64, u64)| match low == high {
+            true => format!("{low:0width$}"),
+            false => format!("{low:0width$}-{high:0width$}"),
+        };
+        let all: Vec<String> = ranges.iter().map(shown).collect();
+        elements.push(match &ranges[..] {
+            [(low, high)] if low == high => format!("{letters}{}", all[0]),
+            _ => format!("{letters}[{}]", all.join(",")),
+        });
+    }
+    let mut text = elements.join(",");
+    if text.len() > MOST_NAMED {
+        text.truncate(MOST_NAMED);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_listed_as_slurm_does_and_not_without_end() {
+        let list = |names: &[&str]| {
+            let names: Vec<NodeName> = names.iter().map(|name| name.parse().unwrap()).collect();
+            folded(&names.iter().collect::<Vec<_>>())
+        };
+        assert_eq!(list(&[]), "");
+        assert_eq!(list(&["n1"]), "n1");
+        let text = list(&["n7", "n1", "n2", "n3", "n10", "gpu-a", "r1-08", "r1-09", "r1-11"]);
+        assert_eq!(text, "gpu-a,n[1-3,7],n10,r1-[08-09,11]");
+        assert_eq!(crate::attest::hostlist::expand(&text, 100).unwrap().len(), 9);
+        let odd: Vec<String> = (0..10_000).map(|i| format!("n{}", 10_000 + 2 * i)).collect();
+        let text = list(&odd.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(text.len() <= MOST_NAMED + 3 && text.ends_with('…'), "{}", text.len());
+    }
+
+    #[test]
+    fn a_report_without_the_names_reads_as_well() {
+        let report: NodesReport = serde_json::from_str(r#"{"concerned":2,"dropped":2,"unheard":[]}"#).unwrap();
+        assert_eq!((report.dropped, report.dropped_on.len()), (2, 0));
     }
 }

@@ -85,6 +85,6 @@ impl Vending {
                 may_serve_until: *until,
             })
             .collect();
-        NodesReport::new(concerned.len(), unheard)
+        NodesReport::new(&heard.into_iter().filter(|place| concerned.contains(place)).collect(), unheard)
     }
 }

@@ -76,6 +76,9 @@ async fn a_project_loses_its_sessions_and_no_other_does() {
     assert_eq!(active(&w, &sessions).await, [false, false, true]);
     assert_eq!(names(&report), set(&["AROAgenomics:lab-bob-n1", "AROAgenomics:lab-eve-n2"]));
     assert!(report.complete() && report.nodes.concerned == 2 && report.nodes.dropped == 2, "{report:?}");
+    assert_eq!(report.nodes.dropped_on[&lab()], "n[1-2]");
+    let took = report.took;
+    assert!(took.refuse_ms.is_some() && took.refuse_ms <= took.drop_ms && took.refuse_ms <= took.deny_ms, "{took:?}");
     // Case matters: the project is Climate.
     assert_eq!(revoke(&w, Subject::Project("climate".parse().unwrap())).await.sessions_total, 0);
     assert_eq!(revoke(&w, Subject::Project("Climate".parse().unwrap())).await.sessions_total, 1);
@@ -242,6 +245,7 @@ async fn a_node_that_does_not_answer_is_named_with_its_time() {
     let expires = w.session(sessions[0]).await.opened + Duration::HOUR;
     assert_eq!((node.node.as_str(), node.may_serve_until), ("n2", expires));
     assert!(!report.complete() && report.not_denied.is_empty() && report.nodes.dropped == 1);
+    assert_eq!((report.nodes.dropped_on[&lab()].as_str(), report.took.drop_ms), ("n1", None));
     assert_eq!(w.vending.revocation(report.id).await.unwrap().nodes.unheard[0].node, node.node, "and remembered");
 }
 
