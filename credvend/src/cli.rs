@@ -4,6 +4,7 @@
 //! Exit codes: 0 done; 1 not done, with the reason; 2 wrong usage; 3 a revocation that lacks something; 78 (EX_CONFIG) a
 //! bad configuration.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -82,7 +83,7 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     // A hook that fails would requeue or hold jobs: whatever its arguments are, slurmctld gets a 0.
-    if std::env::args_os().nth(1).is_some_and(|first| first == "hook") {
+    if is_hook(std::env::args_os().skip(1)) {
         return hook::main();
     }
     let cli = Cli::parse();
@@ -99,6 +100,18 @@ pub fn main() -> ExitCode {
             if error.is::<revoke::Lacking>() { ExitCode::from(LACKING) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Whether the command is `hook`, whatever else may be wrong with the arguments. Before a command stands `--config` alone.
+fn is_hook(mut args: impl Iterator<Item = OsString>) -> bool {
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--config") => drop(args.next()),
+            Some(given) if given.starts_with("--config=") => {}
+            other => return other == Some("hook"),
+        }
+    }
+    false
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -144,5 +157,19 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_hook_is_one_wherever_it_stands() {
+        let is = |line: &str| is_hook(line.split(' ').map(OsString::from));
+        for hook in ["hook", "hook nonsense", "--config x hook prolog", "--config=x hook --what", "--config hook hook"]
+        {
+            assert!(is(hook), "{hook}");
+        }
+        for other in
+            ["", "status", "session list --user hook", "--config hook", "--config hook status", "--version hook"]
+        {
+            assert!(!is(other), "{other}");
+        }
     }
 }

@@ -170,7 +170,7 @@ pub struct Cluster {
     pub attest: Attest,
     /// `slurm-conf`: `SLURM_CONF` for the questions to slurmctld; unset, Slurm's own default.
     pub slurm_conf: Option<PathBuf>,
-    /// `slurm-bin`: the directory of squeue, sinfo and scontrol; unset, `PATH`.
+    /// `slurm-bin`: the directory of squeue, sinfo and scontrol; unset, the usual ones are looked into. `PATH` does not count.
     pub slurm_bin: Option<PathBuf>,
     /// `sees-private-jobs`: believe that a job is gone although the site has `PrivateData=jobs`: credvend's user is a
     /// Slurm operator there.
@@ -555,7 +555,7 @@ fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
 
 fn read_limits(section: Section<'_, '_>) -> Limits {
     let limits = Limits {
-        max_connections: section.number("max-connections", 16, 1_000_000).unwrap_or(16_384),
+        max_connections: section.number("max-connections", 16, 1_000_000).unwrap_or(65_536),
         max_connections_per_address: section.number("max-connections-per-address", 4, 1_000_000).unwrap_or(256),
         max_streams_per_node: section.number("max-streams-per-node", 1, 16).unwrap_or(2),
     };

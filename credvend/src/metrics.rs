@@ -62,6 +62,7 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<OfRequest, Counter>,
     request_seconds: Durations<OfVerb>,
+    connections_refused: Counter,
     events: Family<OfEvent, Counter>,
     refusals: Family<OfCode, Counter>,
     assume_role: Family<OfResult, Counter>,
@@ -112,6 +113,7 @@ impl Default for Metrics {
         let metrics = metrics! {
             requests = Family::default(), "requests", "Requests answered, by verb and result (ok, or the refusal's code)";
             request_seconds = slow(), "request_duration_seconds", "Time to an answer, by verb";
+            connections_refused = Counter::default(), "connections_refused", "Connections closed at once because [limits] has no place for them";
             events = Family::default(), "events", "Events of the audit log, whether or not it can be written";
             refusals = Family::default(), "refusals", "Refusals of the audit log, by code";
             assume_role = Family::default(), "assume_role", "AssumeRole calls, by result (ok, refused, unavailable; busy: not made)";
@@ -181,6 +183,11 @@ impl Metrics {
     pub fn request(&self, verb: Text, result: Text, took: Duration) {
         self.requests.get_or_create(&OfRequest { verb, result }).inc();
         self.request_seconds.get_or_create(&OfVerb { verb }).observe(took.as_secs_f64());
+    }
+
+    /// A connection beyond `[limits]` was closed.
+    pub fn connection_refused(&self) {
+        self.connections_refused.inc();
     }
 
     /// Something happened that is put on record; with the code, if it is a refusal.

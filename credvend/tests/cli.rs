@@ -50,11 +50,16 @@ impl Site {
 
     fn serving() -> Self {
         let mut site = Site::new();
+        site.serve();
+        site
+    }
+
+    fn serve(&mut self) {
+        let site = self;
         let log = std::fs::File::create(site.path("log")).unwrap();
         let child = site.command(&["serve"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         site.serve = Some(child);
         site.until("ready", |site| site.log().contains(" ready "));
-        site
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -211,7 +216,11 @@ fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
     let arn = "arn:aws:iam::123456789012:role/team/climate";
     let said = site.done(&["project", "set", "climate", "--role-arn", arn, "--duration", "30m", "--session-tags"]);
     assert!(said.contains("uses it now"), "{said}");
-    site.done(&["project", "set", "climate", "--role-arn", ARN, "--role", "train"]);
+    let template = "{cluster}-{user}-{job}";
+    site.done(&["project", "set", "climate", "--role-arn", ARN, "--role", "train", "--session-name", template]);
+    assert!(std::fs::read_to_string(site.path("projects.toml")).unwrap().contains(template));
+    let nameless = ["project", "set", "climate", "--role-arn", ARN, "--role", "train", "--session-name", "{node}"];
+    assert_eq!(site.run(&nameless).code, 78, "a template that tells nobody apart");
     let listed = || site.json(&["project", "list", "--json"]).as_array().unwrap().clone();
     assert_eq!(listed().len(), 3);
     let climate = listed().into_iter().find(|r| r["role-arn"] == arn).unwrap();
@@ -227,6 +236,7 @@ fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
     site.signal(Signal::SIGHUP);
     site.until("the complaint", |site| site.log().matches("not reloaded").count() >= 2);
     assert_eq!(listed().len(), 2, "what was in force stays");
+    assert!(site.done(&["status"]).contains("warning: the last reload left the old in force"), "and status says so");
     let check = site.run(&["check-config"]);
     assert_eq!(check.code, 78, "{}", check.out);
     assert!(check.err.contains("line 2") && check.err.contains("line 3"), "{}", check.err);
@@ -246,6 +256,11 @@ fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
     site.signal(Signal::SIGHUP);
     site.until("the reload", |site| site.log().contains("reloaded projects"));
     assert!(listed().iter().any(|r| r["project"] == "genetics"));
+    let status = site.done(&["status"]);
+    assert!(!status.contains("the last reload") && status.contains("has no revoker role"), "{status}");
+    site.done(&["project", "remove", "climate"]);
+    site.done(&["project", "set", "other", "--role-arn", &ARN.replace("123456789012", "210987654321")]);
+    assert!(site.done(&["status"]).contains("AWS account 210987654321 has no revoker role"), "of the map in force");
     assert!(site.done(&["check-config"]).contains("is valid"));
 }
 
@@ -253,7 +268,6 @@ fn projects_change_while_it_runs_and_a_bad_edit_changes_nothing() {
 fn the_hooks_open_and_complete_a_session() {
     let site = Site::serving();
     let pin = site.json(&["pin", "--json"])["pin"].as_str().unwrap().to_owned();
-    std::fs::create_dir(site.path("answers")).unwrap();
     let at = |name: &str| site.path(name).display().to_string();
     site.write(
         "hook.toml",
@@ -271,8 +285,9 @@ fn the_hooks_open_and_complete_a_session() {
         ("SLURM_JOB_USER", "alice"),
     ];
     let config = at("hook.toml");
+    let own = at("credvend.toml");
     let hook = |when, environment: &[(&str, &str)]| {
-        let said = site.run_with(&["hook", when, "--hook-config", &config], environment);
+        let said = site.run_with(&["--config", &own, "hook", when, "--hook-config", &config], environment);
         assert_eq!(said.code, 0, "a hook never fails: {}", said.err);
         assert!(!said.err.contains(SECRET) && !said.out.contains("credd1-"), "{}", said.err);
         said.err
@@ -282,7 +297,14 @@ fn the_hooks_open_and_complete_a_session() {
     assert_eq!((&sessions[0]["head-session"], &sessions[0]["status"]), (&"42".into(), &"ACTIVE".into()));
     let answer = std::fs::read_to_string(site.path("answers/42")).unwrap();
     assert!(answer.contains("AWS_CONTAINER_AUTHORIZATION_TOKEN=credd1-"), "{answer}");
-    assert_eq!(std::fs::metadata(site.path("answers/42")).unwrap().permissions().mode() & 0o777, 0o600);
+    let mode = |name: &str| std::fs::metadata(site.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("answers"), mode("answers/42")), (0o700, 0o600), "the hook makes the directory");
+    let of_job = site.json(&["session", "list", "--job", "42", "--cluster", "lab", "--json"]);
+    assert_eq!((of_job.as_array().unwrap().len(), &of_job[0]["head-session"]), (1, &"42".into()));
+    for none in [["--user", "bob"], ["--status", "completed"], ["--project", "climate"], ["--cluster", "hpc"]] {
+        let listed = site.json(&[&["session", "list", "--job", "42", "--json"], &none[..]].concat());
+        assert_eq!(listed.as_array().unwrap().len(), 0, "{none:?}");
+    }
     assert_eq!(hook("epilog", &job), "");
     assert!(!site.path("answers/42").exists());
     let id = sessions[0]["session"].as_str().unwrap();
@@ -294,10 +316,15 @@ fn the_hooks_open_and_complete_a_session() {
     assert!(hook("prolog", &other).contains("projects.toml"));
     let good = std::fs::read_to_string(site.path("hook.toml")).unwrap();
     site.write("hook.toml", &good.replace(&pin, &format!("sha256:{}", "0".repeat(64))));
-    assert!(hook("prolog", &job).contains("TLS"), "an impostor gets no secret");
+    let said = hook("prolog", &job);
+    assert!(said.contains("TLS") && said.contains(&pin) && said.contains("`credvend pin`"), "no secret for it: {said}");
     site.write("hook.toml", "url = 5\n");
     assert!(!hook("epilog", &job).is_empty());
-    assert_eq!(site.run(&["hook", "nonsense"]).code, 0);
+    for mistake in
+        [&["hook", "nonsense"][..], &["--config", &own, "hook", "nonsense"], &["--config=x", "hook", "--what"]]
+    {
+        assert_eq!(site.run(mistake).code, 0, "{mistake:?}");
+    }
     // Nobody answers: within the deadline.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
@@ -355,6 +382,24 @@ fn sessions_are_closed_and_users_invalidated_from_the_command_line() {
         assert_ne!(site.run(bad).code, 0, "{bad:?}");
     }
     assert_eq!(site.run(&["revoke", "--user", "bob", "--cluster", "nowhere"]).code, 1);
+    for (unknown, said) in [
+        (&["--user", "bbo"][..], "nobody of the name bbo has had a session here"),
+        (&["--user", "bbo", "--dry-run"], "check the spelling"),
+        (&["--project", "genomcis"], "no project genomcis is known here"),
+        (&["--job", "lab/99"], "job 99 of cluster lab has had no session here"),
+        (&["--role", "arn:aws:iam::123456789012:role/genomcis"], "no project has the role"),
+        (&["--user", "bbo", "--block"], "kept out all the same"),
+    ] {
+        let revoked = site.run(&[&["revoke"], unknown].concat());
+        assert_eq!(revoked.code, 3, "{unknown:?}: {}", revoked.err);
+        assert!(revoked.err.contains(said) && revoked.err.contains("check the spelling"), "{}", revoked.err);
+    }
+    // Known, with nothing left to end: done.
+    for known in [&["--user", "bob"][..], &["--project", "genomics", "--dry-run"], &["--job", "lab/1"]] {
+        site.done(&[&["revoke"], known].concat());
+    }
+    assert!(site.run(&["unblock", "--job", "lab/1"]).err.contains("never blocked"));
+    assert!(site.run(&["revoke", "--job", "lab/3", "--cluster", "hpc"]).err.contains("--cluster says otherwise"));
     let left = list(&["--status", "active"]);
     assert_eq!((left.len(), &left[0]["user"]), (1, &"bobby".into()));
     assert!(site.done(&["session", "list"]).lines().count() == 4);
@@ -407,6 +452,7 @@ fn the_audit_log_is_asked_from_the_command_line() {
         (&"SIGHUP".into(), true)
     );
     assert_eq!(ask(&site, &["--user", "bob", "--since", "1h"]).len(), 1, "bobby is another");
+    assert_eq!(ask(&site, &["--job", "2"])[0]["user"], "bobby", "a head's job is found by its number");
     assert_eq!(ask(&site, &["--user", "bob", "--until", "2020-01-01T00:00:00Z"]).len(), 0);
     // A crash cut a line; another one is no line of ours.
     let mut file = std::fs::OpenOptions::new().append(true).open(log.with_extension("jsonl.1")).unwrap();
@@ -424,6 +470,75 @@ fn the_audit_log_is_asked_from_the_command_line() {
     for secret in [SECRET, "not-a-real-key"] {
         assert!(!text.contains(secret));
     }
+}
+
+#[test]
+fn everything_that_a_session_got_is_shown() {
+    use credvend::store::sqlite::SqliteStore;
+    use credvend::store::{Issuance, Origin, PAGE, Run, Session, Store};
+    let mut site = Site::new();
+    let at = time::OffsetDateTime::now_utc();
+    let session = Session {
+        id: credd_protocol::SessionId::random(),
+        cluster: "lab".parse().unwrap(),
+        user: "alice".parse().unwrap(),
+        uid: None,
+        project: "genomics".parse().unwrap(),
+        partition: None,
+        nodes: vec![],
+        origin: Origin::Slurm(Run { job: 7.try_into().unwrap(), restart: 0, submitted: at }),
+        opened: at,
+        ended: None,
+        status: credd_protocol::seed_api::SessionStatus::Active,
+        why: None,
+    };
+    let issued = |number: usize| Issuance {
+        session: session.id,
+        user: session.user.clone(),
+        cluster: session.cluster.clone(),
+        project: session.project.clone(),
+        role: "default".parse().unwrap(),
+        role_arn: ARN.parse().unwrap(),
+        role_id: "AROAEXAMPLE".into(),
+        session_name: "lab-alice-n1".into(),
+        source_identity: None,
+        key_id: format!("ASIA{number}"),
+        node: None,
+        issued: at,
+        expires: at + time::Duration::HOUR,
+    };
+    std::fs::create_dir(site.path("state")).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let store = std::sync::Arc::new(SqliteStore::open(&site.path("state/credvend.sqlite")).unwrap());
+        store.open(session.clone()).await.unwrap();
+        let mut writes = tokio::task::JoinSet::new();
+        for number in 0..=PAGE {
+            let (store, issued) = (store.clone(), issued(number));
+            writes.spawn(async move { store.record_issuance(issued).await.unwrap() });
+        }
+        writes.join_all().await;
+    });
+    site.serve();
+    let id = session.id.to_string();
+    let shown = site.json(&["session", "show", &id, "--json"]);
+    let mut keys: Vec<&str> =
+        shown["issued"].as_array().unwrap().iter().map(|i| i["key-id"].as_str().unwrap()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), PAGE + 1);
+    assert_eq!(site.done(&["session", "show", &id]).matches(" ASIA").count(), PAGE + 1);
+}
+
+#[test]
+fn what_dynamodb_needs_is_said_before_a_site_moves_there() {
+    let site = Site::new();
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    // Nobody listens there.
+    site.write("credvend.toml", &format!("{text}[store]\nendpoint = \"http://127.0.0.1:1\"\n"));
+    let policy = site.json(&["store", "policy", "--account", "123456789012"]);
+    assert!(policy.to_string().contains("arn:aws:dynamodb:us-east-1:123456789012:table/credvend-sessions"), "{policy}");
+    let init = site.run(&["store", "init"]);
+    assert_eq!((init.code, init.out.as_str()), (1, ""), "it makes tables or says why not: {}", init.err);
 }
 
 #[test]

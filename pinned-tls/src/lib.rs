@@ -14,7 +14,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 
 /// SHA-256 of a certificate's DER bytes. Written `sha256:` and 64 hex digits, as `credvend pin` prints it.
@@ -119,6 +119,14 @@ pub enum TlsError {
     Rustls(#[from] Error),
 }
 
+/// The server showed another certificate than the pinned one.
+#[derive(Debug, thiserror::Error)]
+#[error("the server's certificate is {shown}, the pin is {pin}; `credvend pin` on its host prints the right line")]
+struct WrongPin {
+    shown: Fingerprint,
+    pin: Fingerprint,
+}
+
 /// The client side of TLS. Without resumption: a resumed session shows no certificate, and `seen` must be of the one that
 /// is there now.
 ///
@@ -183,8 +191,9 @@ impl ServerCertVerifier for Verifier {
         let fingerprint = Fingerprint::of(end_entity);
         match &self.who {
             Who::Pinned(pin) if *pin == fingerprint => {}
-            Who::Pinned(_) => {
-                return Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure));
+            Who::Pinned(pin) => {
+                let wrong = WrongPin { shown: fingerprint, pin: *pin };
+                return Err(Error::Other(OtherError(Arc::new(wrong))));
             }
             Who::Signed(authority) => {
                 authority.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)?;
@@ -251,7 +260,10 @@ mod tests {
         };
         let name = ServerName::try_from("anything").unwrap();
         let verify = |end: &CertificateDer<'_>| verifier.verify_server_cert(end, &[], &name, &[], UnixTime::now());
-        assert!(verify(&other).is_err());
+        let said = verify(&other).unwrap_err().to_string();
+        for part in [Fingerprint::of(&own), Fingerprint::of(&other)] {
+            assert!(said.contains(&part.to_string()) && said.contains("`credvend pin`"), "{said}");
+        }
         assert_eq!(verifier.seen.get(), None);
         assert!(verify(&own).is_ok());
         assert_eq!(verifier.seen.get(), Some(Fingerprint::of(&own)));

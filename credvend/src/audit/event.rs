@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use credd_protocol::credentials::rfc3339_z;
 use credd_protocol::node_api::CredentialsResponse;
-use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, RoleName, SessionId, Uid};
+use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, RoleName, SessionId, Uid, UserName};
 use time::{OffsetDateTime, UtcOffset};
 
 use crate::refusal::Refusal;
@@ -163,11 +163,13 @@ pub struct Refused<'a> {
     pub cluster: Option<&'a ClusterName>,
     /// The calling node.
     pub node: Option<&'a NodeName>,
-    /// Which job, as the caller says.
+    /// Which job: the session's, else as the caller says.
     pub job: Option<JobId>,
-    /// Which user id, as the caller says.
+    /// Whose: the session's user.
+    pub user: Option<&'a UserName>,
+    /// Which user id: the session's, else as the caller says.
     pub uid: Option<Uid>,
-    /// Which project, as the caller says.
+    /// Which project: the session's, else as the caller says.
     pub project: Option<&'a ProjectId>,
     /// Which session.
     pub session: Option<SessionId>,
@@ -493,6 +495,7 @@ impl Object {
 
     fn refused(&mut self, of: &Refused<'_>) {
         self.maybe("cluster", of.cluster.map(ClusterName::as_str));
+        self.maybe("user", of.user.map(UserName::as_str));
         if let Some(uid) = of.uid {
             self.number("uid", uid.0.into());
         }

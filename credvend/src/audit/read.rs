@@ -77,7 +77,10 @@ impl Filter {
                 self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
             });
         in_time
-            && self.fields.iter().all(|(field, value)| record.has(field, value))
+            && self.fields.iter().all(|(field, value)| {
+                // What a head opened has the job's number there.
+                record.has(field, value) || (*field == "job" && record.has("head-session", value))
+            })
             && self.role.as_ref().is_none_or(|role| record.has("role-arn", role) || record.has("role", role))
             && (self.events.is_empty() || self.events.iter().any(|kind| record.has("event", kind)))
     }

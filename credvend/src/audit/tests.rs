@@ -438,6 +438,7 @@ fn one_of_each<'a>(s: &'a Sample, role: &'a RoleName, node: &'a NodeName, refusa
             cluster: Some(&s.session.cluster),
             node: Some(node),
             job: Some(7.try_into().unwrap()),
+            user: Some(&s.session.user),
             uid: Some(Uid(5)),
             project: Some(&s.session.project),
             session: Some(s.session.id),

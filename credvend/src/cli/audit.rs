@@ -30,7 +30,7 @@ pub struct Args {
     /// Only of this project
     #[arg(long)]
     project: Option<ProjectId>,
-    /// Only of this Slurm job
+    /// Only of this job, whether Slurm or a head stated it
     #[arg(long)]
     job: Option<JobId>,
     /// Only of this cluster
@@ -236,7 +236,7 @@ fn print(out: &mut impl Write, row: &[String; 9], widths: &[usize; 9]) -> io::Re
 
 /// Nothing of a line reaches the terminal unescaped.
 fn cells(record: &Record) -> [String; 9] {
-    let clean = |text: String| text.escape_debug().to_string();
+    let clean = |text: String| super::table::clean(&text);
     let field = |name: &str| record.text(name).filter(|text| !text.is_empty()).map_or_else(|| "-".into(), clean);
     let job = match (record.text("job"), record.text("restart")) {
         (Some(job), Some(restart)) if restart != "0" => clean(format!("{job} (restart {restart})")),

@@ -53,6 +53,9 @@ pub struct SetArgs {
     /// Send session tags; the role must trust sts:TagSession
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     session_tags: Option<bool>,
+    /// The role-session name in AWS, such as {cluster}-{user}-{job}
+    #[arg(long, value_name = "TEMPLATE")]
+    session_name: Option<String>,
     /// Deny in AWS what a job got when it ends
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     revoke_on_end: Option<bool>,
@@ -105,6 +108,7 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                 source_identity: args.source_identity,
                 session_tags: args.session_tags,
                 revoke_on_end: args.revoke_on_end,
+                session_name: args.session_name,
                 account: args.account,
             };
             change_file(config, |text| {

@@ -8,7 +8,9 @@ use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, UserName}
 use hyper::Method;
 
 use super::call;
+use super::session::encode_query;
 use crate::config::Config;
+use crate::server::admin::{RoleView, SessionPage};
 use crate::server::revocations::{RevokeRequest, UnblockRequest, Unblocked};
 use crate::store::{Denied, OrderId, Subject};
 use crate::vending::revoking::RevocationReport;
@@ -16,6 +18,9 @@ use crate::vending::revoking::report::RoleReport;
 
 /// How often it is asked how far the revocation has come.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long ended sessions stay in the store, in words.
+const KEPT: &str = "90 days";
 
 /// How many names of each kind people are shown; `--json` has them all.
 const SHOWN: usize = 20;
@@ -112,10 +117,49 @@ pub fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     } else {
         print!("{}", shown(&report));
     }
+    if let Some(nobody) = nobody(config, &report)? {
+        return Err(Lacking(nobody).into());
+    }
     if report.complete() {
         return Ok(());
     }
     Err(Lacking(lacking(&report)).into())
+}
+
+/// What a report about nothing may mean: a name that is mistyped revokes nobody, and must not read as success. `None` if
+/// the store or the map knows the name. Of nodes neither is asked: that no job has one now is no mistake.
+fn nobody(config: &Config, report: &RevocationReport) -> anyhow::Result<Option<String>> {
+    if report.sessions_total > 0 || report.nodes.concerned > 0 || !report.roles.is_empty() {
+        return Ok(None);
+    }
+    let known = |query: String| -> anyhow::Result<bool> {
+        let page: SessionPage = call::admin(config, Method::GET, &format!("/admin/v1/sessions?{query}"))?;
+        Ok(!page.sessions.is_empty() || page.next.is_some())
+    };
+    let in_map = |is: &dyn Fn(&RoleView) -> bool| -> anyhow::Result<bool> {
+        let roles: Vec<RoleView> = call::admin(config, Method::GET, "/admin/v1/projects")?;
+        Ok(roles.iter().any(is))
+    };
+    let unknown = match &report.subject {
+        Subject::User(user) if !known(format!("user={}", encode_query(user.as_str())))? => {
+            format!("nobody of the name {user} has had a session here in {KEPT}")
+        }
+        Subject::Project(project)
+            if !in_map(&|role| role.project == *project)?
+                && !known(format!("project={}", encode_query(project.as_str())))? =>
+        {
+            format!("no project {project} is known here, nor has one of that name had a session in {KEPT}")
+        }
+        Subject::Job(cluster, job) if !known(format!("cluster={}&job={job}", encode_query(cluster.as_str())))? => {
+            format!("job {job} of cluster {cluster} has had no session here in {KEPT}")
+        }
+        Subject::Role(role) if !in_map(&|known| known.role_arn == role.as_str())? => {
+            format!("no project has the role {role}, and nothing of it is known to live")
+        }
+        _ => return Ok(None),
+    };
+    let blocked = if report.blocked && !report.dry_run { " (it is kept out all the same)" } else { "" };
+    Ok(Some(format!("{unknown}; check the spelling{blocked}")))
 }
 
 /// Says on stderr how far it has come, if that is news.
@@ -140,7 +184,8 @@ fn lacking(report: &RevocationReport) -> String {
         parts.push(why.clone());
     }
     let unheard = report.nodes.concerned - report.nodes.dropped;
-    if unheard > 0 {
+    // A rehearsal tells no node anything.
+    if unheard > 0 && !report.dry_run {
         parts.push(format!("{unheard} nodes were not heard of"));
     }
     if !report.not_denied.is_empty() {
@@ -267,7 +312,11 @@ pub fn subject_shown(subject: &Subject) -> String {
 fn subject(config: &Config, whom: Whom, clusters: Vec<ClusterName>) -> anyhow::Result<(Subject, Vec<ClusterName>)> {
     let of_cluster = |text: &str, what: &str| -> anyhow::Result<(ClusterName, String)> {
         if let Some((cluster, rest)) = text.split_once('/') {
-            return Ok((cluster.parse()?, rest.to_owned()));
+            let cluster: ClusterName = cluster.parse()?;
+            if !clusters.is_empty() && clusters.iter().any(|other| *other != cluster) {
+                bail!("{what} {text:?} is of cluster {cluster}, and --cluster says otherwise");
+            }
+            return Ok((cluster, rest.to_owned()));
         }
         match (&clusters[..], &config.clusters[..]) {
             ([one], _) => Ok((one.clone(), text.to_owned())),
@@ -293,6 +342,9 @@ fn subject(config: &Config, whom: Whom, clusters: Vec<ClusterName>) -> anyhow::R
 
 pub fn unblock(config: &Config, args: UnblockArgs) -> anyhow::Result<()> {
     let (subject, _) = subject(config, args.whom, args.cluster.into_iter().collect())?;
+    if matches!(subject, Subject::Job(..)) {
+        bail!("jobs are never blocked: what was revoked of one stays revoked, and a requeue of it is let in by itself");
+    }
     let name = subject_shown(&subject);
     let done: Unblocked = call::admin_with(config, Method::POST, "/admin/v1/unblock", &UnblockRequest { subject })?;
     if args.json {

@@ -137,11 +137,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let munge = MungeVerifier::new(nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect(), store)?;
     let authenticator =
         Authenticator { clusters: config.clusters.iter().map(|c| c.name.clone()).collect(), secrets, munge };
-    let mut warnings = parts::warnings(&config);
-    warnings.extend(parts::map_warnings(&config, &projects.current()));
-    for warning in &warnings {
+    let warnings = parts::warnings(&config);
+    for warning in warnings.iter().chain(&parts::map_warnings(&config, &projects.current())) {
         tracing::warn!("{warning}");
     }
+    let of_map = {
+        let (config, projects) = (config.clone(), projects.clone());
+        Arc::new(move || parts::map_warnings(&config, &projects.current()))
+    };
     let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| {
         let (server, config, certificates) = (server.clone(), config.clone(), certificates.clone());
         let (projects, dynamo) = (projects.clone(), dynamo.clone());
@@ -160,7 +163,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             vending: vending.clone(),
             authenticator,
             settings,
-            admin: Admin { reload: Arc::new(reload), about, observed: Default::default(), ready: Default::default() },
+            admin: Admin {
+                reload: Arc::new(reload),
+                about,
+                of_map,
+                not_reloaded: Default::default(),
+                observed: Default::default(),
+                ready: Default::default(),
+            },
             streams: Default::default(),
             refusals: Default::default(),
             clock,
@@ -273,8 +283,8 @@ async fn listen_until_stopped(
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
-                let reload = server.admin.reload.clone();
-                match tokio::task::spawn_blocking(move || reload("SIGHUP")).await.unwrap_or_else(|e| Err(vec![e.to_string()])) {
+                let server = server.clone();
+                match tokio::task::spawn_blocking(move || server.admin.reload("SIGHUP")).await.unwrap_or_else(|e| Err(vec![e.to_string()])) {
                     Ok(()) => tracing::info!("reloaded projects, head secrets and certificate"),
                     Err(problems) => for problem in problems {
                         tracing::error!("not reloaded, what was in force stays: {problem}");

@@ -36,7 +36,7 @@ pub struct ListArgs {
     /// Only this project's
     #[arg(long)]
     project: Option<ProjectId>,
-    /// Only of this Slurm job
+    /// Only of this job; of those that a head opened under this number, the newest
     #[arg(long)]
     job: Option<JobId>,
     /// Only of this cluster
@@ -57,7 +57,7 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => list(config, &args),
         Command::Show { session, json } => {
-            let detail: SessionDetail = call::admin(config, Method::GET, &format!("/admin/v1/sessions/{session}"))?;
+            let detail = whole(config, session)?;
             if json { super::print_json(&detail) } else { show(detail) }
         }
         Command::Close { session } => {
@@ -67,6 +67,19 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// A session with all that was issued to it: a long job on many nodes has many pages.
+fn whole(config: &Config, session: SessionId) -> anyhow::Result<SessionDetail> {
+    let path = format!("/admin/v1/sessions/{session}");
+    let mut detail: SessionDetail = call::admin(config, Method::GET, &path)?;
+    while let Some(next) = detail.next.take() {
+        let from = format!("{path}?from={}", encode_query(&next.0));
+        let more: SessionDetail = call::admin(config, Method::GET, &from)?;
+        detail.issued.extend(more.issued);
+        detail.next = more.next;
+    }
+    Ok(detail)
 }
 
 fn list(config: &Config, args: &ListArgs) -> anyhow::Result<()> {

@@ -16,6 +16,8 @@ use crate::store::sqlite::SqliteStore;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make the DynamoDB tables that are missing, protect them, and wait until they can be used
+    ///
+    /// Whatever [store] kind is: they are made before a site moves to them.
     Init {
         /// Say that this is another store than before, so that every node asks anew: after a restore from a backup
         #[arg(long)]
@@ -23,7 +25,8 @@ pub enum Command {
     },
     /// Copy everything from one store to the other of this configuration, while no credvend runs
     ///
-    /// The target is to be empty. A copy that was cut off goes on with --resume. Afterwards, set [store] kind.
+    /// To be run as credvend's own user and with its environment, since the file and the identity in AWS are its own. The
+    /// target is to be empty. A copy that was cut off goes on with --resume. Afterwards, set [store] kind.
     Copy {
         /// Where everything is
         #[arg(long)]
@@ -35,7 +38,7 @@ pub enum Command {
         #[arg(long)]
         resume: bool,
     },
-    /// Print the IAM policy that lets credvend use its tables
+    /// Print the IAM policy that lets credvend use its DynamoDB tables, whatever [store] kind is
     Policy {
         /// The twelve digits of the tables' account
         #[arg(long, value_parser = account)]
@@ -51,10 +54,6 @@ fn account(text: &str) -> Result<String, String> {
 pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init { new_epoch } => {
-            if config.store.kind != StoreKind::Dynamodb {
-                println!("the store is SQLite's {}: credvend makes it at first start", config.store.path.display());
-                return Ok(());
-            }
             let done = super::block_on(async {
                 let dynamo = parts::dynamo(config).await?;
                 let done = dynamo.init(new_epoch).await?;
@@ -66,13 +65,17 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
             }
             println!("the store's tables {}* can be used", config.store.table_prefix);
             println!("credvend's identity needs the policy that `credvend store policy` prints");
+            if config.store.kind != StoreKind::Dynamodb {
+                println!(
+                    "credvend goes on with SQLite's {} until [store] kind is \"dynamodb\"; `credvend store copy` takes \
+                     along what is in it",
+                    config.store.path.display()
+                );
+            }
             Ok(())
         }
         Command::Copy { from, to, resume } => super::block_on(copy_between(config, from, to, resume))?,
         Command::Policy { account } => {
-            if config.store.kind != StoreKind::Dynamodb {
-                bail!("the store is SQLite's and needs no permission of AWS");
-            }
             let region = match &config.store.region {
                 Some(region) => region.clone(),
                 None => parts::region(config)?,
@@ -116,6 +119,12 @@ async fn copy_between(config: &Config, from: StoreKind, to: StoreKind, resume: b
             bail!("the target is not empty: nothing is copied over what is there")
         }
         _ => {}
+    }
+    if to == StoreKind::Sqlite && nix::unistd::geteuid().is_root() {
+        eprintln!(
+            "credvend: this is done as root, so {} will be root's, and for a credvend of root's",
+            config.store.path.display()
+        );
     }
     let terminal = std::io::stderr().is_terminal();
     let mut last = None;

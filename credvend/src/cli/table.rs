@@ -5,8 +5,17 @@ pub fn print<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = 
     print!("{}", render(heading, rows));
 }
 
+/// A text as a terminal may have it: control characters, and what turns a line around, escaped; quotes harm nobody.
+pub fn clean(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\'' | '"' => c.to_string(),
+        _ => c.escape_debug().to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
 fn render<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let clean = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell.escape_debug().to_string() };
+    let clean = |cell: String| if cell.is_empty() { "-".to_owned() } else { clean(&cell) };
     let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(clean)).collect();
     let mut widths = heading.map(str::len);
     for row in &rows {
@@ -28,6 +37,7 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = [["1".into(), "a\u{1b}b".into()], ["12345".into(), String::new()]];
+        assert_eq!(super::clean("credvend's \"own\"\n\u{202e}"), "credvend's \"own\"\\n\\u{202e}");
         assert_eq!(super::render(["JOB", "X"], rows), "JOB    X\n1      a\\u{1b}b\n12345  -\n");
     }
 }

@@ -26,6 +26,8 @@ pub struct RoleChange {
     pub session_tags: Option<bool>,
     /// Deny what a session got when it ends.
     pub revoke_on_end: Option<bool>,
+    /// The role-session name's template.
+    pub session_name: Option<String>,
     /// The project's Slurm account; of the project as a whole.
     pub account: Option<ProjectId>,
 }
@@ -46,6 +48,9 @@ pub fn set(text: &str, project: &ProjectId, role: &RoleName, change: &RoleChange
     put(table, "role-arn", change.arn.as_str().into());
     if let Some(duration) = &change.duration {
         put(table, "duration", duration.as_str().into());
+    }
+    if let Some(template) = &change.session_name {
+        put(table, "session-name", template.as_str().into());
     }
     for (key, value) in [
         ("source-identity", change.source_identity),

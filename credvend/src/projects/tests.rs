@@ -129,6 +129,7 @@ fn change(arn: &str) -> RoleChange {
         source_identity: None,
         session_tags: None,
         revoke_on_end: None,
+        session_name: None,
         account: None,
     }
 }

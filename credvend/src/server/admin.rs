@@ -14,7 +14,7 @@ use super::Server;
 use super::answer::{self, Reply};
 use super::route::AdminVerb;
 use crate::refusal::Refusal;
-use crate::store::{Cursor, Issuance, IssuedTo, Origin, Run, Session};
+use crate::store::{Cursor, Issuance, IssuedTo, Origin, Run, Session, SessionFilter};
 use crate::vending::Vending;
 
 /// How long an answer of `/ready` counts: anybody may ask, and the store is not asked each time.
@@ -30,6 +30,10 @@ pub struct Admin {
     pub reload: Arc<Reload>,
     /// For `status`.
     pub about: About,
+    /// What the map of projects in force lacks; shown by `status`.
+    pub of_map: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// What the last reload did not take; shown by `status`.
+    pub not_reloaded: std::sync::Mutex<Vec<String>>,
     /// What Slurm and AWS said last, where it needs an administrator; shown by `status`.
     pub observed: std::sync::Mutex<Vec<String>>,
     /// The last answer of `/ready`.
@@ -164,8 +168,11 @@ pub struct SessionPage {
 pub struct SessionDetail {
     /// The session.
     pub session: SessionView,
-    /// The newest issuances, one page of the store's.
+    /// What was issued, newest first: one page of the store's.
     pub issued: Vec<Issuance>,
+    /// Where the next page begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Cursor>,
 }
 
 /// A project's role as administrators see it.
@@ -206,6 +213,25 @@ pub struct Reloaded {
 }
 
 impl Admin {
+    /// Reloads, and remembers for `status` what was not taken.
+    ///
+    /// # Errors
+    /// Every problem; what was in force stays.
+    pub fn reload(&self, by: &str) -> Result<(), Vec<String>> {
+        let done = (self.reload)(by);
+        let problems = done.as_ref().err().cloned().unwrap_or_default();
+        *self.not_reloaded.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+        done
+    }
+
+    /// What an administrator should know now.
+    fn warnings(&self) -> Vec<String> {
+        let not_reloaded = self.not_reloaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let not_reloaded = not_reloaded.into_iter().map(|why| format!("the last reload left the old in force: {why}"));
+        let always = self.about.warnings.iter().cloned();
+        always.chain(not_reloaded).chain((self.of_map)()).chain(self.observed()).collect()
+    }
+
     /// What was observed last.
     pub fn observed(&self) -> Vec<String> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -238,18 +264,22 @@ impl Admin {
 
 impl Server {
     /// Everything below `/admin/v1/`.
-    pub(super) async fn administer(&self, by: &str, verb: AdminVerb, body: &[u8]) -> Result<Reply, Refusal> {
+    pub(super) async fn administer(self: &Arc<Self>, by: &str, verb: AdminVerb, body: &[u8]) -> Result<Reply, Refusal> {
         let store = self.vending.store();
         match verb {
             AdminVerb::List { filter, from } => {
                 let page = store.list(&filter, from.as_ref()).await?;
-                let sessions = page.items.into_iter().map(SessionView::from).collect();
+                // Of a head's job as well; there is one place for them, the first page.
+                let heads = if from.is_none() { self.of_heads(&filter).await? } else { vec![] };
+                let sessions = heads.into_iter().chain(page.items).map(SessionView::from).collect();
                 Ok(answer::json(200, &SessionPage { sessions, next: page.next }))
             }
-            AdminVerb::Show(id) => {
+            AdminVerb::Show { session: id, from } => {
                 let session = store.get(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
-                let issued = store.list_issuances(&IssuedTo::Session(id), OffsetDateTime::UNIX_EPOCH, None).await?;
-                Ok(answer::json(200, &SessionDetail { session: session.into(), issued: issued.items }))
+                let of = IssuedTo::Session(id);
+                let issued = store.list_issuances(&of, OffsetDateTime::UNIX_EPOCH, from.as_ref()).await?;
+                let (session, next) = (session.into(), issued.next);
+                Ok(answer::json(200, &SessionDetail { session, issued: issued.items, next }))
             }
             AdminVerb::Close(id) => {
                 self.vending.close(by, id).await?;
@@ -267,8 +297,8 @@ impl Server {
             }
             AdminVerb::Projects => Ok(answer::json(200, &self.roles())),
             AdminVerb::Reload => {
-                let (reload, who) = (self.admin.reload.clone(), by.to_owned());
-                let result = tokio::task::spawn_blocking(move || reload(&who))
+                let (server, who) = (self.clone(), by.to_owned());
+                let result = tokio::task::spawn_blocking(move || server.admin.reload(&who))
                     .await
                     .map_err(|_| Refusal::Internal("the reload was cut short".into()))?;
                 let problems = result.err().unwrap_or_default();
@@ -277,6 +307,22 @@ impl Server {
             }
             AdminVerb::Status => Ok(answer::json(200, &self.status().await)),
         }
+    }
+
+    /// Where a job is asked for: what heads opened under its number, the newest of each cluster.
+    async fn of_heads(&self, filter: &SessionFilter) -> Result<Vec<Session>, Refusal> {
+        let Some(job) = filter.job else { return Ok(vec![]) };
+        let mut found = vec![];
+        for (cluster, _) in &self.admin.about.clusters {
+            let newest = self.vending.store().find_head(std::slice::from_ref(cluster), &job.to_string()).await?;
+            found.extend(newest.filter(|session| {
+                filter.status.is_none_or(|status| session.status == status)
+                    && filter.cluster.as_ref().is_none_or(|name| session.cluster == *name)
+                    && filter.user.as_ref().is_none_or(|name| session.user == *name)
+                    && filter.project.as_ref().is_none_or(|name| session.project == *name)
+            }));
+        }
+        Ok(found)
     }
 
     fn roles(&self) -> Vec<RoleView> {
@@ -309,7 +355,7 @@ impl Server {
             store: store.err().map_or_else(|| "ok".into(), |error| error.to_string()),
             projects: self.vending.projects().current().projects.len(),
             clusters: self.admin.about.clusters.iter().map(cluster).collect(),
-            warnings: [self.admin.about.warnings.clone(), self.admin.observed(), self.vending.full_denies()].concat(),
+            warnings: [self.admin.warnings(), self.vending.full_denies()].concat(),
         }
     }
 }

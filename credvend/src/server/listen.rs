@@ -57,15 +57,21 @@ impl ConnectionLimits {
         }
     }
 
-    fn enter(&self, address: IpAddr) -> Option<Slot> {
-        let permit = self.slots.clone().try_acquire_owned().ok()?;
+    /// A place for a connection of this address.
+    ///
+    /// # Errors
+    /// Which bound is reached, by the name of its option.
+    fn enter(&self, address: IpAddr) -> Result<Slot, String> {
+        let slots = self.slots.clone().try_acquire_owned();
+        let permit = slots.map_err(|_| format!("[limits] max-connections = {} is reached", self.total))?;
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let count = addresses.entry(address).or_default();
         if *count >= self.per_address {
-            return None;
+            let most = self.per_address;
+            return Err(format!("[limits] max-connections-per-address = {most} is reached for this one"));
         }
         *count += 1;
-        Some(Slot { _permit: permit, address, addresses: self.addresses.clone() })
+        Ok(Slot { _permit: permit, address, addresses: self.addresses.clone() })
     }
 
     /// Waits until every connection has ended, but not for ever.
@@ -107,9 +113,13 @@ pub async fn serve_tcp(
                 continue;
             }
         };
-        let Some(slot) = limits.enter(peer.ip().to_canonical()) else {
-            server.refusals.note_connection(peer, "there are too many, in all or of this address");
-            continue;
+        let slot = match limits.enter(peer.ip().to_canonical()) {
+            Ok(slot) => slot,
+            Err(why) => {
+                server.vending.metrics().connection_refused();
+                server.refusals.note_connection(peer, &why);
+                continue;
+            }
         };
         let (server, certificates) = (server.clone(), certificates.clone());
         tokio::spawn(async move {
@@ -240,7 +250,7 @@ impl AdminSocket {
                     continue;
                 }
             };
-            let Some(slot) = limits.enter(IpAddr::from([0, 0, 0, 0])) else { continue };
+            let Ok(slot) = limits.enter(IpAddr::from([0, 0, 0, 0])) else { continue };
             let (server, group) = (server.clone(), self.group);
             tokio::spawn(async move {
                 match admin_caller(&stream, group).await {
@@ -293,11 +303,14 @@ mod tests {
         let limits = ConnectionLimits::new(3, 2);
         let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let (one, _two) = (limits.enter(a), limits.enter(a));
-        assert!(one.is_some() && limits.enter(a).is_none(), "the third of one address");
+        assert!(one.is_ok());
+        let third = limits.enter(a).err().unwrap();
+        assert!(third.contains("max-connections-per-address = 2"), "{third}");
         let _three = limits.enter(b);
-        assert!(limits.enter(b).is_none(), "the fourth of all");
+        let fourth = limits.enter(b).err().unwrap();
+        assert!(fourth.contains("max-connections = 3"), "{fourth}");
         drop(one);
-        assert!(limits.enter(a).is_some());
+        assert!(limits.enter(a).is_ok());
     }
 
     #[tokio::test]

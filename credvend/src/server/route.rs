@@ -105,7 +105,12 @@ pub enum AdminVerb {
         from: Option<Cursor>,
     },
     /// `GET sessions/{uuid}`.
-    Show(SessionId),
+    Show {
+        /// Which one.
+        session: SessionId,
+        /// Where the page of what was issued begins.
+        from: Option<Cursor>,
+    },
     /// `POST sessions/{uuid}/close`.
     Close(SessionId),
     /// `POST revocations`.
@@ -166,7 +171,10 @@ pub fn route(method: &Method, target: &str) -> Result<Verb, Refusal> {
                 let (filter, from) = list_query(query)?;
                 allowed(Method::GET, Verb::Admin(AdminVerb::List { filter, from }))
             }
-            ["sessions", id] => allowed(Method::GET, Verb::Admin(AdminVerb::Show(parse(id)?))),
+            ["sessions", id] => {
+                let (session, from) = (parse(id)?, page_query(query)?);
+                allowed(Method::GET, Verb::Admin(AdminVerb::Show { session, from }))
+            }
             ["sessions", id, "close"] => allowed(Method::POST, Verb::Admin(AdminVerb::Close(parse(id)?))),
             ["revocations"] if *method == Method::GET => {
                 Ok(Verb::Admin(AdminVerb::Revocations { from: page_query(query)? }))

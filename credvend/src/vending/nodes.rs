@@ -213,12 +213,18 @@ impl Vending {
         session: SessionId,
         request: &CredentialsRequest,
     ) -> Result<CredentialsResponse, Refusal> {
-        self.vend_to_node(node, session, request).await.inspect_err(|refusal| {
+        let mut found = None;
+        self.vend_to_node(node, session, request, &mut found).await.inspect_err(|refusal| {
             tracing::debug!(
                 %session, cluster = %node.cluster, node = %node.name, peer = ?node.peer, role = %request.role,
                 code = refusal.code(), why = %refusal, "credentials refused to a node"
             );
+            let of = found.as_deref();
             self.parts.audit.note(Event::Refused(Refused {
+                job: of.and_then(|of| if let Origin::Slurm(run) = of.origin { Some(run.job) } else { None }),
+                user: of.map(|of| &of.user),
+                uid: of.and_then(|of| of.uid),
+                project: of.map(|of| &of.project),
                 session: Some(session),
                 role: Some(&request.role),
                 ..refused(node, refusal)
@@ -226,16 +232,19 @@ impl Vending {
         })
     }
 
+    /// `found` is the session that it is about, for the record of a refusal.
     async fn vend_to_node(
         &self,
         node: &Node,
         id: SessionId,
         request: &CredentialsRequest,
+        found: &mut Option<Arc<Session>>,
     ) -> Result<CredentialsResponse, Refusal> {
         let (cluster, attestor) = self.attested_cluster(node)?;
         self.check_address(node, cluster).await?;
         let session = self.session(id).await?.filter(|s| s.cluster == node.cluster);
         let session = session.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
+        *found = Some(session.clone());
         let Origin::Slurm(run) = session.origin else {
             return Err(Refusal::NotAllowed {
                 who: format!("node {}", node.name),

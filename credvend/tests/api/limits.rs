@@ -58,6 +58,7 @@ async fn an_address_has_only_so_many_connections() {
     let mut nothing = [0u8; 1];
     let read = tokio::time::timeout(DEADLINE, fifth.read(&mut nothing)).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert!(world.metrics.text().contains("credvend_connections_refused_total 1\n"));
     // The administrators' socket is not among them.
     assert_eq!(world.call_admin(request(Method::GET, "/admin/v1/status", None, "")).await.status, 200);
 }

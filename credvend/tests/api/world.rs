@@ -14,6 +14,7 @@ use credvend::clock::SystemClock;
 use credvend::config::Tls;
 use credvend::deny::{Denier, DenyError};
 use credvend::events::Events;
+use credvend::metrics::Metrics;
 use credvend::projects::{ProjectMap, Projects, Role};
 use credvend::server::admin::{About, Admin};
 use credvend::server::head_secrets::HeadSecrets;
@@ -141,6 +142,7 @@ pub struct World {
     stop: watch::Sender<bool>,
     limits: Arc<ConnectionLimits>,
     tasks: tokio::task::JoinSet<()>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl World {
@@ -166,6 +168,7 @@ impl World {
             head_session_max: time::Duration::days(30),
         };
         let lab = cluster(Some(Arc::new(Slurm) as Arc<dyn Attestor>));
+        let metrics = Arc::<Metrics>::default();
         let vending = Arc::new(Vending::new(Parts {
             store: store.clone(),
             clusters: HashMap::from([("lab".parse().unwrap(), lab), ("hpc".parse().unwrap(), cluster(None))]),
@@ -174,7 +177,7 @@ impl World {
             projects: Arc::new(Projects::new(projects())),
             names: Default::default(),
             audit: credvend::audit::Log::none(),
-            metrics: Arc::default(),
+            metrics: metrics.clone(),
             events: Arc::new(Events::new(store.clone(), Arc::new(SystemClock))),
             clock: Arc::new(SystemClock),
         }));
@@ -199,6 +202,8 @@ impl World {
             admin: Admin {
                 reload: Arc::new(move |_| reloaded.lock().unwrap().clone()),
                 about: About { started: OffsetDateTime::now_utc(), clusters: vec![], warnings: vec![] },
+                of_map: Arc::new(Vec::new),
+                not_reloaded: Default::default(),
                 observed: Default::default(),
                 ready: Default::default(),
             },
@@ -217,7 +222,7 @@ impl World {
         tasks.spawn(serve_tcp(server.clone(), listener, Some(certificates), limits.clone()));
         tasks.spawn(serve_tcp(server.clone(), plain, None, limits.clone()));
         tasks.spawn(admin.serve(server, limits.clone()));
-        World { dir, aws, port, plain_port, fingerprint, reload, ca, stop, limits, tasks }
+        World { dir, aws, port, plain_port, fingerprint, reload, ca, stop, limits, tasks, metrics }
     }
 
     /// Stops the service; true if everything ended by itself.

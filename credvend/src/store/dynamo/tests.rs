@@ -222,6 +222,7 @@ async fn the_projects_table_is_taken_and_changed_as_a_whole_and_in_parts() {
         duration: Some("2h".into()),
         source_identity: Some(true),
         session_tags: None,
+        session_name: None,
         account: None,
     };
     let (genomics, train) = ("genomics".parse().unwrap(), "train".parse().unwrap());

@@ -136,12 +136,33 @@ fn check_directory(path: &Path) -> Result<(), StoreError> {
         return broken(format!("{at} is not a directory"));
     }
     if meta.uid() != me && meta.uid() != 0 {
-        return broken(format!("the directory {at} belongs to uid {}, not to credvend (uid {me})", meta.uid()));
+        return broken(somebody_elses(&format!("the directory {at}"), meta.uid(), me));
     }
     if meta.mode() & 0o022 != 0 {
         return broken(format!("others can write the directory {at} (mode {:o}): chmod go-w it", meta.mode() & 0o7777));
     }
     Ok(())
+}
+
+/// What to do depends on which of the two is the mistake; as a rule an administrator's command was run as root.
+fn somebody_elses(what: &str, owner: u32, me: u32) -> String {
+    let named = |uid: u32| {
+        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        user.map_or_else(|| format!("uid {uid}"), |user| format!("{} (uid {uid})", user.name))
+    };
+    let (owner, me) = (named(owner), named(me));
+    format!("{what} belongs to {owner}, and this is run as {me}; run it as its owner, or let credvend's user own it")
+}
+
+#[cfg(test)]
+#[test]
+fn who_owns_what_is_said_by_name() {
+    let said = somebody_elses("the directory /x", 4_000_000_001, 0);
+    assert_eq!(
+        said,
+        "the directory /x belongs to uid 4000000001, and this is run as root (uid 0); run it as its owner, or let \
+         credvend's user own it"
+    );
 }
 
 /// Makes the file (0600; SQLite gives its companions the same mode) or looks at the one there is. Returns its size.
@@ -164,7 +185,7 @@ fn make_or_check(path: &Path) -> Result<u64, StoreError> {
         return broken(format!("{at} is not a regular file"));
     }
     if meta.uid() != me {
-        return broken(format!("{at} belongs to uid {}, not to credvend (uid {me})", meta.uid()));
+        return broken(somebody_elses(&at.to_string(), meta.uid(), me));
     }
     if meta.mode() & 0o077 != 0 {
         return broken(format!("others can reach {at} (mode {:o}): chmod 600 it", meta.mode() & 0o7777));

@@ -89,6 +89,9 @@ async fn every_document_is_on_record_with_its_job_node_name_and_key_and_no_secre
 
     let refused: Vec<_> = events(&lines, "refused").iter().map(|line| line["code"].as_str().unwrap()).collect();
     assert_eq!(refused, ["NotOnNode", "NotOnNode", "Unauthenticated"]);
+    // Whoever asks for a user, job or project finds what its session was refused.
+    let of = events(&lines, "refused")[0];
+    assert_eq!((&of["job"], &of["user"], &of["project"]), (&7.into(), &"alice".into(), &"genomics".into()), "{of}");
     let ended = events(&lines, "session-ended");
     assert_eq!(
         (ended.len(), &ended[0]["status"], &ended[0]["why"]),
