@@ -110,6 +110,7 @@ install-node: install-plugin ## The plugin and credd, for compute nodes
 	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) packaging/tmpfiles.d/credd.conf
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credd.8
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credd.toml
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
 	@$(call CONFIG,credd,packaging/credd.toml)
 
 .PHONY: install-service
@@ -123,6 +124,7 @@ install-service: ## credvend, for the service host
 		install -D -m 644 packaging/logrotate/credvend "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend"
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml \
 		packaging/prometheus/credd.rules.yml
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
 	@$(call CONFIG,credvend,packaging/credvend.toml packaging/projects.toml)
 
 .PHONY: clean

@@ -473,6 +473,32 @@ fn the_audit_log_is_asked_from_the_command_line() {
 }
 
 #[test]
+fn checking_the_configuration_leaves_an_older_store_as_it_is() {
+    let site = Site::new();
+    std::fs::create_dir(site.path("state")).unwrap();
+    let path = site.path("state/credvend.sqlite");
+    drop(credvend::store::sqlite::SqliteStore::open(&path).unwrap());
+    let newest = u32::try_from(credvend::store::sqlite::SCHEMA).unwrap();
+    assert!(site.done(&["check-config"]).contains(&format!("is in order, schema {newest}")));
+    // As an earlier release left it.
+    let version = |set: Option<u32>| -> u32 {
+        let db = rusqlite::Connection::open(&path).unwrap();
+        if let Some(version) = set {
+            db.pragma_update(None, "user_version", version).unwrap();
+        }
+        db.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+    };
+    version(Some(newest - 1));
+    let said = site.done(&["check-config"]);
+    assert!(said.contains(&format!("schema {} becomes {newest}", newest - 1)), "{said}");
+    assert_eq!(version(None), newest - 1, "nothing is migrated");
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    site.write("credvend.toml", &format!("admin-group = \"no-such-group-here\"\n{text}"));
+    let said = site.run(&["check-config"]);
+    assert!(said.code == 78 && said.err.contains("no-such-group-here"), "{}", said.err);
+}
+
+#[test]
 fn everything_that_a_session_got_is_shown() {
     use credvend::store::sqlite::SqliteStore;
     use credvend::store::{Issuance, Origin, PAGE, Run, Session, Store};

@@ -103,6 +103,13 @@ fn everything_packaged_is_installed() {
         let named = |word: &&str| *word == file || word.strip_suffix('*').is_some_and(|begin| file.starts_with(begin));
         assert!(words.iter().any(named), "make install does not install {file}");
     }
+    // What the examples and man pages point to is there to be read.
+    assert!(words.contains(&"docs/*.md") || words.contains(&"docs/replicas.md"), "make install leaves the guides out");
+    let readme = read("README.md");
+    for entry in std::fs::read_dir(root().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.ends_with(".md") || readme.contains(&format!("docs/{name}")), "the README does not list {name}");
+    }
     // Nor does it name what is not there.
     for word in words.iter().filter(|word| word.starts_with("packaging/")) {
         let there = |file: &String| word.strip_suffix('*').map_or(file == word, |begin| file.starts_with(begin));
@@ -126,6 +133,50 @@ fn the_guide_has_every_option_of_the_examples() {
         for key in keys {
             assert!(has(key), "docs/admin-guide.md does not have {key} of {file}");
         }
+    }
+}
+
+#[test]
+fn the_services_come_back_and_have_a_descriptor_for_each_connection() {
+    for file in ["packaging/systemd/credvend.service", "packaging/systemd/credd.service"] {
+        assert_eq!(settings(&read(file), "StartLimitIntervalSec"), ["0"], "{file} is given up after a few failures");
+    }
+    let unit = read("packaging/systemd/credvend.service");
+    let [descriptors] = settings(&unit, "LimitNOFILE")[..] else { panic!("LimitNOFILE") };
+    let example = read("packaging/credvend.toml");
+    let connections = example.lines().find_map(|line| line.strip_prefix("# max-connections = ")).unwrap();
+    let number = |text: &str| text.parse::<u32>().unwrap();
+    assert!(number(descriptors) > number(connections), "{descriptors} descriptors for {connections} connections");
+    assert!(number(connections) >= 2 * 10_000, "two for each of 10,000 nodes");
+    let read_of =
+        credvend::config::Config::parse("[aws]\nregion = \"us-east-1\"\n[[cluster]]\nname = \"lab\"\n").unwrap();
+    assert_eq!(read_of.limits.max_connections, number(connections), "the example shows the default");
+}
+
+/// What scientists see, as the guides quote it and as the code says it.
+#[test]
+fn the_guides_quote_what_is_said() {
+    let guides = [read("docs/admin-guide.md"), read("docs/user-guide.md")].concat();
+    for (quoted, words, file) in [
+        ("credvend does not get role … from AWS", "credvend does not get {}", "credvend/src/refusal.rs"),
+        (
+            "the cluster's plugstack.conf has a mistake in this partition's options",
+            "the cluster's plugstack.conf has a mistake in this partition's options",
+            "spank-plugin/src/plugstack.rs",
+        ),
+        (
+            "the server's certificate is sha256:…, the pin is",
+            "the server's certificate is {shown}, the pin is",
+            "pinned-tls/src/lib.rs",
+        ),
+        ("the caller is not authenticated", "the caller is not authenticated", "credvend/src/refusal.rs"),
+    ] {
+        assert!(guides.contains(quoted), "no guide quotes {quoted:?}");
+        assert!(read(file).contains(words), "{file} does not say {words:?} any more");
+    }
+    let looked = read("credvend/src/attest/command.rs");
+    for dir in ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin"] {
+        assert!(looked.contains(&format!("\"{dir}\"")) && guides.contains(&format!("`{dir}`")), "{dir}");
     }
 }
 

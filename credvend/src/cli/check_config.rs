@@ -9,6 +9,7 @@ use crate::audit;
 use crate::config::{Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
+use crate::store::sqlite::{SCHEMA, SqliteStore};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,6 +24,11 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     let mut problems = Vec::new();
     let file = config.projects_from == ProjectsFrom::File;
     let projects = file.then(|| parts::projects(&config).map_err(|more| problems.extend(more)).ok()).flatten();
+    if let Some(name) = &config.admin_group
+        && !nix::unistd::Group::from_name(name).is_ok_and(|group| group.is_some())
+    {
+        problems.push(format!("admin-group: there is no group {name:?}; make it (groupadd --system), or leave it out"));
+    }
     if let Err(more) = HeadSecrets::open(parts::secret_files(&config)) {
         problems.extend(more);
     }
@@ -81,6 +87,20 @@ fn store(config: &Config, online: bool) -> anyhow::Result<bool> {
         StoreKind::Sqlite if !config.store.path.exists() => {
             println!("store        {place} is made at first start");
             return Ok(false);
+        }
+        // Looked at only: the credvend that runs may be an older one, whose schema must stay.
+        StoreKind::Sqlite => {
+            let looked = SqliteStore::look(&config.store.path);
+            match &looked {
+                Ok(schema) if *schema < SCHEMA => {
+                    println!(
+                        "store        {place} is in order; schema {schema} becomes {SCHEMA} when this credvend starts"
+                    );
+                }
+                Ok(schema) => println!("store        {place} is in order, schema {schema}"),
+                Err(error) => println!("store        {error}"),
+            }
+            return Ok(looked.is_err());
         }
         StoreKind::Dynamodb if !online => {
             println!("store        {place}; --online asks whether they work");

@@ -72,6 +72,14 @@ impl SqliteStore {
         Ok(SqliteStore { writer: Writer::start(connection, path)?, readers, path: path.to_owned() })
     }
 
+    /// Which schema the database has, at most [`SCHEMA`]; changes nothing of it. Blocks.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], for a file that is there.
+    pub fn look(path: &Path) -> Result<usize, StoreError> {
+        file::look(path)
+    }
+
     /// Where the database is.
     pub fn path(&self) -> &Path {
         &self.path

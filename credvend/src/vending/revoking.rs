@@ -110,7 +110,9 @@ impl Vending {
         let (order, block) = self.order(ordered);
         let sessions = self.concerned(&order, Some(SessionStatus::Active), order.at + concerned::SKEW).await?;
         let issued = self.issued_to(&order, &sessions).await?;
-        let holders = telling::holders(&sessions, &issued);
+        let earlier = self.ended_earlier(&sessions, &issued).await?;
+        let mut holders = telling::holders(&sessions, &issued);
+        holders.extend(telling::holders(earlier.iter().filter(|s| may_run_on(s, &order)), &issued));
         let theirs: HashSet<SessionId> =
             sessions.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
         let mut report = RevocationReport::of(&order).with_sessions(sessions.iter().map(|s| s.id));

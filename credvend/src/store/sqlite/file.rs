@@ -63,6 +63,21 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     open().map_err(|e| explain(path, &e))
 }
 
+/// The number of the file's schema. Nothing of the file is changed: a running credvend of another release may have it.
+pub(super) fn look(path: &Path) -> Result<usize, StoreError> {
+    check_directory(path)?;
+    let size = make_or_check(path)?;
+    let connection = open_reader(path)?;
+    let seen = own_and_whole(path, &connection, size)
+        .and_then(|()| Ok(connection.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))?));
+    match seen {
+        Ok(schema) if schema as usize > SCHEMA => Err(newer(path)),
+        Ok(schema) => Ok(schema as usize),
+        Err(Failed::Sqlite(e)) => Err(explain(path, &e)),
+        Err(Failed::Said(e)) => Err(e),
+    }
+}
+
 enum Failed {
     Sqlite(rusqlite::Error),
     Said(StoreError),
@@ -74,11 +89,10 @@ impl From<rusqlite::Error> for Failed {
     }
 }
 
-fn prepare(path: &Path, connection: &mut Connection, size: u64) -> Result<(), Failed> {
+/// Whether it is a database of ours, or an empty one, and whole as far as its size lets it be checked.
+fn own_and_whole(path: &Path, connection: &Connection, size: u64) -> Result<(), Failed> {
     let at = path.display();
     let said = |text: String| Err(Failed::Said(StoreError::Broken(text)));
-    connection.busy_timeout(BUSY)?;
-    connection.set_prepared_statement_cache_capacity(64);
     let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if id != APPLICATION_ID && (id != 0 || tables != 0) {
@@ -92,6 +106,22 @@ fn prepare(path: &Path, connection: &mut Connection, size: u64) -> Result<(), Fa
             ));
         }
     }
+    Ok(())
+}
+
+fn newer(path: &Path) -> StoreError {
+    let at = path.display();
+    StoreError::Broken(format!(
+        "{at} was written by a newer credvend than this one, which knows schema {SCHEMA}; install the newer version again"
+    ))
+}
+
+fn prepare(path: &Path, connection: &mut Connection, size: u64) -> Result<(), Failed> {
+    let at = path.display();
+    let said = |text: String| Err(Failed::Said(StoreError::Broken(text)));
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    own_and_whole(path, connection, size)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return said(format!(
@@ -106,9 +136,9 @@ fn prepare(path: &Path, connection: &mut Connection, size: u64) -> Result<(), Fa
     connection.pragma_update(None, "application_id", APPLICATION_ID)?;
     match Migrations::from_slice(STEPS).to_latest(connection) {
         Ok(()) => Ok(()),
-        Err(MigrationError::MigrationDefinition(MigrationDefinitionError::DatabaseTooFarAhead)) => said(format!(
-            "{at} was written by a newer credvend than this one, which knows schema {SCHEMA}; install the newer version again"
-        )),
+        Err(MigrationError::MigrationDefinition(MigrationDefinitionError::DatabaseTooFarAhead)) => {
+            Err(Failed::Said(newer(path)))
+        }
         Err(MigrationError::RusqliteError { err, .. }) => Err(Failed::Sqlite(err)),
         Err(e) => said(format!("{at}: its schema cannot be brought up to date: {e}")),
     }

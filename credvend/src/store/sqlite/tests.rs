@@ -212,6 +212,7 @@ fn a_newer_schema_is_refused_in_words() {
     db.pragma_update(None, "user_version", SCHEMA as i64 + 1).unwrap();
     drop(db);
     assert!(refusal(&at(&dir)).contains("newer credvend"));
+    assert!(SqliteStore::look(&at(&dir)).unwrap_err().to_string().contains("newer credvend"));
 }
 
 #[tokio::test]

@@ -236,6 +236,15 @@ async fn a_rehearsal_says_the_same_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_rehearsal_counts_the_nodes_of_jobs_that_have_just_ended() {
+    let w = World::new();
+    let sessions = running(&w, &[(1, "bob", "genomics", &["n1", "n2"])]).await;
+    w.vending.close("root", sessions[0]).await.unwrap();
+    let rehearsed = w.vending.rehearse(order(user("bob"))).await.unwrap();
+    assert_eq!((rehearsed.nodes.concerned, revoke(&w, user("bob")).await.nodes.concerned), (2, 2));
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_answer_is_named_with_its_time() {
     let w = World::new();
     let sessions = running(&w, &[(1, "bob", "genomics", &["n1", "n2"])]).await;
