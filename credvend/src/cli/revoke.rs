@@ -117,13 +117,15 @@ pub fn run(config: &Config, args: Args) -> anyhow::Result<()> {
     } else {
         print!("{}", shown(&report));
     }
-    if let Some(nobody) = nobody(config, &report)? {
-        return Err(Lacking(nobody).into());
+    let mut missing: Vec<String> = nobody(config, &report)?.into_iter().collect();
+    if report.blocked {
+        // Somebody who has had no job yet may well be kept out.
+        missing.drain(..).for_each(|nobody| eprintln!("credvend: {nobody}; kept out all the same"));
     }
-    if report.complete() {
-        return Ok(());
+    if !report.complete() {
+        missing.push(lacking(&report));
     }
-    Err(Lacking(lacking(&report)).into())
+    if missing.is_empty() { Ok(()) } else { Err(Lacking(missing.join("; ")).into()) }
 }
 
 /// What a report about nothing may mean: a name that is mistyped revokes nobody, and must not read as success. `None` if
@@ -158,8 +160,7 @@ fn nobody(config: &Config, report: &RevocationReport) -> anyhow::Result<Option<S
         }
         _ => return Ok(None),
     };
-    let blocked = if report.blocked && !report.dry_run { " (it is kept out all the same)" } else { "" };
-    Ok(Some(format!("{unknown}; check the spelling{blocked}")))
+    Ok(Some(format!("{unknown}; check the spelling")))
 }
 
 /// Says on stderr how far it has come, if that is news.
