@@ -53,8 +53,11 @@ const DENY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(40);
 /// So long after its session's end a job's nodes are still asked whether they have dropped what they held.
 const EPILOGS: Duration = Duration::minutes(15);
 
-/// How long an order is left to who began it before another replica takes it up: longer than it takes.
-const LEFT_ALONE: Duration = Duration::seconds(90);
+/// An order is left for so long to who was last seen to work at it: after a kill somebody else goes on soon.
+const LEFT_ALONE: Duration = Duration::seconds(15);
+
+/// Who works at an order says so this often.
+const SAY_SO: std::time::Duration = std::time::Duration::from_secs(4);
 
 /// What is ordered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +174,12 @@ impl Vending {
     async fn carry_out(&self, mut order: Order, again: bool, holder: &str) -> RevocationReport {
         let begun = Instant::now();
         let mut report = RevocationReport::of(&order);
-        match self.all_steps(&order, again, begun, &mut report).await {
+        let lease = lease_of(order.id);
+        let done = tokio::select! {
+            done = self.all_steps(&order, again, begun, &mut report) => done,
+            never = self.keep(&lease, holder) => match never {},
+        };
+        match done {
             Ok(()) => order.done = Some(self.now()),
             Err(e) => {
                 report.unfinished = Some(format!("not everything was done: {e}; credvend goes on with it by itself"));
@@ -181,7 +189,6 @@ impl Vending {
         if let Err(e) = self.parts.store.put_order(order.clone()).await {
             report.unfinished.get_or_insert_with(|| format!("what was done could not be noted: {e}; it is done again"));
         }
-        let lease = lease_of(order.id);
         if let Err(e) = self.parts.store.release(&lease, holder).await {
             tracing::debug!(order = %order.id, error = %e, "the order's lease ends by itself");
         }
@@ -197,6 +204,17 @@ impl Vending {
             unfinished = ?report.unfinished, "revocation carried out"
         );
         report
+    }
+
+    /// Renews a lease for as long as this is polled. One that is lost costs that somebody else does the same again.
+    async fn keep(&self, lease: &str, holder: &str) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(SAY_SO).await;
+            let now = self.now();
+            if let Err(error) = self.parts.store.lease(lease, holder, now, now + LEFT_ALONE).await {
+                tracing::debug!(lease, %error, "the lease is not renewed");
+            }
+        }
     }
 
     async fn all_steps(

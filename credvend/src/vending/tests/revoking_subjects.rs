@@ -8,6 +8,7 @@ use credd_protocol::{JobId, SessionId};
 use time::Duration;
 
 use super::world::*;
+use crate::clock::Clock as _;
 use crate::refusal::Refusal;
 use crate::store::{Denied, NewsKind, OrderId, Subject};
 use crate::vending::revoking::{Ordered, RevocationReport};
@@ -277,7 +278,12 @@ async fn an_order_that_a_killed_credvend_left_is_carried_out_by_another() {
     w.store.put_order(dead.clone()).await.unwrap();
     let why = format!("the credentials of user bob were revoked by root (revocation {})", dead.id);
     w.store.end(sessions[0], SessionStatus::Invalidated, dead.at, &why).await.unwrap();
+    let (name, now) = (format!("order:{}", dead.id), w.clock.now());
+    assert!(w.store.lease(&name, "the dead one/ordered", now, now + Duration::seconds(15)).await.unwrap());
     let other = w.replica();
+    other.sweep().await.unwrap();
+    assert_eq!(active(&w, &sessions).await, [false, true], "it might still be at work");
+    w.clock.advance(Duration::seconds(15));
     other.sweep().await.unwrap();
     assert_eq!(active(&w, &sessions).await, [false, false]);
     let report = other.revocation(dead.id).await.unwrap();
