@@ -213,6 +213,11 @@ impl Metrics {
         self.sessions_open.get_or_create(&OfCluster { cluster: cluster.to_string() }).set(count as i64);
     }
 
+    /// Another replica sweeps: what the last sweep here saw is no longer so.
+    pub fn swept_elsewhere(&self) {
+        self.sessions_open.clear();
+    }
+
     /// So many nodes of a cluster hang on this process.
     pub fn nodes_connected(&self, cluster: &ClusterName, count: usize) {
         self.nodes_connected.get_or_create(&OfCluster { cluster: cluster.to_string() }).set(count as i64);

@@ -224,6 +224,17 @@ impl Vending {
         self.denying.full()
     }
 
+    /// The same where another replica sweeps: what only the sweep knows is that one's to tell, and nothing of it stays here.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn count_beside_the_sweep(&self) -> Result<(), StoreError> {
+        self.parts.metrics.swept_elsewhere();
+        let open = self.parts.store.open_orders().await?.len();
+        self.parts.metrics.revocations(open, 0);
+        Ok(())
+    }
+
     fn now(&self) -> OffsetDateTime {
         self.parts.clock.now()
     }
@@ -242,11 +253,20 @@ impl Vending {
     /// Ends a session, forgets what is held for it, and tells the nodes if it did not end by itself.
     async fn end(&self, id: SessionId, status: SessionStatus, why: &str) -> Result<Ended, StoreError> {
         let ended = self.parts.store.end(id, status, self.now(), why).await?;
-        if let Ended::Now(session) = &ended {
-            self.ended(session, why);
-            if session.status == SessionStatus::Invalidated {
-                self.tell_ended(std::slice::from_ref(session), why).await;
+        let session = match &ended {
+            Ended::Now(session) => {
+                self.ended(session, why);
+                session
             }
+            // Said again, as after an answer of the store that was lost: then nobody has heard of it yet.
+            Ended::Before(session) if session.status == status => {
+                self.let_go(session);
+                session
+            }
+            _ => return Ok(ended),
+        };
+        if status == SessionStatus::Invalidated {
+            self.tell_ended(std::slice::from_ref(session), session.why.as_deref().unwrap_or(why)).await;
         }
         Ok(ended)
     }
@@ -311,7 +331,8 @@ impl Vending {
         Ok(told_now)
     }
 
-    fn ended(&self, session: &Session, why: &str) {
+    /// What follows an end, whoever ended it; again changes nothing.
+    fn let_go(&self, session: &Session) {
         self.issuing.forget(session.id);
         self.parts.source.ended(session);
         self.crowds.forget(session.id);
@@ -319,6 +340,10 @@ impl Vending {
             self.facts.forget(&session.cluster, run.job);
         }
         self.revoke_on_end(session);
+    }
+
+    fn ended(&self, session: &Session, why: &str) {
+        self.let_go(session);
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,

@@ -26,7 +26,7 @@ pub enum Command {
     /// Copy everything from one store to the other of this configuration, while no credvend runs
     ///
     /// To be run as credvend's own user and with its environment, since the file and the identity in AWS are its own. The
-    /// target is to be empty. A copy that was cut off goes on with --resume. Afterwards, set [store] kind.
+    /// target is to be empty. A copy that was cut off is made again with --resume. Afterwards, set [store] kind.
     Copy {
         /// Where everything is
         #[arg(long)]
@@ -34,7 +34,7 @@ pub enum Command {
         /// Where it is to be
         #[arg(long)]
         to: StoreKind,
-        /// Go on with a copy that was cut off
+        /// Make a copy that was cut off again, over what is there
         #[arg(long)]
         resume: bool,
     },
@@ -113,7 +113,7 @@ async fn copy_between(config: &Config, from: StoreKind, to: StoreKind, resume: b
     }
     let cut_off = target.get_note(archive::NOTES, archive::UNFINISHED).await?.is_some();
     match (cut_off, resume) {
-        (true, false) => bail!("a copy into the target was cut off: go on with --resume"),
+        (true, false) => bail!("a copy into the target was cut off: copy again with --resume"),
         (false, true) => bail!("no copy into the target was cut off; without --resume a new one begins"),
         (false, false) if !archive::is_empty(target.as_ref()).await? => {
             bail!("the target is not empty: nothing is copied over what is there")

@@ -16,11 +16,11 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use super::{
-    Block, Cursor, Ended, Issuance, NumberedNews, Opened, Order, OrderId, Revocation, Session, SessionFilter, Store,
-    StoreError,
+    Block, Cursor, Ended, Issuance, NumberedNews, Opened, Order, OrderId, Origin, Revocation, Session, SessionFilter,
+    Store, StoreError,
 };
 
-/// Under this kind, the target of a copy notes how far it is.
+/// Under this kind, the target of a copy notes that it is one.
 pub const NOTES: &str = "store-copy";
 /// There while a copy into this store is not finished: nobody may serve from it.
 pub const UNFINISHED: &str = "unfinished";
@@ -201,7 +201,7 @@ pub async fn export(store: &dyn Archive, part: Part, from: Option<&str>) -> Resu
     }
 }
 
-/// Puts a record in its place. Again changes nothing.
+/// Puts a record in its place. Again changes nothing; what has changed since in the source is changed here too.
 async fn import(store: &dyn Archive, record: Record) -> Result<(), StoreError> {
     match record {
         Record::Session(session) => {
@@ -212,7 +212,13 @@ async fn import(store: &dyn Archive, record: Record) -> Result<(), StoreError> {
                     there.id, session.id
                 )));
             }
-            // Copied before, and ended since.
+            // Copied before, and changed since.
+            for node in session.nodes.iter().filter(|node| !there.nodes.contains(node)) {
+                store.add_node(session.id, node).await?;
+            }
+            if let (Origin::Head { token, .. }, true) = (&session.origin, session.origin != there.origin) {
+                store.replace_token(session.id, *token).await?;
+            }
             if let (SessionStatus::Active, Some(at)) = (there.status, session.ended) {
                 let why = session.why.as_deref().unwrap_or_default();
                 let _: Ended = store.end(session.id, session.status, at, why).await?;
@@ -244,7 +250,8 @@ pub async fn is_empty(store: &dyn Archive) -> Result<bool, StoreError> {
     Ok(store.get_note(NOTES, UNFINISHED).await?.is_none())
 }
 
-/// Copies everything, from where an earlier copy was cut off; `told` hears of the progress. Counts both sides at the end.
+/// Copies everything; `told` hears of the progress. Counts both sides at the end. A copy that was cut off is made again from
+/// its beginning: what was copied may have changed since, and a session that was revoked meanwhile must not live here.
 ///
 /// # Errors
 /// A store's; or that the sides differ.
@@ -254,24 +261,17 @@ pub async fn copy(
     mut told: impl FnMut(Part, u64),
 ) -> Result<BTreeMap<Part, u64>, CopyError> {
     to.put_note(NOTES, UNFINISHED, "").await?;
+    forget_removed(from, to.as_ref()).await?;
     for part in Part::ALL {
-        let noted = to.get_note(NOTES, &part.to_string()).await?;
-        let mut place = match noted.as_deref() {
-            Some("done") => continue,
-            Some(place) => Some(place.to_owned()),
-            None => None,
-        };
-        let mut count = 0;
+        let (mut count, mut place) = (0, None);
         loop {
             let (records, next) = export(from, part, place.as_deref()).await?;
             count += records.len() as u64;
             write(to, records).await?;
             told(part, count);
             let Some(next) = next else { break };
-            to.put_note(NOTES, &part.to_string(), &next).await?;
             place = Some(next);
         }
-        to.put_note(NOTES, &part.to_string(), "done").await?;
     }
     let mut counts = BTreeMap::new();
     for part in Part::ALL {
@@ -283,11 +283,33 @@ pub async fn copy(
         counts.insert(part, here);
     }
     to.draw_epoch().await?;
-    for part in Part::ALL {
-        to.remove_note(NOTES, &part.to_string()).await?;
-    }
     to.remove_note(NOTES, UNFINISHED).await?;
     Ok(counts)
+}
+
+/// Removes what an earlier attempt copied and the source has not any more: blocks that were lifted, notes that are settled.
+async fn forget_removed(from: &dyn Archive, to: &dyn Archive) -> Result<(), StoreError> {
+    let there = from.list_blocks().await?;
+    for block in to.list_blocks().await? {
+        if !there.iter().any(|kept| kept.subject == block.subject) {
+            to.remove_block(&block.subject).await?;
+        }
+    }
+    let mut place = None;
+    loop {
+        let (records, next) = export(to, Part::Notes, place.as_deref()).await?;
+        for record in records {
+            if let Record::Note { kind, key, .. } = record
+                && from.get_note(&kind, &key).await?.is_none()
+            {
+                to.remove_note(&kind, &key).await?;
+            }
+        }
+        match next {
+            Some(next) => place = Some(next),
+            None => return Ok(()),
+        }
+    }
 }
 
 async fn write(to: &Arc<dyn Archive>, records: Vec<Record>) -> Result<(), StoreError> {
@@ -324,12 +346,12 @@ async fn count(store: &dyn Archive, part: Part) -> Result<u64, StoreError> {
 /// Why a copy is not one.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// A store's error; the copy goes on where it was with `--resume`.
+    /// A store's error; the copy is made again with `--resume`.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Something was written to one side meanwhile.
     #[error(
-        "the source has {from} {part} and the target {to}: one of them is in use; stop every credvend, and copy again with --resume"
+        "the source has {from} {part} and the target {to}: one of them is in use; stop every credvend, and copy again with --resume; if they differ still, the source has forgotten old records since: begin with an empty target"
     )]
     Differs {
         /// Of what.
@@ -340,3 +362,7 @@ pub enum CopyError {
         to: u64,
     },
 }
+
+#[cfg(test)]
+#[path = "copy_tests.rs"]
+mod tests;

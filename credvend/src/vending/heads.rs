@@ -15,6 +15,9 @@ use crate::audit::{Event, Refused, To};
 use crate::refusal::Refusal;
 use crate::store::{Ended, Opened, Origin, Session, SessionFilter};
 
+/// Why the earlier session of a head's id ended.
+const ANEW: &str = "the head opened this session id anew";
+
 /// A head's ids stand in paths and in role-session names.
 fn check_text(what: &str, text: &str, max: usize, allowed: impl Fn(u8) -> bool) -> Result<(), Refusal> {
     if text.is_empty() || text.len() > max || !text.bytes().all(allowed) {
@@ -60,7 +63,12 @@ impl Vending {
         self.require_unblocked(Asking { user, project, ..Asking::default() }).await?;
         let token = JobToken::mint().map_err(|e| Refusal::Internal(format!("no random bits for a token: {e}")))?;
         let store = &self.parts.store;
-        let before = store.find_head(std::slice::from_ref(&head.cluster), &request.session_id).await?;
+        let mut before = store.find_head(std::slice::from_ref(&head.cluster), &request.session_id).await?;
+        before = before.filter(|session| session.status == SessionStatus::Active);
+        // Before the new one is there: cut off between the two, the head says it again, and would find the new one only.
+        if let Some(old) = before.take_if(|old| supersedes(request, old)) {
+            self.end(old.id, SessionStatus::Completed, ANEW).await?;
+        }
         let opened = store
             .open(Session {
                 id: SessionId::random(),
@@ -90,8 +98,8 @@ impl Vending {
             }
         };
         self.parts.audit.record(Event::SessionOpened { session: &session, node: None, peer: head.peer }).await?;
-        if let Some(before) = before.filter(|s| s.status == SessionStatus::Active) {
-            self.end(before.id, SessionStatus::Completed, "the head opened this session id anew").await?;
+        if let Some(before) = before {
+            self.end(before.id, SessionStatus::Completed, ANEW).await?;
         }
         tracing::info!(
             session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user,
@@ -258,6 +266,13 @@ impl Vending {
         }
         Ok(unknown(head_session))
     }
+}
+
+/// Whether the request is surely of a later submission than the session: both are times of the head's own format. An
+/// earlier one that comes late must not end what came after it.
+fn supersedes(request: &OpenSession, session: &Session) -> bool {
+    let Origin::Head { submitted, .. } = &session.origin else { return false };
+    submitted.len() == request.submitted_time.len() && *submitted < request.submitted_time
 }
 
 fn unknown(head_session: &str) -> Refusal {

@@ -34,6 +34,9 @@ const AT_ONCE: usize = 64;
 /// How long one sweep works on Deny policies: IAM being slow must not keep sessions open. What was cut off is made again.
 const DENYING: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// How long one sweep prunes: sessions of jobs that are over are closed in between. What was cut off is gone on with.
+const PRUNING: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Runs the futures at the same time.
 pub(super) async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.map(Box::pin).collect();
@@ -152,8 +155,13 @@ impl Vending {
         if !due(&self.sweeping.pruned.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(());
         }
-        let gone =
-            self.parts.store.prune(now - KEPT).await? + self.parts.store.prune_revocations(now - DENIALS_KEPT).await?;
+        let store = &self.parts.store;
+        let pruning = async { Ok(store.prune_revocations(now - DENIALS_KEPT).await? + store.prune(now - KEPT).await?) };
+        let Ok(gone) = tokio::time::timeout(PRUNING, pruning).await else {
+            tracing::info!("much is old; the next sweep goes on with pruning");
+            return Ok(());
+        };
+        let gone = gone.map_err(|e: crate::store::StoreError| Refusal::from(e))?;
         *self.sweeping.pruned.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         if gone > 0 {
             tracing::info!(rows = gone, "old rows pruned");
@@ -255,15 +263,21 @@ impl Vending {
                 let (store, at) = (self.parts.store.clone(), self.now());
                 ends.spawn(async move { (store.end(session.id, SessionStatus::Completed, at, &why).await, why) });
             }
+            // One that fails must not keep the others, which have ended, from being told.
+            let mut not_ended = None;
             while let Some(ended) = ends.join_next().await {
-                let Ok((ended, why)) = ended else { continue };
-                if let Ended::Now(session) = ended? {
-                    self.ended(&session, &why);
-                    closed += 1;
+                match ended {
+                    Ok((Ok(Ended::Now(session)), why)) => {
+                        self.ended(&session, &why);
+                        closed += 1;
+                    }
+                    Ok((Ok(_), _)) => {}
+                    Ok((Err(e), _)) => not_ended = not_ended.or(Some(Refusal::from(e))),
+                    Err(e) => tracing::error!(error = %e, "an end ended abnormally"),
                 }
             }
-            if let Some(e) = failed {
-                return Err(e.into());
+            if let Some(e) = not_ended.or(failed.map(Refusal::from)) {
+                return Err(e);
             }
         }
     }

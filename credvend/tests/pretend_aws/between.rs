@@ -36,6 +36,8 @@ struct Shared {
     http: reqwest::Client,
     faults: Mutex<Faults>,
     calls: Mutex<BTreeMap<String, u64>>,
+    /// Calls that get through; none after them.
+    left: AtomicU64,
     dealt: AtomicU32,
     random: AtomicU64,
 }
@@ -56,6 +58,7 @@ impl Between {
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             faults: Mutex::new(faults),
             calls: Mutex::default(),
+            left: AtomicU64::new(u64::MAX),
             dealt: AtomicU32::new(0),
             random: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
         });
@@ -81,6 +84,11 @@ impl Between {
 
     pub fn set(&self, faults: Faults) {
         *self.shared.faults.lock().unwrap() = faults;
+    }
+
+    /// After so many more calls every one is refused at once, as if the store had died.
+    pub fn cut_after(&self, calls: u64) {
+        self.shared.left.store(calls, Ordering::Relaxed);
     }
 
     /// Faults so far.
@@ -117,6 +125,9 @@ impl Shared {
         let target = head.headers.get("x-amz-target").and_then(|v| v.to_str().ok()).unwrap_or("");
         let operation = target.rsplit('.').next().unwrap_or("").to_owned();
         *self.calls.lock().unwrap().entry(operation.clone()).or_default() += 1;
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            return answer(400, json!({ "__type": "AccessDeniedException", "message": "cut off" }));
+        }
         let faults = *self.faults.lock().unwrap();
         let roll = self.roll();
         let dealt = || self.dealt.fetch_add(1, Ordering::Relaxed);

@@ -87,6 +87,8 @@ pub async fn sweep(vending: Arc<Vending>, mut turn: Option<Turn>, mut stopping: 
         if let Some(turn) = &mut turn
             && !turn.is_ours(&vending).await
         {
+            // Its own failure shows in the store's metrics.
+            let _ = vending.count_beside_the_sweep().await;
             // What ended here no other replica knows of for minutes.
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => {}

@@ -50,20 +50,50 @@ fn named(item: &Item, name: &str) -> Result<Option<(usize, String)>, StoreError>
     Ok(Some((count.parse().map_err(|e| row.broken(&attribute, e))?, of.to_owned())))
 }
 
-/// The text again; `None` if the item has none.
-pub(super) async fn read(db: &Db, item: &Item, name: &str) -> Result<Option<String>, StoreError> {
-    let Some((count, of)) = named(item, name)? else { return Ok(Row(item).opt_text(name)?.map(str::to_owned)) };
+/// What an item has of a text.
+pub(super) enum Found {
+    /// It has none.
+    Nothing,
+    /// All of it.
+    Whole(String),
+    /// It names pieces, and some are not there.
+    Gone,
+}
+
+/// Looks for the text.
+pub(super) async fn find(db: &Db, item: &Item, name: &str) -> Result<Found, StoreError> {
+    let Some((count, of)) = named(item, name)? else {
+        return Ok(Row(item).opt_text(name)?.map_or(Found::Nothing, |text| Found::Whole(text.to_owned())));
+    };
     let pieces = db.partition(&db.tables.state, &keys::pieces(&of), (keys::LOWEST, keys::HIGHEST)).await?;
     if pieces.len() != count {
-        // Replaced while it was read.
-        return Err(StoreError::Unavailable("a long text in DynamoDB changed while it was read".into()));
+        return Ok(Found::Gone);
     }
-    pieces.iter().map(|piece| Row(piece).text(PIECE_TEXT).map(str::to_owned)).collect::<Result<String, _>>().map(Some)
+    let text = pieces.iter().map(|piece| Row(piece).text(PIECE_TEXT).map(str::to_owned));
+    text.collect::<Result<String, _>>().map(Found::Whole)
+}
+
+/// Its pieces were replaced or deleted while it was read.
+pub(super) fn gone() -> StoreError {
+    StoreError::Unavailable("a long text in DynamoDB changed while it was read".into())
+}
+
+/// The text again; `None` if the item has none.
+pub(super) async fn read(db: &Db, item: &Item, name: &str) -> Result<Option<String>, StoreError> {
+    match find(db, item, name).await? {
+        Found::Nothing => Ok(None),
+        Found::Whole(text) => Ok(Some(text)),
+        Found::Gone => Err(gone()),
+    }
+}
+
+/// The keys of the pieces of an item.
+pub(super) fn pieces(item: &Item, name: &str) -> Result<Vec<Item>, StoreError> {
+    let Some((count, of)) = named(item, name)? else { return Ok(vec![]) };
+    Ok((0..count).map(|i| key(keys::pieces(&of), format!("{i:04}"))).collect())
 }
 
 /// Deletes the pieces of an item that goes, or that was replaced.
 pub(super) async fn delete(db: &Db, item: &Item, name: &str) -> Result<(), StoreError> {
-    let Some((count, of)) = named(item, name)? else { return Ok(()) };
-    let keys = (0..count).map(|i| key(keys::pieces(&of), format!("{i:04}"))).collect();
-    db.write_all(&db.tables.state, vec![], keys).await
+    db.write_all(&db.tables.state, vec![], pieces(item, name)?).await
 }

@@ -2,6 +2,7 @@
 //! idempotent (a job's run, a head's submission) and its places in the listings. Those never change, but for the list of
 //! ACTIVE sessions, from which the transaction that ends it takes it out.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
@@ -15,8 +16,10 @@ use time::OffsetDateTime;
 use super::cursor;
 use super::db::{Cancelled, Db, Refused, defect, failed};
 use super::item::{ALONE, Item, PK, Row, SK, from_micros, key, micros, number, put, put_text, text};
+use super::long_text::{self, Found};
+use super::orders::bare;
 use super::weeks::Weeks;
-use super::{keys, long_text, nodes_text, walk::Walk};
+use super::{keys, nodes_text, walk::Walk};
 use crate::store::{
     Cursor, Ended, OpenRun, Opened, Origin, PAGE, Page, RUNS_PAGE, Run, Session, SessionFilter, StoreError,
 };
@@ -95,6 +98,27 @@ fn run(row: Row<'_>) -> Result<Option<Run>, StoreError> {
 }
 
 pub(super) async fn read(db: &Db, item: &Item) -> Result<Session, StoreError> {
+    let mut session = without_nodes(item)?;
+    let text = match long_text::find(db, item, NODES).await? {
+        Found::Nothing => String::new(),
+        Found::Whole(text) => text,
+        // They never change, and go only with a session that ended long ago.
+        Found::Gone if session.status != SessionStatus::Active => {
+            tracing::warn!(session = %session.id, "the session is half pruned: its nodes are gone, and it goes next");
+            String::new()
+        }
+        Found::Gone => return Err(long_text::gone()),
+    };
+    session.nodes = nodes_text::read(&text)?;
+    let row = Row(item);
+    for node in row.texts(ADDED_NODES)? {
+        session.nodes.push(node.parse().map_err(|e| row.broken(ADDED_NODES, e))?);
+    }
+    Ok(session)
+}
+
+/// What the item itself says: not a large job's nodes.
+fn without_nodes(item: &Item) -> Result<Session, StoreError> {
     let row = Row(item);
     let origin = match run(row)? {
         Some(run) => Origin::Slurm(run),
@@ -104,10 +128,6 @@ pub(super) async fn read(db: &Db, item: &Item) -> Result<Session, StoreError> {
             token: row.parsed(TOKEN)?,
         },
     };
-    let mut nodes = nodes_text::read(&long_text::read(db, item, NODES).await?.unwrap_or_default())?;
-    for node in row.texts(ADDED_NODES)? {
-        nodes.push(node.parse().map_err(|e| row.broken(ADDED_NODES, e))?);
-    }
     Ok(Session {
         id: row.parsed(SESSION)?,
         cluster: row.parsed(CLUSTER)?,
@@ -115,7 +135,7 @@ pub(super) async fn read(db: &Db, item: &Item) -> Result<Session, StoreError> {
         uid: row.opt_number::<u32>(UID)?.map(Uid),
         project: row.parsed(PROJECT)?,
         partition: row.opt_parsed(PARTITION)?,
-        nodes,
+        nodes: vec![],
         origin,
         opened: row.time(OPENED)?,
         ended: row.opt_number(ENDED)?.map(from_micros),
@@ -524,7 +544,8 @@ pub(super) async fn list(
     Ok(cursor::page(&scope, found, PAGE))
 }
 
-/// Deletes what of a week's log ended before a time; how many sessions.
+/// Deletes what of a week's log ended before a time; how many sessions. Cut off anywhere, it goes on the next time: what
+/// leads to something goes after it, and the log, which leads to all, last.
 pub(super) async fn prune_partition(db: &Db, pk: &str, before: OffsetDateTime) -> Result<u64, StoreError> {
     let table = &db.tables.sessions;
     let (mut gone, mut low) = (0, keys::LOWEST.to_owned());
@@ -534,24 +555,27 @@ pub(super) async fn prune_partition(db: &Db, pk: &str, before: OffsetDateTime) -
         let (entries, more) = db.query(table, pk, (&low, &high), true, Some(500)).await?;
         let Some(last) = entries.last() else { return Ok(gone) };
         low = format!("{}\u{1}", Row(last).text(SK)?);
-        let ids: Result<Vec<SessionId>, _> = entries.iter().map(|e| Row(e).parsed(SESSION)).collect();
-        let items = db.get_all(table, ids?.into_iter().map(session_key).collect()).await?;
-        let (mut own, mut logged) = (vec![], vec![]);
+        let ids: Vec<SessionId> = entries.iter().map(|e| Row(e).parsed(SESSION)).collect::<Result<_, _>>()?;
+        let items = db.get_all(table, ids.iter().map(|id| session_key(*id)).collect()).await?;
+        let (mut listed, mut pieces, mut own, mut stays) = (vec![], vec![], vec![], HashSet::new());
         for item in &items {
-            let row = Row(item);
-            if row.opt_number::<i64>(ENDED)?.is_none_or(|ended| ended >= micros(before)) {
+            let session = without_nodes(item)?;
+            if session.ended.is_none_or(|ended| ended >= before) {
+                stays.insert(session.id);
                 continue;
             }
-            let session = read(db, item).await?;
-            long_text::delete(db, item, NODES).await?;
-            let [log, places @ ..] = places(&session);
-            own.extend(places.into_iter().chain([first_of(&session)]).map(|(pk, sk)| key(pk, sk)));
-            own.extend(by_status(&session).map(|pk| key(pk, keys::place(session.opened, session.id))));
+            let [_, places @ ..] = places(&session);
+            listed.extend(places.into_iter().chain([first_of(&session)]).map(|(pk, sk)| key(pk, sk)));
+            listed.extend(by_status(&session).map(|pk| key(pk, keys::place(session.opened, session.id))));
+            pieces.extend(long_text::pieces(item, NODES)?);
             own.push(session_key(session.id));
-            logged.push(key(log.0, log.1));
         }
+        // Also entries whose session has gone already: a session is opened in one transaction with them.
+        let logged: Vec<Item> =
+            entries.iter().zip(&ids).filter(|(_, id)| !stays.contains(id)).map(|(e, _)| bare(e.clone())).collect();
         gone += logged.len() as u64;
-        // Last what leads here again.
+        db.write_all(table, vec![], listed).await?;
+        db.write_all(&db.tables.state, vec![], pieces).await?;
         db.write_all(table, vec![], own).await?;
         db.write_all(table, vec![], logged).await?;
         if !more {

@@ -143,6 +143,45 @@ async fn what_is_longer_than_an_item_is_kept_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
+async fn a_prune_that_is_cut_off_anywhere_goes_on() {
+    let pretend = PretendAws::start().await;
+    let between = Between::start(pretend.endpoint(), Faults::default()).await;
+    let store = store(between.endpoint()).await;
+    let before = T0 + time::Duration::DAY;
+    let active = Session { nodes: scattered(40), ..of_job(1000, 0) };
+    store.open(active.clone()).await.unwrap();
+    let (mut calls, mut cuts) = (0, 0);
+    loop {
+        // With one more call that gets through each time.
+        let session = Session { nodes: scattered(40), ..of_job(1 + calls, 0) };
+        store.open(session.clone()).await.unwrap();
+        store.end(session.id, SessionStatus::Invalidated, T0, "revoked").await.unwrap();
+        between.cut_after(calls.into());
+        let log = keys::log(&session.cluster, session.opened, session.id);
+        let pruned = super::sessions::prune_partition(&store.db, &log, before).await;
+        between.cut_after(u64::MAX);
+        // Whatever is left of it keeps nobody from seeing the others.
+        let listed = store.list(&SessionFilter::default(), None).await.unwrap().items;
+        assert!(listed.contains(&active) && listed.len() <= 2, "{calls}: {listed:?}");
+        store.prune(before).await.unwrap();
+        assert_eq!(store.list(&SessionFilter::default(), None).await.unwrap().items, std::slice::from_ref(&active));
+        for (table, own) in [(&store.tables().sessions, &session), (&store.tables().state, &session)] {
+            let left = store.db.client.scan().table_name(table).send().await.unwrap();
+            let left: Vec<String> = left.items().iter().map(|i| format!("{i:?}")).collect();
+            assert!(!left.iter().any(|item| item.contains(&own.id.to_string())), "{calls}: {left:?}");
+            let pieces = left.iter().filter(|item| item.contains("pieces#")).count();
+            assert!(pieces <= 1, "{calls}: the active session's alone, not {pieces}");
+        }
+        if pruned.is_ok() {
+            break;
+        }
+        (calls, cuts) = (calls + 1, cuts + 1);
+    }
+    assert_eq!(cuts, 6, "a query, a read, and a deletion of each kind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
 async fn making_the_tables_again_changes_nothing_and_a_restore_is_another_store() {
     let pretend = PretendAws::start().await;
     let store = store(pretend.endpoint()).await;

@@ -76,6 +76,52 @@ async fn statuses_end_once_and_for_all() {
     }
 }
 
+/// The store's answer to the first attempt was lost, and with it what follows an end.
+#[tokio::test]
+async fn an_end_that_is_said_again_is_told_again() {
+    let mut w = World::new();
+    let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let job = w.open(7).await.session;
+    for id in [opened.session, job] {
+        w.store.end(id, SessionStatus::Invalidated, w.now(), "closed").await.unwrap();
+    }
+    w.vending.set_status_for_head(&head(), "1300", None, SessionStatus::Invalidated).await.unwrap();
+    w.vending.close("root", job).await.unwrap();
+    for id in [opened.session, job] {
+        let told = w.told();
+        let Some(credd_protocol::node_api::Event::Invalidated { sessions, .. }) = told else { panic!("{told:?}") };
+        assert_eq!(sessions, [id]);
+    }
+    // What completed is nothing that a node must be told.
+    let completed = open(&w, "1301", "2026").await.session;
+    w.vending.set_status_for_head(&head(), "1301", None, SessionStatus::Completed).await.unwrap();
+    w.vending.close("root", completed).await.unwrap();
+    assert!(w.told().is_none());
+}
+
+#[tokio::test]
+async fn an_opening_that_is_cut_off_leaves_no_earlier_session_open() {
+    let w = World::new();
+    let old = open(&w, "1300", "2026-03-01T00:00:00").await;
+    w.clock.advance(time::Duration::SECOND);
+    let next = post("1300", "2026-03-02T00:00:00");
+    // Whichever comes first of the old one's end and the new one's beginning, the second fails.
+    for (event, row) in [("UPDATE", "OLD.status = 0 AND NEW.status <> 0"), ("INSERT", "1")] {
+        w.sql(&format!(
+            "CREATE TRIGGER broken BEFORE {event} ON sessions WHEN {row} BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        ));
+        assert!(w.vending.open_for_head(&head(), &next).await.is_err());
+        w.sql("DROP TRIGGER broken");
+    }
+    let new = w.vending.open_for_head(&head(), &next).await.unwrap();
+    assert_ne!(new.session, old.session);
+    assert_eq!(w.session(old.session).await.status, SessionStatus::Completed);
+    // An earlier submission that comes late ends nothing.
+    assert_eq!(refused(w.vending.open_for_head(&head(), &post("1300", "2026-03-01T00:00:00")).await).0, "SessionEnded");
+    assert_eq!(w.session(new.session).await.status, SessionStatus::Active);
+}
+
 #[tokio::test]
 async fn the_newest_session_of_an_id_counts() {
     let w = World::new();

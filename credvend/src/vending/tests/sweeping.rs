@@ -105,6 +105,65 @@ async fn a_slurm_that_does_not_answer_closes_nothing() {
     assert_eq!(w.vending.sweep().await.unwrap(), 1);
 }
 
+#[tokio::test]
+async fn one_end_that_fails_keeps_no_other_from_being_told() {
+    let w = World::new();
+    for id in 1..=40 {
+        w.slurm.run(id, "alice", "genomics", &["n1"]);
+        w.open(id).await;
+        w.slurm.gone(id);
+    }
+    w.sql(
+        "CREATE TRIGGER broken BEFORE UPDATE ON sessions WHEN NEW.job % 2 = 1
+         BEGIN SELECT RAISE(ABORT, 'broken'); END",
+    );
+    assert!(w.vending.sweep().await.is_err());
+    w.sql("DROP TRIGGER broken");
+    let over = crate::store::SessionFilter { status: Some(SessionStatus::Completed), ..Default::default() };
+    let ended = w.store.list(&over, None).await.unwrap().items.len();
+    assert_eq!(ended, 20);
+    assert_eq!(w.audited().matches("session-ended").count(), ended);
+}
+
+#[tokio::test]
+async fn only_who_sweeps_tells_what_the_sweep_saw() {
+    use crate::store::{Order, OrderId, Subject};
+    let w = World::new();
+    w.slurm.run(1, "alice", "genomics", &["n1"]);
+    let session = w.open(1).await.session;
+    w.credentials("n1", session).await.unwrap();
+    let iam_is_down = crate::deny::DenyError::Unavailable("down".into());
+    *w.iam.error.lock().unwrap() = Some(iam_is_down);
+    let denial = crate::store::Revocation {
+        role_arn: arn("genomics"),
+        whose: crate::store::Denied::Everyone,
+        issued_before: w.now(),
+        until: w.now() + Duration::HOUR,
+        ordered: true,
+    };
+    w.store.record_revocation(denial).await.unwrap();
+    let order = Order {
+        id: OrderId::random(),
+        subject: Subject::User("bob".parse().unwrap()),
+        clusters: None,
+        by: "root".into(),
+        why: None,
+        wide: false,
+        at: w.now(),
+        done: None,
+        report: None,
+    };
+    w.vending.sweep().await.unwrap();
+    w.store.put_order(order).await.unwrap();
+    w.vending.count_revocations().await.unwrap();
+    let says = |what: &str| w.vending.metrics().text().lines().any(|line| line == what);
+    let open = "credvend_sessions_open{cluster=\"lab\"} 1";
+    assert!(says(open) && says("credvend_deny_policies_behind 1") && says("credvend_revocations_open 1"));
+    // From now on another one sweeps.
+    w.vending.count_beside_the_sweep().await.unwrap();
+    assert!(!says(open) && says("credvend_deny_policies_behind 0") && says("credvend_revocations_open 1"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_a_page_is_swept() {
     let w = std::sync::Arc::new(World::new());

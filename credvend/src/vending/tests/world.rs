@@ -440,6 +440,11 @@ impl World {
         self.vending.open_for_node(&node(name), &record).await
     }
 
+    /// Does something to the database behind the store's back.
+    pub fn sql(&self, text: &str) {
+        rusqlite::Connection::open(self._dir.path().join("db")).unwrap().execute_batch(text).unwrap();
+    }
+
     pub fn now(&self) -> OffsetDateTime {
         self.clock.now()
     }
