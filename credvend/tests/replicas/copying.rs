@@ -88,7 +88,7 @@ async fn a_site_is_copied_to_sqlite_and_back_and_half_a_copy_serves_nobody() {
     site.reconfigure(0, SQLITE, "kind = \"dynamodb\"\ntable-prefix = \"back-\"\n");
     site.make_tables(0).await;
     cut_off(&site).await;
-    refused(&site, &TO_DYNAMODB, "go on with --resume");
+    refused(&site, &TO_DYNAMODB, "copy again with --resume");
     let said = site.refuses_to_serve(0).await;
     assert!(said.contains("a copy into this store was not finished"), "{said}");
     site.reconfigure(0, "site.sqlite", "other.sqlite");
