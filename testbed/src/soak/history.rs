@@ -269,6 +269,9 @@ const LOAD_LASTS: Ms = 60_000;
 /// No run has more refusals than these on record; it got the point.
 const MAX_REFUSALS: usize = 100;
 
+/// So long after a job's end slurmctld may still have to tell a node of it that did not answer.
+const TELLS_OF_ENDS: Ms = 60_000;
+
 impl History {
     /// Takes a line of a client's.
     pub fn take(&mut self, line: Line) {
@@ -325,16 +328,21 @@ impl History {
     }
 
     /// Whether Slurm itself may have lost a job's epilog on a node: slurmctld was killed and forgot what it had told, and
-    /// slurmd there was disturbed in what it had been told, both while the job lived or ended.
+    /// slurmd there was disturbed in what it had been told, both while the job lived or ended. Or slurmctld forgot the job
+    /// and gave its id again: then slurmd, which still has the first one, refuses the second copy, and ends neither.
     pub fn lost_epilog(&self, job: u32, node: &str) -> bool {
         let lives = || self.jobs.iter().filter(|((id, _), _)| *id == job).map(|(_, job)| job);
         let within = |span: &Span| {
             lives()
-                .any(|job| job.seen <= span.until.unwrap_or(Ms::MAX) && job.over.is_none_or(|over| span.from <= over))
+                .any(|job| {
+                    let ended = |over| span.from <= over + TELLS_OF_ENDS;
+                    job.seen <= span.until.unwrap_or(Ms::MAX) && job.over.is_none_or(ended)
+                })
         };
         let meanwhile = || self.faults.iter().filter(|span| within(span));
         let forgot = meanwhile().any(|span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill);
-        forgot && meanwhile().any(|span| span.fault.target.is_slurms() && span.fault.target.host() == node)
+        let disturbed = || meanwhile().any(|span| span.fault.target.is_slurms() && span.fault.target.host() == node);
+        forgot && (lives().count() > 1 || disturbed())
     }
 
     /// A bound for what takes processor time: as promised, and where others crowd the machine in proportion longer.
@@ -423,5 +431,17 @@ mod tests {
         history.faults.push(span(Target::Slurmctld, How::Kill, 400));
         assert!(history.lost_epilog(7, "n1"));
         assert!(!history.lost_epilog(7, "n2") && !history.lost_epilog(8, "n1"));
+        // It tells a node that is away of the end again and again.
+        history.faults.pop();
+        history.faults.push(span(Target::Slurmctld, How::Kill, 900 + TELLS_OF_ENDS));
+        assert!(history.lost_epilog(7, "n1"));
+        history.faults.pop();
+        history.faults.push(span(Target::Slurmctld, How::Kill, 901 + TELLS_OF_ENDS));
+        assert!(!history.lost_epilog(7, "n1"));
+        // An id that was given twice.
+        history.faults = vec![span(Target::Slurmctld, How::Kill, 500)];
+        assert!(!history.lost_epilog(7, "n2"));
+        history.jobs.insert((7, 2), Job { seen: 600, ..Job::default() });
+        assert!(history.lost_epilog(7, "n2"));
     }
 }
