@@ -11,6 +11,7 @@ use credd_protocol::RoleArn;
 use time::{Duration, OffsetDateTime};
 
 use super::Parts;
+use super::revoking::concerned::SKEW;
 use super::revoking::dying::{alive_from, may_kill, names_of};
 use crate::audit::Event;
 use crate::clock::Clock;
@@ -274,7 +275,7 @@ impl Denying {
         let mut kept: HashSet<Denied> = HashSet::new();
         let mut from = None;
         loop {
-            let page = self.store.list_issuances(&IssuedTo::Role(role.clone()), now, from.as_ref()).await?;
+            let page = self.store.list_issuances(&IssuedTo::Role(role.clone()), now - SKEW, from.as_ref()).await?;
             for issuance in &page.items {
                 let lives = |name: &Denied| own.get(name).is_some_and(|own| !may_kill(own, issuance));
                 kept.extend(names_of(issuance).into_iter().filter(lives));

@@ -35,7 +35,7 @@ pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
 pub(super) use resuming::Resuming;
 use telling::Holders;
 
-mod concerned;
+pub(super) mod concerned;
 pub(super) mod dying;
 mod ending;
 mod looking_up;

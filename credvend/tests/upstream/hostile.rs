@@ -242,6 +242,39 @@ async fn an_end_that_is_not_heard_is_told_again() {
     assert!(asked.path.starts_with("/sessions/7-") && asked.path.ends_with("/cluster/lab"), "{asked:?}");
 }
 
+/// The job failed at once, and its end was there before its session was.
+#[tokio::test]
+async fn an_end_that_overtook_the_opening_is_told_again() {
+    let puts = Arc::new(AtomicUsize::new(0));
+    let counted = puts.clone();
+    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap();
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let url = serve(move |asked: Asked| match asked.method.as_str() {
+        "POST" => opened(),
+        "GET" => json(200, document(&hour, ROLE)),
+        _ if counted.fetch_add(1, Ordering::SeqCst) < 1 => {
+            json(404, r#"{"code":"UnknownSession","message":"session is not known here"}"#)
+        }
+        _ => {
+            let _ = told.send(());
+            json(200, "{}")
+        }
+    })
+    .await;
+    let world = before(&url).await;
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    tokio::spawn(world.upstream.clone().deliver(Arc::default(), stopping));
+    world.ask().await.unwrap();
+    let ended =
+        world.store.end(world.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
+    let credvend::store::Ended::Now(session) = ended else { panic!("{ended:?}") };
+    world.upstream.ended(&session);
+    tokio::time::timeout(Duration::from_secs(20), hears.recv()).await.expect("told again").unwrap();
+    assert_eq!(puts.load(Ordering::SeqCst), 2);
+}
+
 /// An administrator sees that ends wait, until they do not.
 #[tokio::test]
 async fn ends_that_the_upstream_does_not_hear_are_counted() {

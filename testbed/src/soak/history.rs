@@ -333,11 +333,10 @@ impl History {
     pub fn lost_epilog(&self, job: u32, node: &str) -> bool {
         let lives = || self.jobs.iter().filter(|((id, _), _)| *id == job).map(|(_, job)| job);
         let within = |span: &Span| {
-            lives()
-                .any(|job| {
-                    let ended = |over| span.from <= over + TELLS_OF_ENDS;
-                    job.seen <= span.until.unwrap_or(Ms::MAX) && job.over.is_none_or(ended)
-                })
+            lives().any(|job| {
+                let ended = |over| span.from <= over + TELLS_OF_ENDS;
+                job.seen <= span.until.unwrap_or(Ms::MAX) && job.over.is_none_or(ended)
+            })
         };
         let meanwhile = || self.faults.iter().filter(|span| within(span));
         let forgot = meanwhile().any(|span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill);

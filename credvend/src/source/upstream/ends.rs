@@ -4,7 +4,7 @@
 //! was taken, and one for each user whose revocation is on its way. So nothing is lost by a restart, or with the replica
 //! that died: whoever starts next looks through the notes. Ends and revocations may be told twice; that changes nothing.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{SessionId, UserName};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::answer::Trouble;
 use super::client::random_byte;
@@ -33,6 +34,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// The end of a session that the upstream does not know may have overtaken its opening: for so long after the end it is told
+/// again, after a pause.
+const OVERTAKES: time::Duration = time::Duration::minutes(2);
+const OVERTAKEN_PAUSE: Duration = Duration::from_secs(3);
+
 /// What the upstream must hear.
 #[derive(Default)]
 pub(super) struct Ends {
@@ -46,6 +52,8 @@ pub(super) struct Ends {
 struct State {
     ended: HashSet<SessionId>,
     revoked: BTreeSet<UserName>,
+    /// Ended, but not known there yet; and when to say so again.
+    unknown: HashMap<SessionId, Instant>,
     /// Something is known to the notes alone.
     look: bool,
 }
@@ -67,6 +75,25 @@ impl Ends {
         self.wake.notify_one();
     }
 
+    /// The session's opening may still be on its way there.
+    fn say_again(&self, id: SessionId) {
+        let mut state = self.state();
+        if state.unknown.len() < MAX_WAITING {
+            state.unknown.insert(id, Instant::now() + OVERTAKEN_PAUSE);
+        } else {
+            state.look = true;
+        }
+    }
+
+    /// What is to be said again by now waits with the others; when the next is.
+    fn say_again_what_is_due(&self) -> Option<Instant> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let due: Vec<SessionId> = state.unknown.extract_if(|_, at| *at <= now).map(|(id, _)| id).collect();
+        state.ended.extend(due);
+        state.unknown.values().min().copied()
+    }
+
     /// How many wait.
     pub(super) fn waiting(&self) -> usize {
         let state = self.state();
@@ -77,15 +104,16 @@ impl Ends {
 impl Upstream {
     /// Runs until the service stops.
     pub async fn deliver(self: Arc<Self>, metrics: Arc<Metrics>, mut stopping: watch::Receiver<bool>) {
-        let (mut look_at, mut pause) = (tokio::time::Instant::now(), None::<Duration>);
+        let (mut look_at, mut pause) = (Instant::now(), None::<Duration>);
         loop {
             let round = async {
-                if tokio::time::Instant::now() >= look_at || std::mem::take(&mut self.ends.state().look) {
-                    look_at = tokio::time::Instant::now();
+                if Instant::now() >= look_at || std::mem::take(&mut self.ends.state().look) {
+                    look_at = Instant::now();
                     self.look_through_notes().await.map_err(|e| e.to_string())?;
                     look_at += LOOK_AGAIN;
                 }
                 self.tell_revocations().await?;
+                self.ends.say_again_what_is_due();
                 self.tell_ends().await
             };
             let done = tokio::select! {
@@ -99,7 +127,8 @@ impl Upstream {
                     if pause.take().is_some() {
                         tracing::info!(upstream = self.client.url(), "the upstream hears of ends again");
                     }
-                    look_at.saturating_duration_since(tokio::time::Instant::now())
+                    let next = self.ends.say_again_what_is_due().map_or(look_at, |next| next.min(look_at));
+                    next.saturating_duration_since(Instant::now())
                 }
                 Err(why) => {
                     if pause.is_none() {
@@ -212,16 +241,20 @@ impl Upstream {
                 return self.store.remove_note(OPEN, &key).await.map_err(|e| e.to_string());
             }
         };
-        let status = match self.store.get(id).await.map_err(|e| e.to_string())? {
+        let (status, ended) = match self.store.get(id).await.map_err(|e| e.to_string())? {
             Some(session) if session.status == SessionStatus::Active => return Ok(()),
-            Some(session) => session.status,
-            None => SessionStatus::Completed,
+            Some(session) => (session.status, session.ended),
+            None => (SessionStatus::Completed, None),
         };
         if self.ends.state().revoked.contains(&there.user) {
             // The first version revokes what ACTIVE sessions have: ended one by one, they would be passed over.
             return Err(format!("the revocation of user {} comes first", there.user));
         }
         match self.client.set_status(&there.head_session, &there.cluster, status).await {
+            Err(Trouble::Unknown(_)) if ended.is_some_and(|at| self.clock.now() - at < OVERTAKES) => {
+                self.ends.say_again(id);
+                Ok(())
+            }
             Ok(()) | Err(Trouble::Ended(_) | Trouble::Unknown(_)) => {
                 self.store.remove_note(OPEN, &key).await.map_err(|e| e.to_string())?;
                 tracing::info!(

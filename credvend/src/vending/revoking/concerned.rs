@@ -13,7 +13,7 @@ use crate::vending::Vending;
 use crate::vending::sweeping::all;
 
 /// The clocks of two replicas, or AWS' and ours, may be so far apart: within it a session is not told by its time alone.
-pub(super) const SKEW: Duration = Duration::minutes(5);
+pub(in crate::vending) const SKEW: Duration = Duration::minutes(5);
 
 /// How many reads go to the store at a time.
 const AT_ONCE: usize = 64;
