@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use prometheus::Prometheus;
 
+use super::fake_credvend::error;
 use super::house::{House, in_a_house, in_a_house_for};
 use crate::control::ToKeeper;
 use crate::server::clock::Clock as _;
@@ -60,15 +61,21 @@ fn the_end_of_credentials_that_cannot_be_renewed_shows() {
         let (_, token) = house.job(7).await;
         assert_eq!(house.ask(7, &token).await.status, 200);
         house.clock.jump(time::Duration::minutes(31));
-        house.until("it is renewed once more", |h| h.counts().1 == 2).await;
+        // Landed, not only asked for.
+        while !page(&house).await.contains("credd_fetches_total{result=\"ok\"} 2\n") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         house.clock.jump(time::Duration::minutes(55));
         assert_eq!(first_expiry(&page(&house).await), None);
-        house.credvend.stop().await;
+        let away = error("Unavailable", "credvend is not itself", true);
+        house.credvend.script.borrow_mut().refuse_credentials = Some((503, away));
         assert_eq!(house.ask(7, &token).await.status, 200, "it still lives");
+        house.until("it is asked for", |h| h.counts().1 >= 3).await;
         let end = loop {
             if let Some(end) = first_expiry(&page(&house).await) {
                 break end;
             }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         };
         let left = end - house.clock.now().wall.unix_timestamp();
         assert!((0..600).contains(&left), "{left} s");
