@@ -141,6 +141,7 @@ pub fn start_with(name: &str, store: &str) -> Result<Service> {
         &format!(
             "listen = [\"127.0.0.1:{port}\"]\nstate-dir = {state:?}\nadmin-socket = {admin:?}\nprojects = {projects:?}\n\
              [tls]\nnames = [\"localhost\"]\n[store]\n{store}\
+             [sts]\nrate = 10000\nburst = 10000\n\
              [aws]\nregion = \"us-east-1\"\nsts-endpoint = \"http://{aws}\"\niam-endpoint = \"http://{aws}\"\n\
              [[cluster]]\nname = \"bench\"\nattest = \"head\"\nhead-secret-file = {secret:?}\n\
              [log]\nfilter = \"warn\"\n",

@@ -284,11 +284,21 @@ impl Events {
 
     async fn offer_untold(&self) -> Result<(), StoreError> {
         let untold = || self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let Some((cluster, news)) = untold().front().cloned() else { return Ok(()) };
-            self.publish(&cluster, news).await?;
-            untold().pop_front();
+        let (mut left, mut result) = (untold().len(), Ok(()));
+        while left > 0 {
+            let Some((cluster, news)) = untold().front().cloned() else { break };
+            match self.publish(&cluster, news).await {
+                Ok(_) => drop(untold().pop_front()),
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                // What the store does not take for a reason of its own must not keep the others waiting.
+                Err(error) => {
+                    result = Err(error);
+                    untold().rotate_left(1);
+                }
+            }
+            left -= 1;
         }
+        result
     }
 
     async fn epoch(&self) -> Result<&str, StoreError> {

@@ -230,6 +230,7 @@ impl Vending {
     /// The store's.
     pub async fn count_beside_the_sweep(&self) -> Result<(), StoreError> {
         self.parts.metrics.swept_elsewhere();
+        self.denying.swept_elsewhere();
         let open = self.parts.store.open_orders().await?.len();
         self.parts.metrics.revocations(open, 0);
         Ok(())
@@ -253,20 +254,25 @@ impl Vending {
     /// Ends a session, forgets what is held for it, and tells the nodes if it did not end by itself.
     async fn end(&self, id: SessionId, status: SessionStatus, why: &str) -> Result<Ended, StoreError> {
         let ended = self.parts.store.end(id, status, self.now(), why).await?;
-        let session = match &ended {
-            Ended::Now(session) => {
-                self.ended(session, why);
-                session
+        if let Ended::Now(session) = &ended {
+            self.ended(session, why);
+            if status == SessionStatus::Invalidated {
+                self.tell_ended(std::slice::from_ref(session), session.why.as_deref().unwrap_or(why)).await;
             }
-            // Said again, as after an answer of the store that was lost: then nobody has heard of it yet.
-            Ended::Before(session) if session.status == status => {
-                self.let_go(session);
-                session
+        }
+        Ok(ended)
+    }
+
+    /// As [`Vending::end`], for who may say it again because the answer was lost: then nobody has heard of the end yet.
+    async fn end_as_told(&self, id: SessionId, status: SessionStatus, why: &str) -> Result<Ended, StoreError> {
+        let ended = self.end(id, status, why).await?;
+        if let Ended::Before(session) = &ended
+            && session.status == status
+        {
+            self.let_go(session);
+            if status == SessionStatus::Invalidated {
+                self.tell_ended(std::slice::from_ref(session), session.why.as_deref().unwrap_or(why)).await;
             }
-            _ => return Ok(ended),
-        };
-        if status == SessionStatus::Invalidated {
-            self.tell_ended(std::slice::from_ref(session), session.why.as_deref().unwrap_or(why)).await;
         }
         Ok(ended)
     }

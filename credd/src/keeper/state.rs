@@ -111,7 +111,7 @@ impl Keeper {
         self.identify();
         loop {
             let mut replies = Vec::new();
-            let mut poked = BTreeSet::new();
+            let (mut poked, mut asked) = (BTreeSet::new(), Vec::new());
             let first = match events.recv_timeout(self.until_next()) {
                 Ok(event) => Some(event),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -125,6 +125,11 @@ impl Keeper {
                         replies.extend(reply);
                     }
                     Event::Report(reply) => self.ask_server(reply),
+                    // A job's process may make the server ask as often as it likes: asked together, looked once.
+                    Event::Server(generation, ToKeeper::Look { id, job }) if self.is_current(generation) => {
+                        poked.insert(job);
+                        asked.push((id, job));
+                    }
                     Event::Server(generation, message) => self.hear(generation, message),
                     Event::ServerGone(generation) => self.server_gone(generation),
                     Event::Signal(Signal::SIGHUP) => self.reload(),
@@ -137,11 +142,19 @@ impl Keeper {
             let now = Instant::now();
             self.hold_endpoint(now);
             self.launch(now);
+            let mut unseen = BTreeSet::new();
             if now >= self.look_at || poked.len() > MANY_POKES {
                 self.look_at = now + LOOK_EVERY;
-                self.look(None);
+                if !self.look(None) {
+                    unseen = poked;
+                }
             } else {
-                poked.into_iter().for_each(|job| self.look(Some(job)));
+                poked.retain(|job| !self.look(Some(*job)));
+                unseen = poked;
+            }
+            // Without an answer the server does not call a token unknown.
+            for (id, _) in asked.into_iter().filter(|(_, job)| !unseen.contains(job)) {
+                self.tell(&ToServer::Looked { id });
             }
             for reply in replies {
                 let _ = reply.try_send(());
@@ -152,6 +165,10 @@ impl Keeper {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             }
         }
+    }
+
+    fn is_current(&self, generation: u64) -> bool {
+        self.server.as_ref().is_some_and(|server| server.generation == generation)
     }
 
     fn until_next(&self) -> Duration {
@@ -276,8 +293,8 @@ impl Keeper {
         }
     }
 
-    /// Looks at all records, or at one job's, and tells the server what changed.
-    fn look(&mut self, only: Option<JobId>) {
+    /// Looks at all records, or at one job's, and tells the server what changed; `false` if they cannot be looked at.
+    fn look(&mut self, only: Option<JobId>) -> bool {
         // First jobs/, then ended/: a job that moves in between is seen twice rather than never.
         let looks = match only {
             Some(job) => records::look_at(&self.run_dir, job),
@@ -288,7 +305,7 @@ impl Keeper {
             Ok(looks) => looks,
             Err(error) => {
                 tracing::error!(%error, "cannot look at the job records");
-                return;
+                return false;
             }
         };
         let cluster = self.config.cluster.as_ref();
@@ -325,6 +342,7 @@ impl Keeper {
             self.looked = true;
             self.tell(&ToServer::Scanned);
         }
+        true
     }
 
     /// Each bad directory is logged once for each thing that is wrong with it.
@@ -355,10 +373,8 @@ impl Keeper {
             ToKeeper::Ready => server.ready = true,
             // Signed on another thread; never sent here.
             ToKeeper::Sign { .. } => {}
-            ToKeeper::Look { id, job } => {
-                self.look(Some(job));
-                self.tell(&ToServer::Looked { id });
-            }
+            // Looked at with the pokes; never sent here.
+            ToKeeper::Look { .. } => {}
             ToKeeper::Opened { run: id, session } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };
                 run.job.session = Some(session);

@@ -23,6 +23,9 @@ const MOST_OF_BEARER: usize = 256;
 /// The most documents' receivers that are remembered (about 200 bytes each); beyond it every delivery is a line.
 const MAX_KNOWN: usize = 65_536;
 
+/// The most lines about repeats at a time, unless it is the end: the queue is for others too. The rest comes with the next look.
+const MAX_LINES: usize = 1024;
+
 /// A document, and who has it but for their address.
 #[derive(PartialEq, Eq, Hash)]
 struct Place {
@@ -110,7 +113,7 @@ impl Repeats {
         self.looked = Some(now);
         self.known.retain(|_, receivers| {
             receivers.retain_mut(|known| {
-                let stays = known.fresh(now) && !end;
+                let stays = (known.fresh(now) || lines.len() >= MAX_LINES) && !end;
                 if !stays {
                     lines.extend(known.line(now));
                 }

@@ -120,6 +120,14 @@ impl Denying {
             && known.left_out.get(role).is_none_or(|left_out| !whose.iter().any(|w| left_out.contains(w)))
     }
 
+    /// Another replica sweeps, and keeps the policies in line: what had no room when this one last made them says nothing.
+    pub(super) fn swept_elsewhere(&self) {
+        let known = &mut *self.known();
+        for (role, _) in known.left_out.drain() {
+            known.shown.remove(&role);
+        }
+    }
+
     /// For how many of these a role's policy has no room any more.
     pub(super) fn left_out(&self, role: &RoleArn, whose: &[Denied]) -> usize {
         let known = self.known();

@@ -170,7 +170,7 @@ impl Vending {
             return require_active(&session);
         }
         let why = format!("the head of cluster {} said {}", head.cluster, status.as_str());
-        match self.end(session.id, status, &why).await? {
+        match self.end_as_told(session.id, status, &why).await? {
             Ended::Now(_) => Ok(()),
             Ended::Before(ended) if ended.status == status => Ok(()),
             Ended::Before(ended) => require_active(&ended),

@@ -366,7 +366,7 @@ impl Vending {
     /// # Errors
     /// An unknown session, a broken store.
     pub async fn close(&self, by: &str, session: SessionId) -> Result<(), Refusal> {
-        match self.end(session, SessionStatus::Invalidated, &format!("closed by {by}")).await? {
+        match self.end_as_told(session, SessionStatus::Invalidated, &format!("closed by {by}")).await? {
             Ended::Now(_) | Ended::Before(_) => Ok(()),
             Ended::Unknown => Err(Refusal::UnknownSession(session.to_string())),
         }

@@ -35,7 +35,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The end of a session that the upstream does not know may have overtaken its opening: for so long after the end it is told
-/// again, after a pause.
+/// again, after a pause that is as long as the end is old.
 const OVERTAKES: time::Duration = time::Duration::minutes(2);
 const OVERTAKEN_PAUSE: Duration = Duration::from_secs(3);
 
@@ -76,10 +76,10 @@ impl Ends {
     }
 
     /// The session's opening may still be on its way there.
-    fn say_again(&self, id: SessionId) {
+    fn say_again(&self, id: SessionId, pause: Duration) {
         let mut state = self.state();
         if state.unknown.len() < MAX_WAITING {
-            state.unknown.insert(id, Instant::now() + OVERTAKEN_PAUSE);
+            state.unknown.insert(id, Instant::now() + pause);
         } else {
             state.look = true;
         }
@@ -252,7 +252,8 @@ impl Upstream {
         }
         match self.client.set_status(&there.head_session, &there.cluster, status).await {
             Err(Trouble::Unknown(_)) if ended.is_some_and(|at| self.clock.now() - at < OVERTAKES) => {
-                self.ends.say_again(id);
+                let since = ended.map_or(Duration::ZERO, |at| (self.clock.now() - at).try_into().unwrap_or_default());
+                self.ends.say_again(id, OVERTAKEN_PAUSE.max(since));
                 Ok(())
             }
             Ok(()) | Err(Trouble::Ended(_) | Trouble::Unknown(_)) => {

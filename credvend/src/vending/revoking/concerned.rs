@@ -82,7 +82,7 @@ impl Vending {
     }
 
     /// Those that no listing of sessions shows: of a head's job, of a node that joined later, to which a role was issued.
-    /// The `settled` are not read again, and who need not be next time is added to them.
+    /// The `settled` are not read again, and who need not be next time is added to them; not yet those that are returned.
     pub(super) async fn found_otherwise(
         &self,
         order: &Order,
@@ -112,8 +112,11 @@ impl Vending {
             let fits = status.is_none_or(|status| session.status == status)
                 && session.opened <= opened
                 && on_its_clusters(order, session);
-            // What has ended, or begun too late, has done so for good.
-            settled.insert(session.id) && fits
+            if !fits {
+                // What has ended, or begun too late, has done so for good.
+                settled.insert(session.id);
+            }
+            fits
         });
         Ok(found)
     }

@@ -23,7 +23,7 @@ const PAST: Duration = Duration::seconds(2);
 const DOUBT: Duration = Duration::SECOND;
 
 /// No credentials live longer (AssumeRole's limit).
-const LONGEST_LIFE: Duration = Duration::hours(12);
+pub(super) const LONGEST_LIFE: Duration = Duration::hours(12);
 
 /// How many writes go to the store at a time: they share commits.
 const AT_ONCE: usize = 64;

@@ -74,6 +74,7 @@ impl Vending {
         // Those that must be looked for wait for none of these.
         let others = self.found_otherwise(order, active, opened, settled).await?;
         ended.extend(self.end_all(order, &others).await?);
+        settled.extend(others.iter().map(|session| session.id));
         Ok((ended, listed.is_empty() && others.is_empty()))
     }
 

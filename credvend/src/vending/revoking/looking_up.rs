@@ -1,6 +1,7 @@
 //! What is known of an order by now.
 
 use super::report::RevocationReport;
+use super::{concerned, dying};
 use crate::refusal::Refusal;
 use crate::store::{Cursor, Order, OrderId, Page};
 use crate::vending::Vending;
@@ -30,8 +31,10 @@ impl Vending {
         let mut report = stored.unwrap_or_else(|| RevocationReport::of(order));
         for role in &mut report.roles {
             // The Deny has a life of its own.
+            // The names may come again: once all that the order meant has expired, they are others'.
+            let lives = self.now() < order.at + dying::LONGEST_LIFE + concerned::SKEW;
             let left_out = self.denying.left_out(&role.role_arn, &role.denied);
-            if role.in_force && left_out > 0 {
+            if role.in_force && left_out > 0 && lives {
                 let why = format!(
                     "{}: its inline policies have no room any more for {left_out} of these names, for others were revoked since; what was issued under them lives until it expires; revoke with --wide, which denies the role as a whole",
                     role.role_arn

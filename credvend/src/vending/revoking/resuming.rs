@@ -61,7 +61,7 @@ impl Vending {
         loop {
             for order in open.by_ref().take(AT_ONCE - tasks.len()) {
                 let vending = self.clone();
-                tasks.spawn(async move { vending.resume(order).await });
+                tasks.spawn(async move { vending.resume(order.id).await });
             }
             match tasks.join_next().await {
                 None => return result,
@@ -70,28 +70,48 @@ impl Vending {
         }
     }
 
-    async fn resume(&self, order: Order) -> Result<(), StoreError> {
+    /// An order that was listed as open, if it still is.
+    pub(in crate::vending) async fn resume(&self, id: OrderId) -> Result<(), StoreError> {
+        let (store, lease) = (&self.parts.store, lease_of(id));
         let (now, holder) = (self.now(), self.holder("sweep"));
-        if self.parts.store.lease(&lease_of(order.id), &holder, now, now + LEFT_ALONE).await? {
-            self.carry_out(order, true, &holder).await;
+        if !store.lease(&lease, &holder, now, now + LEFT_ALONE).await? {
+            return Ok(());
+        }
+        // Whoever held the lease may have brought it to its end since it was listed.
+        match store.get_order(id).await?.filter(|order| order.done.is_none()) {
+            Some(order) => drop(self.carry_out(order, true, &holder).await),
+            None => store.release(&lease, &holder).await?,
         }
         Ok(())
     }
 
+    /// Ends what was being opened while a lately done order was carried out.
     async fn end_late(&self) -> Result<(), StoreError> {
         let orders = self.lately_done().await?;
-        let mut settled = self.resuming.settled.lock().await;
+        let (mut settled, mut result) = (self.resuming.settled.lock().await, Ok(()));
         settled.retain(|id, _| orders.iter().any(|order| order.id == *id));
         for order in orders {
-            let late = self.end_open(&order, order.at, settled.entry(order.id).or_default()).await?;
-            if !late.is_empty() {
-                let issued = self.issued_to(&order, &late).await?;
-                let holders = telling::holders(&late, &issued);
-                self.tell(NewsKind::Invalidated, &late, &reason(&order), Some(order.id), &holders).await;
-                let theirs = late.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
-                self.deny_all(&order, &issued, &theirs).await?;
+            let id = order.id;
+            if let Err(e) = self.end_late_of(&order, settled.entry(id).or_default()).await {
+                // Some may have ended, of which nobody has heard: the whole order is carried out again, and finds them.
+                settled.remove(&id);
+                let _ = self.parts.store.put_order(Order { done: None, ..order }).await;
+                result = Err(e);
             }
         }
+        result
+    }
+
+    async fn end_late_of(&self, order: &Order, settled: &mut HashSet<SessionId>) -> Result<(), StoreError> {
+        let late = self.end_open(order, order.at, settled).await?;
+        if late.is_empty() {
+            return Ok(());
+        }
+        let issued = self.issued_to(order, &late).await?;
+        let holders = telling::holders(&late, &issued);
+        self.tell(NewsKind::Invalidated, &late, &reason(order), Some(order.id), &holders).await;
+        let theirs = late.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
+        self.deny_all(order, &issued, &theirs).await?;
         Ok(())
     }
 

@@ -330,6 +330,23 @@ async fn an_order_is_left_to_who_carries_it_out_and_the_same_id_is_the_same_orde
     assert_eq!(w.vending.revoke(ordered).await.unwrap().sessions, report.sessions);
 }
 
+/// It was listed as open, and then its request brought it to an end.
+#[tokio::test]
+async fn an_order_that_is_done_by_now_is_not_carried_out_again() {
+    let w = World::new();
+    running(&w, &[(1, "bob", "genomics", &["n1"])]).await;
+    let report = revoke(&w, user("bob")).await;
+    // Within the time for which an order that is taken up again allows.
+    w.clock.advance(Duration::seconds(5));
+    let later = running(&w, &[(2, "bob", "genomics", &["n1"])]).await;
+    w.vending.resume(report.id).await.unwrap();
+    assert_eq!(active(&w, &later).await, [true]);
+    let order = w.store.get_order(report.id).await.unwrap().unwrap();
+    assert!(order.done.is_some());
+    let (name, now) = (format!("order:{}", report.id), w.clock.now());
+    assert!(w.store.lease(&name, "another", now, now + Duration::SECOND).await.unwrap(), "it is given back");
+}
+
 #[tokio::test]
 async fn a_session_whose_opening_was_under_way_is_ended_by_the_sweep() {
     let w = World::new();
