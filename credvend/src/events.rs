@@ -16,9 +16,9 @@ use hyper::body::Bytes;
 use tokio::sync::{OnceCell, broadcast, watch};
 
 use crate::clock::Clock;
-use recent::Recent;
-
 use crate::store::{NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, OrderId, Store, StoreError};
+
+use recent::Recent;
 
 pub mod answers;
 mod recent;

@@ -114,8 +114,7 @@ impl Vending {
         let sessions = self.concerned(&order, Some(SessionStatus::Active), order.at + concerned::SKEW).await?;
         let issued = self.issued_to(&order, &sessions).await?;
         let earlier = self.ended_earlier(&sessions, &issued).await?;
-        let mut holders = telling::holders(&sessions, &issued);
-        holders.extend(telling::holders(earlier.iter().filter(|s| may_run_on(s, &order)), &issued));
+        let holders = all_holders(&order, &sessions, &earlier, &issued);
         let theirs: HashSet<SessionId> =
             sessions.iter().map(|s| s.id).chain(issued.iter().map(|i| i.session)).collect();
         let mut report = RevocationReport::of(&order).with_sessions(sessions.iter().map(|s| s.id));
@@ -264,11 +263,7 @@ impl Vending {
         stored?;
         let issued = issued?;
         let earlier = self.ended_earlier(&sessions, &issued).await?;
-        let mut holders = telling::holders(&sessions, &issued);
-        for (place, until) in telling::holders(earlier.iter().filter(|s| may_run_on(s, order)), &issued) {
-            let known = holders.entry(place).or_insert(until);
-            *known = until.max(*known);
-        }
+        let holders = all_holders(order, &sessions, &earlier, &issued);
         // Whoever answers this has heard what came before it, too.
         let asks = |session: &Session| holders.keys().any(|(cluster, _)| *cluster == session.cluster);
         let again = sessions.iter().filter(|s| !all_told || (telling::is_last(&sessions, s) && asks(s)));
@@ -371,6 +366,16 @@ impl Vending {
             Ended::Unknown => Err(Refusal::UnknownSession(session.to_string())),
         }
     }
+}
+
+/// Who may hold what an order is about: the nodes of what it ended, and of what ended not long before.
+fn all_holders(order: &Order, sessions: &[Session], earlier: &[Session], issued: &[Issuance]) -> Holders {
+    let mut holders = telling::holders(sessions, issued);
+    for (place, until) in telling::holders(earlier.iter().filter(|s| may_run_on(s, order)), issued) {
+        let known = holders.entry(place).or_insert(until);
+        *known = until.max(*known);
+    }
+    holders
 }
 
 /// Whether processes of an ended session's job may still be there: epilogs may be late.

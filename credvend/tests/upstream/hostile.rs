@@ -78,6 +78,18 @@ impl World {
         };
         self.upstream.assume(&request).await
     }
+
+    /// The job is over.
+    async fn end(&self) {
+        let ended =
+            self.store.end(self.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
+        let credvend::store::Ended::Now(session) = ended else { panic!("{ended:?}") };
+        self.upstream.ended(&session);
+    }
+}
+
+fn in_an_hour() -> String {
+    (OffsetDateTime::now_utc() + time::Duration::HOUR).format(&time::format_description::well_known::Rfc3339).unwrap()
 }
 
 fn opened() -> Answer {
@@ -107,9 +119,7 @@ async fn refusal(answer: impl Fn() -> Answer + Send + Sync + 'static) -> SourceE
 
 #[tokio::test]
 async fn nonsense_is_no_document() {
-    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
-        .format(&time::format_description::well_known::Rfc3339)
-        .unwrap();
+    let hour = in_an_hour();
     let zoneless = hour[..19].to_owned();
     for (body, word) in [
         (String::new(), "no credentials document"),
@@ -186,9 +196,7 @@ async fn no_secret_follows_a_redirect_or_another_url() {
 
 #[tokio::test]
 async fn many_who_ask_at_once_open_once() {
-    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
-        .format(&time::format_description::well_known::Rfc3339)
-        .unwrap();
+    let hour = in_an_hour();
     let posts = Arc::new(AtomicUsize::new(0));
     let counted = posts.clone();
     let url = serve(move |asked: Asked| {
@@ -213,9 +221,7 @@ async fn many_who_ask_at_once_open_once() {
 async fn an_end_that_is_not_heard_is_told_again() {
     let puts = Arc::new(AtomicUsize::new(0));
     let counted = puts.clone();
-    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
-        .format(&time::format_description::well_known::Rfc3339)
-        .unwrap();
+    let hour = in_an_hour();
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let url = serve(move |asked: Asked| match asked.method.as_str() {
         "POST" => opened(),
@@ -232,10 +238,7 @@ async fn an_end_that_is_not_heard_is_told_again() {
     let (_stop, stopping) = tokio::sync::watch::channel(false);
     tokio::spawn(world.upstream.clone().deliver(Arc::default(), stopping));
     world.ask().await.unwrap();
-    let ended =
-        world.store.end(world.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
-    let credvend::store::Ended::Now(session) = ended else { panic!("{ended:?}") };
-    world.upstream.ended(&session);
+    world.end().await;
     let asked = tokio::time::timeout(Duration::from_secs(20), hears.recv()).await.unwrap().unwrap();
     assert_eq!(asked.body, r#"{"status":"COMPLETED"}"#);
     assert_eq!(asked.authorization, SECRET);
@@ -247,9 +250,7 @@ async fn an_end_that_is_not_heard_is_told_again() {
 async fn an_end_that_overtook_the_opening_is_told_again() {
     let puts = Arc::new(AtomicUsize::new(0));
     let counted = puts.clone();
-    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
-        .format(&time::format_description::well_known::Rfc3339)
-        .unwrap();
+    let hour = in_an_hour();
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let url = serve(move |asked: Asked| match asked.method.as_str() {
         "POST" => opened(),
@@ -267,10 +268,7 @@ async fn an_end_that_overtook_the_opening_is_told_again() {
     let (_stop, stopping) = tokio::sync::watch::channel(false);
     tokio::spawn(world.upstream.clone().deliver(Arc::default(), stopping));
     world.ask().await.unwrap();
-    let ended =
-        world.store.end(world.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
-    let credvend::store::Ended::Now(session) = ended else { panic!("{ended:?}") };
-    world.upstream.ended(&session);
+    world.end().await;
     tokio::time::timeout(Duration::from_secs(20), hears.recv()).await.expect("told again").unwrap();
     assert_eq!(puts.load(Ordering::SeqCst), 2);
 }
@@ -280,9 +278,7 @@ async fn an_end_that_overtook_the_opening_is_told_again() {
 async fn ends_that_the_upstream_does_not_hear_are_counted() {
     let deaf = Arc::new(AtomicBool::new(true));
     let state = deaf.clone();
-    let hour = (OffsetDateTime::now_utc() + time::Duration::HOUR)
-        .format(&time::format_description::well_known::Rfc3339)
-        .unwrap();
+    let hour = in_an_hour();
     let url = serve(move |asked: Asked| match asked.method.as_str() {
         "POST" => opened(),
         "GET" => json(200, document(&hour, ROLE)),
@@ -304,10 +300,7 @@ async fn ends_that_the_upstream_does_not_hear_are_counted() {
     };
     until("0").await;
     world.ask().await.unwrap();
-    let ended =
-        world.store.end(world.session, SessionStatus::Completed, OffsetDateTime::now_utc(), "over").await.unwrap();
-    let credvend::store::Ended::Now(session) = ended else { panic!("{ended:?}") };
-    world.upstream.ended(&session);
+    world.end().await;
     until("1").await;
     deaf.store(false, Ordering::SeqCst);
     until("0").await;
