@@ -114,7 +114,7 @@ impl Denial {
                     .to_owned()
             }
             Denial::Head(Wrong::Host) => {
-                "The Host header is not this endpoint's own (127.0.0.1 or localhost, with the port). Use \
+                "The Host header is not this endpoint's own (127.0.0.1 or localhost, with its port or without one). Use \
                  AWS_CONTAINER_CREDENTIALS_FULL_URI as the job found it in its environment."
                     .to_owned()
             }

@@ -11,22 +11,29 @@ use hyper::{HeaderMap, Method, Uri};
 /// No token of ours is longer; a longer one is not hashed.
 const MAX_TOKEN_BYTES: usize = 256;
 
-/// The two names of the endpoint.
+/// The address and the name of the endpoint's host.
+const HOSTS: [&[u8]; 2] = [b"127.0.0.1", b"localhost"];
+
+/// What a `Host` header may say: the endpoint's address or name, with the port, or without one, as every client on the
+/// AWS Common Runtime sends it. A browser leaves the port out only for port 80, and a name that an attacker's DNS points at
+/// 127.0.0.1 is neither of the two.
 #[derive(Debug, Clone)]
 pub struct Hosts {
-    by_address: String,
-    by_name: String,
+    /// `:` and the port.
+    port: String,
 }
 
 impl Hosts {
     /// Of an endpoint on this port.
     pub fn new(port: u16) -> Self {
-        Hosts { by_address: format!("127.0.0.1:{port}"), by_name: format!("localhost:{port}") }
+        Hosts { port: format!(":{port}") }
     }
 
     /// Whether a `Host` header names the endpoint.
     pub fn has(&self, host: &[u8]) -> bool {
-        host == self.by_address.as_bytes() || host == self.by_name.as_bytes()
+        let ours =
+            |name: &&[u8]| host.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest == self.port.as_bytes());
+        HOSTS.iter().any(ours)
     }
 }
 
@@ -145,12 +152,13 @@ mod tests {
 
     #[test]
     fn an_sdks_request_passes_whatever_its_query() {
-        for host in ["127.0.0.1:9999", "localhost:9999"] {
+        for host in ["127.0.0.1:9999", "localhost:9999", "127.0.0.1", "localhost"] {
             let headers = heads(&[("host", host), ("authorization", "credd1-aa"), ("user-agent", "aws-cli")]);
             assert_eq!(verdict(Method::GET, PATH, &headers), Ok(7));
             assert_eq!(verdict(Method::GET, PATH.split('?').next().unwrap(), &headers), Ok(7));
             assert_eq!(verdict(Method::GET, "/prod/sessions/7/cluster/a/project/b?x=%2F&&=", &headers), Ok(7));
             assert_eq!(verdict(Method::GET, &format!("http://127.0.0.1:9999{PATH}"), &headers), Ok(7));
+            assert_eq!(verdict(Method::GET, &format!("http://localhost{PATH}"), &headers), Ok(7));
             assert_eq!(verdict(Method::GET, &format!("http://evil.example{PATH}"), &headers), Err(Wrong::Host));
             assert_eq!(verdict(Method::GET, "/latest/meta-data", &headers), Err(Wrong::Path));
             assert_eq!(verdict(Method::POST, PATH, &headers), Err(Wrong::Method));
@@ -162,12 +170,16 @@ mod tests {
     fn other_hosts_are_refused() {
         for host in [
             "",
-            "127.0.0.1",
+            "127.0.0.1:",
             "127.0.0.1:80",
             "127.0.0.1:99990",
             "127.0.0.2:9999",
             "[::1]:9999",
-            "localhost",
+            "localhost:",
+            "localhost.",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evil.example",
             "localhost.evil.example:9999",
             "evil.example:9999",
             "127.0.0.1:9999 ",
@@ -211,9 +223,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_host_but_the_two_passes(host in "[ -~]{0,30}") {
-            let hosts = Hosts::new(9999);
-            prop_assert_eq!(hosts.has(host.as_bytes()), host == "127.0.0.1:9999" || host == "localhost:9999");
+        fn no_host_but_the_endpoints_passes(host in "(127[.]0[.]0[.]1|localhost)?[ -~]{0,30}") {
+            let ours = ["127.0.0.1", "127.0.0.1:9999", "localhost", "localhost:9999"];
+            prop_assert_eq!(Hosts::new(9999).has(host.as_bytes()), ours.contains(&host.as_str()));
         }
 
         #[test]

@@ -20,7 +20,8 @@ fn heads_that_no_sdk_sends_are_denied() {
         for (line, headers, status, word) in [
             (get.clone(), vec![host.clone()], 403, "NoToken"),
             (get.clone(), vec![token.clone(), format!("Host: evil.example:{port}")], 403, "WrongHost"),
-            (get.clone(), vec![token.clone(), "Host: 127.0.0.1".into()], 403, "WrongHost"),
+            (get.clone(), vec![token.clone(), "Host: evil.example".into()], 403, "WrongHost"),
+            (get.clone(), vec![token.clone(), format!("Host: 127.0.0.1:{}", port ^ 1)], 403, "WrongHost"),
             (get.clone(), vec![token.clone()], 403, "WrongHost"),
             (get.clone(), with("Origin: http://evil.example"), 403, "BrowserRequest"),
             (get.clone(), with("Sec-Fetch-Site: cross-site"), 403, "BrowserRequest"),
