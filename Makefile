@@ -24,9 +24,12 @@ demo: root deps build ## Brings up a private cluster and shows jobs of two proje
 demo-shell: root deps build ## The same cluster, with a shell of one of its users
 	@$(BUILT) $(TARGET)/debug/testbed shell
 
+# What runs the tests, with everything at hand that they need.
+TEST ?= $(CARGO) test --locked --workspace
+
 .PHONY: test
 test: deps build ## Every test, those on a real Slurm cluster included
-	$(MINISTACK) && $(BUILT) $(CARGO) test --workspace $(TESTFLAGS)
+	$(MINISTACK) && $(BUILT) $(TEST) $(TESTFLAGS)
 
 .PHONY: soak
 soak: root deps build ## Deals faults to a cluster under load and checks what must hold (SOAKFLAGS="--minutes 60 --seed 7 --json")
@@ -35,28 +38,28 @@ soak: root deps build ## Deals faults to a cluster under load and checks what mu
 .PHONY: bench
 bench: ## Measures speed and size against the project's bounds (BENCHFLAGS="--json", or topics)
 	@testbed/install-deps wrk binutils
-	$(CARGO) build --release -p credvend -p testbed --bins
-	$(CARGO) build --profile node -p credd --bins
-	$(CARGO) build --profile plugin -p spank-plugin
-	$(CARGO) build --profile plugin -p slurm-spank --examples
+	$(CARGO) build --locked --release -p credvend -p testbed --bins
+	$(CARGO) build --locked --profile node -p credd --bins
+	$(CARGO) build --locked --profile plugin -p spank-plugin
+	$(CARGO) build --locked --profile plugin -p slurm-spank --examples
 	@mkdir -p $(TARGET)/shipped && \
 		ln -sf $(TARGET)/node/credd $(TARGET)/release/credvend $(TARGET)/release/testbed $(TARGET)/shipped/
-	@CREDD_BIN_DIR=$(TARGET)/shipped CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench -p credd-cluster-tests --bench bench -- $(BENCHFLAGS)
+	@CREDD_BIN_DIR=$(TARGET)/shipped CREDD_PLUGIN_SO=$(PLUGIN) $(CARGO) bench --locked -p credd-cluster-tests --bench bench -- $(BENCHFLAGS)
 
 .PHONY: sim
 sim: ## A job on 10,000 simulated nodes against a real credvend and an STS that throttles (SIMFLAGS="--nodes 1000 --json")
-	$(CARGO) build --release -p credvend --bins
-	@CREDD_BIN_DIR=$(TARGET)/release $(CARGO) bench -q -p credd-cluster-tests --bench sim -- $(SIMFLAGS)
+	$(CARGO) build --locked --release -p credvend --bins
+	@CREDD_BIN_DIR=$(TARGET)/release $(CARGO) bench --locked -q -p credd-cluster-tests --bench sim -- $(SIMFLAGS)
 
 .PHONY: lint
 lint: ## Formatting, clippy, cargo-deny
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@tests/dependencies
 
 .PHONY: mutants
 mutants: root deps build ## Applies each known sabotage and shows which test notices
-	$(CARGO) run -q -p testbed --bin mutants
+	$(CARGO) run --locked -q -p testbed --bin mutants
 
 # Said before the long build, not after it.
 .PHONY: root
@@ -65,8 +68,8 @@ root:
 
 .PHONY: build
 build: ## The programs, and the plugin as it is shipped
-	$(MINISTACK) && $(CARGO) build --workspace --bins
-	$(CARGO) build --profile plugin -p spank-plugin
+	$(MINISTACK) && $(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --profile plugin -p spank-plugin
 
 .PHONY: deps
 deps: ## Installs what is missing (Debian, as root); starts no system daemon
@@ -97,13 +100,13 @@ install: install-node install-service ## Installs everything under DESTDIR; enab
 
 .PHONY: install-plugin
 install-plugin: ## The plugin alone, for login nodes
-	$(CARGO) build --profile plugin -p spank-plugin
+	$(CARGO) build --locked --profile plugin -p spank-plugin
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(SLURMLIBDIR)/spank_credd.so
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example
 
 .PHONY: install-node
 install-node: install-plugin ## The plugin and credd, for compute nodes
-	$(CARGO) build --profile node -p credd --bins
+	$(CARGO) build --locked --profile node -p credd --bins
 	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/node/credd
 	@$(call UNITS,packaging/systemd/credd*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credd.conf
@@ -115,7 +118,7 @@ install-node: install-plugin ## The plugin and credd, for compute nodes
 
 .PHONY: install-service
 install-service: ## credvend, for the service host
-	$(CARGO) build --release -p credvend --bins
+	$(CARGO) build --locked --release -p credvend --bins
 	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credvend
 	@$(call UNITS,packaging/systemd/credvend*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credvend.conf
