@@ -9,8 +9,8 @@
 //!   jobs/ID/session            written by credd: credvend's session UUID
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
 //!   ended/ID.RESTART.NONCE/    an ended job's directory, until credvend has been told
-//!   tokens/ID                  0400, the job's user: the token, only with `token-file`
-//!   new/ID/                    a record that the plugin is writing; one rename makes it jobs/ID
+//!   tokens/ID                  root's, readable to the job's user by its ACL: the token, only with `token-file`
+//!   new/ID.NONCE               a job's directory or note that the plugin is writing; one rename puts it in its place
 //!   skipped/ID                 written by the plugin in place of a record: why a job of a partition that is on has none
 //! ```
 //!
@@ -85,9 +85,10 @@ impl RunDir {
         self.0.join("tokens").join(job.to_string())
     }
 
-    /// Where a job's directory is made, before it appears in `jobs/` as a whole.
-    pub fn new_job(&self, job: JobId) -> PathBuf {
-        self.0.join("new").join(job.to_string())
+    /// Where what is being written lies, until one rename puts it in its place as a whole. What stays here is swept by
+    /// credd.
+    pub fn unfinished(&self) -> PathBuf {
+        self.0.join("new")
     }
 
     /// The plugin's note that a job has no record, and why.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, OnError, RunDir, file};
@@ -14,7 +14,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
 /// A sentence for a user is not longer.
-const MAX_SENTENCE_BYTES: u64 = 2000;
+const MAX_SENTENCE_BYTES: usize = 2000;
+
+/// The longest note: a word, a sentence, the line's end.
+const MAX_NOTE_BYTES: u64 = MAX_SENTENCE_BYTES as u64 + 16;
 
 /// A run directory that has been looked at.
 #[derive(Debug, Clone)]
@@ -71,17 +74,24 @@ impl RunFiles {
     /// # Errors
     /// Where a file operation fails.
     pub fn write_record(&self, record: &JobRecord) -> io::Result<()> {
-        let new = self.paths.new_job(record.job);
-        // Not in `jobs/`, where credd would stumble over it.
-        make_dir(&self.paths.path().join("new"), 0o700)?;
-        // Left by a prolog that was killed in between.
-        match fs::remove_dir_all(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        // Not made in `jobs/`, where credd would stumble over it.
+        let new = self.new_path(record.job)?;
+        let written = (|| {
+            DirBuilder::new().mode(0o700).create(&new)?;
+            create(&new.join(file::RECORD), 0o600)?.write_all(&record.to_json())?;
+            fs::rename(&new, self.paths.job(record.job))
+        })();
+        if written.is_err() {
+            // What stays all the same is swept by credd.
+            let _ = fs::remove_dir_all(&new);
         }
-        DirBuilder::new().mode(0o700).create(&new)?;
-        create(&new.join(file::RECORD), 0o600)?.write_all(&record.to_json())?;
-        fs::rename(&new, self.paths.job(record.job))
+        written
+    }
+
+    /// A path in `new/` that nobody else has.
+    fn new_path(&self, job: JobId) -> io::Result<PathBuf> {
+        make_dir(&self.paths.unfinished(), 0o700)?;
+        Ok(self.paths.unfinished().join(format!("{job}.{:016x}", nonce()?)))
     }
 
     /// A running job's record; `None` if there is none.
@@ -108,7 +118,7 @@ impl RunFiles {
 
     /// Why credvend refused the job, if it did.
     pub fn refused(&self, job: JobId) -> Option<String> {
-        let bytes = read_bounded(open_read(&self.paths.job(job).join(file::REFUSED)).ok()?, MAX_SENTENCE_BYTES).ok()?;
+        let bytes = read_bounded(open_read(&self.paths.job(job).join(file::REFUSED)).ok()?, MAX_NOTE_BYTES).ok()?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
         Some(if text.is_empty() { "credvend refused the job and gave no reason".into() } else { text })
     }
@@ -119,13 +129,21 @@ impl RunFiles {
         std::str::from_utf8(&bytes).ok()?.trim().parse().ok().filter(|port| *port != 0)
     }
 
-    /// Ends a job: moves its directory to `ended/` and removes what else it left. `false` if it had no directory.
+    /// Ends a job: moves its directory to `ended/`, then removes what else it left. `false` if it had no directory. What
+    /// cannot be removed changes nothing: a token whose record has gone from `jobs/` is nobody's.
     ///
     /// # Errors
     /// Where the directory could not be moved.
     pub fn end(&self, job: JobId) -> io::Result<bool> {
-        remove(&self.paths.token_file(job))?;
-        remove(&self.paths.skipped(job))?;
+        let moved = self.move_to_ended(job);
+        for left in [self.paths.token_file(job), self.paths.skipped(job)] {
+            // credd sweeps what stays.
+            let _ = fs::remove_file(left);
+        }
+        moved
+    }
+
+    fn move_to_ended(&self, job: JobId) -> io::Result<bool> {
         let dir = self.paths.job(job);
         if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return Ok(false);
@@ -136,7 +154,7 @@ impl RunFiles {
         Ok(true)
     }
 
-    /// Writes a job's token file: its user's, readable only to it. An older one is replaced.
+    /// Writes a job's token file: root's, readable to its user. An older one is replaced.
     ///
     /// # Errors
     /// Where a file operation fails.
@@ -144,38 +162,57 @@ impl RunFiles {
         let path = self.paths.token_file(job);
         // Users may pass to their own file and not list the others'.
         make_dir(&self.paths.tokens(), 0o711)?;
-        remove(&path)?;
-        let mut file = create(&path, 0o400)?;
         // No newline: nearly every client would choke on it.
-        file.write_all(token.expose().as_bytes())?;
-        fchown(&file, Some(uid), None)?;
+        token_file::write(&path, token.expose().as_bytes(), uid)?;
         Ok(path)
     }
 
-    /// Notes that a job has no record, and why.
+    /// Notes that a job has no record, and why; whole or not at all.
     ///
     /// # Errors
     /// Where a file operation fails.
     pub fn write_skipped(&self, job: JobId, skipped: &Skipped) -> io::Result<()> {
         let path = self.paths.skipped(job);
         make_dir(&self.paths.path().join("skipped"), 0o700)?;
-        remove(&path)?;
-        let text = match skipped {
-            Skipped::Asked => "asked\n".to_owned(),
-            Skipped::Failed { on_error: OnError::Continue, why } => format!("continue {why}\n"),
-            Skipped::Failed { on_error: OnError::Fail, why } => format!("fail {why}\n"),
-        };
-        create(&path, 0o600)?.write_all(text.as_bytes())
+        let new = self.new_path(job)?;
+        let written = create(&new, 0o600)
+            .and_then(|mut file| file.write_all(skipped.to_text().as_bytes()))
+            .and_then(|()| fs::rename(&new, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        written
     }
 
-    /// Why a job has no record, if its prolog noted it.
+    /// Why a job has no record, if its prolog noted it. A note that is not whole is none: that a user said off is taken
+    /// from the very word alone.
     pub fn skipped(&self, job: JobId) -> Option<Skipped> {
-        let bytes = read_bounded(open_read(&self.paths.skipped(job)).ok()?, MAX_SENTENCE_BYTES).ok()?;
-        let text = String::from_utf8_lossy(&bytes);
-        match text.trim().split_once(' ') {
+        let bytes = read_bounded(open_read(&self.paths.skipped(job)).ok()?, MAX_NOTE_BYTES).ok()?;
+        Skipped::from_text(std::str::from_utf8(&bytes).ok()?)
+    }
+}
+
+impl Skipped {
+    fn to_text(&self) -> String {
+        let sentence = |why: &str| {
+            let end = (0..=MAX_SENTENCE_BYTES.min(why.len())).rev().find(|at| why.is_char_boundary(*at));
+            why[..end.unwrap_or(0)].replace('\n', " ")
+        };
+        match self {
+            Skipped::Asked => "asked\n".to_owned(),
+            Skipped::Failed { on_error: OnError::Continue, why } => format!("continue {}\n", sentence(why)),
+            Skipped::Failed { on_error: OnError::Fail, why } => format!("fail {}\n", sentence(why)),
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        // The line's end is written last.
+        let line = text.strip_suffix('\n')?;
+        match line.split_once(' ') {
             Some(("continue", why)) => Some(Skipped::Failed { on_error: OnError::Continue, why: why.into() }),
             Some(("fail", why)) => Some(Skipped::Failed { on_error: OnError::Fail, why: why.into() }),
-            _ => Some(Skipped::Asked),
+            None if line == "asked" => Some(Skipped::Asked),
+            _ => None,
         }
     }
 }
@@ -204,14 +241,7 @@ fn read_bounded(file: File, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Keeps the runs of one job id apart in `ended/`.
+/// Keeps the runs of one job id apart in `ended/`, and what is being written in `new/`.
 fn nonce() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
@@ -221,24 +251,25 @@ fn nonce() -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted_job::{record, run_dir};
+    use crate::scripted_job::{on_full_tmpfs, record, run_dir};
 
     #[test]
     fn a_record_is_written_read_and_ended() {
         let (_temp, paths) = run_dir();
         let files = RunFiles::open_or_create(&paths).unwrap();
         let record = record();
-        fs::create_dir_all(paths.new_job(record.job).join("left-over")).unwrap();
         files.write_record(&record).unwrap();
         assert_eq!(files.read_record(record.job).unwrap().unwrap(), record);
         let modes = [paths.job(record.job), paths.job(record.job).join("record")]
             .map(|path| fs::symlink_metadata(path).unwrap().mode() & 0o7777);
         assert_eq!(modes, [0o700, 0o600]);
 
-        files.write_token_file(record.job, &record.token, geteuid().as_raw()).unwrap();
-        let path = files.write_token_file(record.job, &record.token, geteuid().as_raw()).unwrap();
+        assert_eq!(fs::read_dir(paths.unfinished()).unwrap().count(), 0);
+
+        files.write_token_file(record.job, &record.token, 1001).unwrap();
+        let path = files.write_token_file(record.job, &record.token, 1001).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), record.token.expose());
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
+        assert_eq!(fs::metadata(&path).unwrap().uid(), geteuid().as_raw(), "it is not the job's user's");
         assert_eq!(fs::metadata(paths.tokens()).unwrap().mode() & 0o7777, 0o711);
 
         assert!(files.end(record.job).unwrap());
@@ -265,6 +296,66 @@ mod tests {
         fs::set_permissions(paths.path(), Permissions::from_mode(0o777)).unwrap();
         assert!(RunFiles::open(&paths).is_err());
         assert!(RunFiles::open(&RunDir::new("/nonexistent/run")).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_end_does_not_depend_on_what_cannot_be_removed() {
+        let (_temp, paths) = run_dir();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let record = record();
+        files.write_record(&record).unwrap();
+        // As unremovable as a mount point.
+        fs::create_dir_all(paths.token_file(record.job).join("x")).unwrap();
+        fs::create_dir_all(paths.skipped(record.job).join("x")).unwrap();
+        assert!(files.end(record.job).unwrap());
+        assert!(files.read_record(record.job).unwrap().is_none());
+        assert_eq!(fs::read_dir(paths.ended()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[cfg_attr(not(is_root), ignore = "mounts a tmpfs: run this test as root")]
+    fn a_full_tmpfs_leaves_nothing_half_written() {
+        on_full_tmpfs(|paths, files| {
+            let record = record();
+            assert!(files.write_record(&record).is_err());
+            assert!(
+                files
+                    .write_skipped(record.job, &Skipped::Failed { on_error: OnError::Fail, why: "full".into() })
+                    .is_err()
+            );
+            assert!(files.write_skipped(record.job, &Skipped::Asked).is_err());
+            assert!(files.write_token_file(record.job, &record.token, 1001).is_err());
+            assert_eq!((files.read_record(record.job).unwrap(), files.skipped(record.job)), (None, None));
+            for dir in [paths.unfinished(), paths.jobs(), paths.tokens(), paths.path().join("skipped")] {
+                assert_eq!(fs::read_dir(&dir).map_or(0, Iterator::count), 0, "{dir:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn only_a_whole_note_counts() {
+        let (_temp, paths) = run_dir();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let job = record().job;
+        fs::create_dir(paths.path().join("skipped")).unwrap();
+        for (text, meant) in [
+            ("asked\n", Some(Skipped::Asked)),
+            ("", None),
+            ("asked", None),
+            ("ask\n", None),
+            ("asked \n", None),
+            ("fail", None),
+            ("fail disk fu", None),
+            ("fail\n", None),
+            ("something else\n", None),
+            ("asked\nfail\n", None),
+        ] {
+            fs::write(paths.skipped(job), text).unwrap();
+            assert_eq!(files.skipped(job), meant, "{text:?}");
+        }
+        let long = Skipped::Failed { on_error: OnError::Fail, why: "é".repeat(MAX_SENTENCE_BYTES) };
+        files.write_skipped(job, &long).unwrap();
+        assert!(matches!(files.skipped(job), Some(Skipped::Failed { on_error: OnError::Fail, .. })));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use credd_protocol::record::{JobOptions, JobRecord, RunDir};
 use credd_protocol::{JobId, JobToken, Uid};
 use slurm_spank::{Context, Environment, Error, Job, JobOption, Level, StepId, Used};
 
+use crate::run_files::RunFiles;
+
 /// Says what its fields say, remembers what it is told.
 pub struct ScriptedJob {
     pub id: u32,
@@ -97,6 +99,26 @@ pub fn run_dir() -> (tempfile::TempDir, RunDir) {
     std::fs::create_dir(&path).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     (temp, RunDir::new(path))
+}
+
+/// A run directory on a tmpfs without room for one byte more, which only this thread of `test` sees.
+pub fn on_full_tmpfs(test: impl FnOnce(&RunDir, &RunFiles) + Send + 'static) {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    let alone = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing: Option<&str> = None;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        let (_temp, paths) = run_dir();
+        mount(Some("full"), paths.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=0755,size=64k")).unwrap();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let mut filler = std::fs::File::create(paths.path().join("filler")).unwrap();
+        while filler.write_all(&[b'x'; 4096]).is_ok() {}
+        test(&paths, &files);
+    });
+    if let Err(panic) = alone.join() {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// The record of [`ScriptedJob::new`]'s job.

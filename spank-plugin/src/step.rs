@@ -364,9 +364,28 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(is_root), ignore = "mounts a tmpfs: run this test as root")]
+    fn on_a_full_tmpfs_a_job_whose_partition_demands_credentials_is_stopped() {
+        use crate::scripted_job::{on_full_tmpfs, prolog_environment};
+        for (options, stopped) in [("on,on-error=fail", true), ("on", false)] {
+            on_full_tmpfs(move |paths, _| {
+                let run_dir = format!("run-dir={}", paths.path().display());
+                let site = Plugstack::parse(&[format!("default={options}"), run_dir]);
+                let mut job = ScriptedJob::new();
+                let nobody = std::path::Path::new("/nonexistent");
+                crate::prolog::job_prolog(&mut job, &prolog_environment(), &site, asked(None), 0, nobody);
+                assert!(job.said(Level::Error).contains("no note of it was left"), "{}", job.said(Level::Error));
+                job.set("SLURM_JOB_PARTITION", b"batch").unwrap();
+                let plan = init_post_opt(&mut job, &site, asked(None));
+                assert_eq!(matches!(plan.gate, Gate::Closed(_)), stopped, "{plan:?}");
+                assert_eq!(plan.notices.is_empty(), stopped, "{plan:?}");
+            });
+        }
+    }
+
+    #[test]
     fn a_step_may_ask_for_the_token_file_by_itself() {
-        let mut lab = lab("", |record| record.uid = Uid(nix::unistd::geteuid().as_raw()));
-        lab.job.uid = lab.record.uid.0;
+        let mut lab = lab("", |_| {});
         lab.init(Asked { aws: None, token_file: true });
         let path = String::from_utf8(lab.job.get(TOKEN_FILE).unwrap()).unwrap();
         assert_eq!(fs::read_to_string(path).unwrap(), lab.record.token.expose());

@@ -240,7 +240,7 @@ fn a_token_file_on_request() {
     for options in [&["--aws-token-file"][..], &["-p", "tokenfile"]] {
         let done = srun(&cluster, "alice", options, show);
         let text = done.expect_ok();
-        assert!(text.contains("400 alice") && text.contains("same") && !text.contains("\\n"), "{options:?} {done:?}");
+        assert!(text.contains("440 root") && text.contains("same") && !text.contains("\\n"), "{options:?} {done:?}");
     }
     let without = srun(&cluster, "alice", &[], "echo [$AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE]");
     assert_eq!(without.expect_ok(), "[]");

@@ -4,7 +4,9 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
+use credd_protocol::JobId;
 use credd_protocol::record::RunDir;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -34,6 +36,49 @@ fn make(path: &Path, mode: u32) -> io::Result<()> {
         return Err(io::Error::other(format!("it belongs to uid {}, not to credd's keeper", meta.uid())));
     }
     fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// What is being written is finished after this long.
+const LEFT_OVER: Duration = Duration::from_secs(60);
+
+/// Removes what nobody will finish or fetch: what a plugin that was killed left in `new/`, and the token files of jobs
+/// that have no record any more. `tokens/` is listed and removed from by name alone: nothing in it is opened or followed.
+///
+/// # Errors
+/// The directories cannot be read. What cannot be removed is left, and is of no use to anybody.
+pub fn sweep(run_dir: &RunDir, now: SystemTime) -> io::Result<()> {
+    let old = |meta: &fs::Metadata| {
+        meta.modified().is_ok_and(|changed| now.duration_since(changed).is_ok_and(|age| age > LEFT_OVER))
+    };
+    for entry in listed(&run_dir.unfinished())? {
+        let path = entry?.path();
+        let meta = fs::symlink_metadata(&path);
+        if meta.as_ref().is_ok_and(|meta| meta.is_dir() && old(meta)) {
+            let _ = fs::remove_dir_all(&path);
+        } else if meta.as_ref().is_ok_and(old) {
+            let _ = fs::remove_file(&path);
+        }
+    }
+    for entry in listed(&run_dir.tokens())? {
+        let entry = entry?;
+        let job = entry.file_name().to_str().and_then(|name| name.parse::<JobId>().ok());
+        let wanted = job.is_some_and(|job| fs::symlink_metadata(run_dir.job(job)).is_ok());
+        // A young one may be of a job whose record is about to appear.
+        if !wanted && fs::symlink_metadata(entry.path()).as_ref().is_ok_and(old) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// The first entries of a directory; none if it is missing.
+fn listed(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => Some(entries),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(entries.into_iter().flatten().take(super::records::MAX_ENTRIES))
 }
 
 /// Whether what lies there stays in memory. On a disk, tokens would outlive the machine's power.
@@ -108,6 +153,32 @@ mod tests {
         fs::remove_dir(run_dir.jobs()).unwrap();
         std::os::unix::fs::symlink("/tmp", run_dir.jobs()).unwrap();
         assert!(prepare(&run_dir).unwrap_err().to_string().contains("not a directory"));
+    }
+
+    #[test]
+    fn left_overs_are_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(dir.path().join("credd"));
+        let now = SystemTime::now();
+        sweep(&run_dir, now).unwrap();
+        prepare(&run_dir).unwrap();
+        fs::create_dir_all(run_dir.unfinished().join("7.0f/x")).unwrap();
+        fs::write(run_dir.unfinished().join("8.0e"), "fail disk").unwrap();
+        let id = |id: u32| JobId::try_from(id).unwrap();
+        fs::create_dir(run_dir.job(id(1))).unwrap();
+        for job in [1, 2] {
+            fs::write(run_dir.token_file(id(job)), "token").unwrap();
+        }
+        fs::write(run_dir.tokens().join(".2.99.new"), "tok").unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir_all(outside.join("x")).unwrap();
+        std::os::unix::fs::symlink(&outside, run_dir.unfinished().join("link")).unwrap();
+        let count = |path: &Path| fs::read_dir(path).unwrap().count();
+        sweep(&run_dir, now).unwrap();
+        assert_eq!((count(&run_dir.unfinished()), count(&run_dir.tokens())), (3, 3), "too young");
+        sweep(&run_dir, now + LEFT_OVER * 2).unwrap();
+        assert_eq!((count(&run_dir.unfinished()), count(&run_dir.tokens())), (0, 1));
+        assert!(run_dir.token_file(id(1)).exists() && outside.join("x").exists());
     }
 
     #[test]

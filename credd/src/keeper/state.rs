@@ -338,6 +338,11 @@ impl Keeper {
             }
         }
         self.identify();
+        if only.is_none()
+            && let Err(error) = run_dir::sweep(&self.run_dir, SystemTime::now())
+        {
+            tracing::error!(%error, "cannot sweep the run directory");
+        }
         if !self.looked && only.is_none() {
             self.looked = true;
             self.tell(&ToServer::Scanned);
