@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::CgroupId;
 use crate::wire::{self, Answer, State, Tcp};
 
 /// The kernel answers within the call that asks; this only bounds what should not happen.
@@ -27,6 +28,9 @@ pub struct Owner {
     pub uid: u32,
     /// The socket's inode: of all sockets that are open now, only this one has it.
     pub inode: u32,
+    /// The cgroup v2 in which the socket was made, whoever holds it now and wherever that process was moved since:
+    /// [`JobCgroups`](crate::JobCgroups) says whether it is a Slurm job's. `None` if the kernel does not say (before 5.8).
+    pub cgroup: Option<CgroupId>,
 }
 
 /// Why nobody can be named as the other end.
@@ -100,7 +104,7 @@ impl TcpPeers {
         if found.state != State::ESTABLISHED || found.inode == 0 {
             return Err(PeerError::NotHeld { local, peer, state: found.state });
         }
-        Ok(Owner { uid: found.uid, inode: found.inode })
+        Ok(Owner { uid: found.uid, inode: found.inode, cgroup: found.cgroup })
     }
 
     /// Whoever listens where a connection to `address` would arrive; `None` if nobody does.
@@ -112,7 +116,7 @@ impl TcpPeers {
             if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let found = self.lookup(address, SocketAddr::new(nowhere, 0))?;
         let found = found.filter(|found| found.state == State::LISTEN && found.inode != 0);
-        Ok(found.map(|found| Owner { uid: found.uid, inode: found.inode }))
+        Ok(found.map(|found| Owner { uid: found.uid, inode: found.inode, cgroup: found.cgroup }))
     }
 
     /// The uid of [`TcpPeers::listener`].

@@ -1,10 +1,13 @@
 //! The bytes of a `SOCK_DIAG_BY_FAMILY` request for one TCP socket, and of its answer.
 //!
 //! Layouts from linux/netlink.h, linux/sock_diag.h and linux/inet_diag.h: header 16 bytes, request
-//! (`inet_diag_req_v2`) 56, answer (`inet_diag_msg`) 72. Ports and addresses are in network order, the rest in the
-//! machine's.
+//! (`inet_diag_req_v2`) 56, answer (`inet_diag_msg`) 72, attributes after it. Ports and addresses are in network order,
+//! the rest in the machine's. The attribute with the cgroup need not be asked for (`idiag_ext` has no bit for it): a kernel
+//! that knows it (5.8) and counts cgroups of sockets always sends it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::CgroupId;
 
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -16,6 +19,11 @@ const IPPROTO_TCP: u8 = 6;
 const HEADER_BYTES: usize = 16;
 pub const REQUEST_BYTES: usize = HEADER_BYTES + 56;
 const ANSWER_BYTES: usize = HEADER_BYTES + 72;
+
+const INET_DIAG_CGROUP_ID: u16 = 21;
+/// The two high bits of an attribute's type say how it is written.
+const ATTRIBUTE_TYPE: u16 = 0x3fff;
+const ATTRIBUTE_HEADER_BYTES: usize = 4;
 
 /// A state of tcp(7), with the kernel's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +46,8 @@ pub struct Tcp {
     pub uid: u32,
     /// Of the socket's file; 0 if no process holds it.
     pub inode: u32,
+    /// The cgroup v2 in which it was made; `None` if the kernel does not say.
+    pub cgroup: Option<CgroupId>,
     /// The state.
     pub state: State,
     /// The socket's own address.
@@ -114,9 +124,23 @@ pub fn answer(bytes: &[u8], sequence: u32) -> Option<Answer> {
                 remote: address(40, 22)?,
                 uid: u32_at(bytes, 80)?,
                 inode: u32_at(bytes, 84)?,
+                cgroup: cgroup(&bytes[ANSWER_BYTES..]),
             }))
         }
         _ => None,
+    }
+}
+
+/// The cgroup's id among the attributes of an answer.
+fn cgroup(mut attributes: &[u8]) -> Option<CgroupId> {
+    loop {
+        let length = usize::from(u16_at(attributes, 0)?);
+        let value = attributes.get(ATTRIBUTE_HEADER_BYTES..length)?;
+        if u16_at(attributes, 2)? & ATTRIBUTE_TYPE == INET_DIAG_CGROUP_ID {
+            return Some(CgroupId(u64::from_ne_bytes(value.try_into().ok()?)));
+        }
+        // Each begins at a multiple of four.
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
 }
 
@@ -158,6 +182,7 @@ mod tests {
         let found = Tcp {
             uid: 1001,
             inode: 5,
+            cgroup: None,
             state: State::ESTABLISHED,
             local: "127.0.0.1:9999".parse().unwrap(),
             remote: "127.0.0.2:80".parse().unwrap(),
@@ -167,7 +192,48 @@ mod tests {
         assert_eq!(answer(&an_answer()[..80], 7), None);
     }
 
+    fn with_attributes(attributes: &[u8]) -> Option<CgroupId> {
+        let mut bytes = an_answer();
+        bytes.extend(attributes);
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        let Some(Answer::Found(found)) = answer(&bytes, 7) else { panic!("an answer") };
+        found.cgroup
+    }
+
+    #[test]
+    fn the_cgroup_is_found_among_the_attributes() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let mut bytes = ((ATTRIBUTE_HEADER_BYTES + value.len()) as u16).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let (shutdown, cgroup) = (attribute(8, &[0]), attribute(INET_DIAG_CGROUP_ID, &0x1_0000_0777u64.to_ne_bytes()));
+        let id = Some(CgroupId(0x1_0000_0777));
+        assert_eq!(with_attributes(&cgroup), id);
+        assert_eq!(with_attributes(&[shutdown.clone(), cgroup.clone()].concat()), id);
+        assert_eq!(with_attributes(&[cgroup.clone(), shutdown.clone()].concat()), id);
+        for none in [
+            &[][..],
+            &shutdown,
+            &cgroup[..8],
+            &attribute(INET_DIAG_CGROUP_ID, &[1, 2, 3, 4]),
+            &[0, 0, 0, 0],
+            &[3, 0, 21, 0],
+            &[255; 12],
+        ] {
+            assert_eq!(with_attributes(none), None, "{none:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_attributes_make_it_panic_or_loop(attributes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = with_attributes(&attributes);
+        }
+
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), sequence: u32) {
             let _ = answer(&bytes, sequence);

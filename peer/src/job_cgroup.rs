@@ -1,0 +1,389 @@
+//! Whether a socket was made in a Slurm job, on nodes where Slurm keeps its jobs in cgroup v2 directories.
+//!
+//! Slurm's cgroup/v2 plugin makes, as root, `SLICE/[NODE_]slurmstepd.scope/JOB/step_X/{slurm,user/task_N}` below the
+//! root of the hierarchy. `SLICE` is `system.slice` unless cgroup.conf says otherwise; `JOB` is `job_N`, or the job's
+//! SLUID (Slurm 26.05). The kernel remembers with each socket the cgroup in which it was made and tells its id
+//! ([`Owner::cgroup`](crate::Owner::cgroup)); the id is the inode number of the cgroup's directory. So the socket was made in a job
+//! if that number is found below the job's directory. It needs no privilege and nothing of /proc/PID.
+//!
+//! Why that is a proof: every directory down to the job's own belongs to root and nobody else may write in it, so only
+//! root makes, removes or renames what is there, and only root moves a process from one job's directory to another's. A
+//! user with a delegated directory (below a step) can make cgroups in it, which still are in the job. The number of a
+//! removed cgroup is not used again: the kernel counts them with 64 bits, and a socket keeps its cgroup in being.
+//!
+//! What it does not prove: a process can hand an open socket to another one of the same user, and a process that Slurm's
+//! daemon lost (a killed slurmstepd) stays in its job's directory for as long as it lives.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+/// Directories that one search reads. Slurm makes three for a step and one for a task, which need not be read.
+const MAX_READ: usize = 512;
+/// Slurm's are four deep; the rest is for what a user makes in a delegated one.
+const MAX_DEPTH: usize = 16;
+/// Cgroups of one job that are remembered. More than that, and the search starts from nothing.
+const MAX_SEEN: usize = 4096;
+/// What Slurm uses unless cgroup.conf has `CgroupSlice`.
+const DEFAULT_SLICE: &str = "system.slice";
+
+/// The id of a cgroup v2: the inode number of its directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CgroupId(pub u64);
+
+/// Slurm's directories in the cgroup v2 hierarchy.
+#[derive(Debug)]
+pub struct JobCgroups {
+    /// Where the hierarchy is mounted; `None` if it is not.
+    root: Option<PathBuf>,
+    /// Root.
+    owner: u32,
+}
+
+/// A job as its directory is called.
+#[derive(Debug, Clone, Copy)]
+pub struct JobName<'a> {
+    /// The node's name: several slurmd on one host have a scope each.
+    pub node: &'a str,
+    /// The job's id. A component of a heterogeneous job has its own.
+    pub job: u32,
+    /// The run's SLUID, where Slurm has one.
+    pub sluid: Option<&'a str>,
+}
+
+/// What is known of the cgroups below one job's directory. It belongs to one run of a job: to be dropped with it.
+#[derive(Debug, Default)]
+pub struct Seen(HashSet<u64>);
+
+/// Whether a socket was made in a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// In this job: proven.
+    Inside,
+    /// Slurm's jobs have directories here, and the socket was not made below this job's; or there are so many below it
+    /// that it was not found.
+    Outside,
+    /// Slurm does not keep its jobs in cgroup v2 directories on this node, or the kernel does not tell cgroups of
+    /// sockets: nothing can be said.
+    NotTracked,
+}
+
+impl Seen {
+    /// Whether this cgroup was seen below the job's directory.
+    pub fn has(&self, id: CgroupId) -> bool {
+        self.0.contains(&id.0)
+    }
+}
+
+impl JobCgroups {
+    /// Of this machine: where the mount table has a cgroup v2 hierarchy.
+    pub fn new() -> Self {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        JobCgroups { root: table.lines().find_map(cgroup2_mount), owner: 0 }
+    }
+
+    /// Of a hierarchy at `root` whose trusted directories belong to `owner`.
+    pub fn at(root: PathBuf, owner: u32) -> Self {
+        JobCgroups { root: Some(root), owner }
+    }
+
+    /// Whether a socket of this cgroup was made in the job. Reads some directories (see the constants), and none if the
+    /// cgroup was seen below the job's before.
+    pub fn made_in(&self, socket: Option<CgroupId>, job: JobName<'_>, seen: &mut Seen) -> Verdict {
+        let (Some(root), Some(id)) = (&self.root, socket) else { return Verdict::NotTracked };
+        if seen.has(id) {
+            return Verdict::Inside;
+        }
+        let scopes = self.scopes(root, job.node);
+        if scopes.is_empty() {
+            return Verdict::NotTracked;
+        }
+        for scope in scopes {
+            for name in job.directories() {
+                let dir = scope.join(name);
+                if self.trusts(&dir) && search(&dir, id.0, seen) {
+                    return Verdict::Inside;
+                }
+            }
+        }
+        Verdict::Outside
+    }
+
+    /// Slurm's scopes for this node: the node's own in a slice, or else the one that has no node's name.
+    fn scopes(&self, root: &Path, node: &str) -> Vec<PathBuf> {
+        if !self.trusts(root) {
+            return Vec::new();
+        }
+        let in_slice = |slice: &Path| {
+            let names = [format!("{node}_slurmstepd.scope"), "slurmstepd.scope".to_owned()];
+            let scopes = names.map(|name| slice.join(name));
+            self.trusts(slice).then(|| scopes.into_iter().find(|scope| self.trusts(scope))).flatten()
+        };
+        if let Some(scope) = in_slice(&root.join(DEFAULT_SLICE)) {
+            return vec![scope];
+        }
+        let slices = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
+        let slices = slices.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".slice"));
+        slices.filter_map(|entry| in_slice(&entry.path())).collect()
+    }
+
+    /// A directory of root's in which nobody else may write.
+    fn trusts(&self, path: &Path) -> bool {
+        fs::symlink_metadata(path)
+            .is_ok_and(|meta| meta.is_dir() && meta.uid() == self.owner && meta.mode() & 0o022 == 0)
+    }
+}
+
+impl Default for JobCgroups {
+    fn default() -> Self {
+        JobCgroups::new()
+    }
+}
+
+impl JobName<'_> {
+    fn directories(&self) -> impl Iterator<Item = String> {
+        let plain = |sluid: &&str| !sluid.is_empty() && sluid.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let sluid = self.sluid.filter(plain);
+        sluid.map(str::to_owned).into_iter().chain([format!("job_{}", self.job)])
+    }
+}
+
+/// The mount point, if a line of /proc/self/mountinfo is of a whole cgroup v2 hierarchy.
+fn cgroup2_mount(line: &str) -> Option<PathBuf> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3);
+    let (root, point) = (fields.next()?, fields.next()?);
+    // An escaped name (a space, say) is nobody's choice for it.
+    (root == "/" && file_system.starts_with("cgroup2 ") && !point.contains('\\')).then(|| PathBuf::from(point))
+}
+
+/// Looks for a directory with this inode number at or below `top`, and notes all that it comes across.
+///
+/// The kernel numbers cgroups in the order in which they are made, so what was made last before the one that is looked
+/// for is looked at first: the way leads straight down to it in all but odd cases.
+fn search(top: &Path, id: u64, seen: &mut Seen) -> bool {
+    if seen.0.len() >= MAX_SEEN {
+        seen.0.clear();
+    }
+    let Ok(own) = fs::symlink_metadata(top) else { return false };
+    if own.ino() == id {
+        seen.0.insert(id);
+        return true;
+    }
+    let mut left = vec![(top.to_owned(), 0)];
+    let mut reads = 0;
+    while let Some((dir, depth)) = left.pop() {
+        // Two links: no directory in it. File systems that count otherwise never say two.
+        if fs::symlink_metadata(&dir).is_ok_and(|meta| meta.nlink() == 2) {
+            continue;
+        }
+        reads += 1;
+        let Ok(mut children) = directories_in(&dir) else { continue };
+        // Remembered are all of a directory's, so that a step's second task costs nothing.
+        let room = MAX_SEEN.saturating_sub(seen.0.len());
+        seen.0.extend(children.iter().map(|(inode, _)| *inode).take(room));
+        if children.iter().any(|(inode, _)| *inode == id) {
+            seen.0.insert(id);
+            return true;
+        }
+        if reads == MAX_READ {
+            return false;
+        }
+        if depth < MAX_DEPTH {
+            children.sort_unstable_by_key(|(inode, _)| (*inode < id, *inode));
+            children.truncate(MAX_SEEN.saturating_sub(left.len()));
+            left.extend(children.into_iter().map(|(_, path)| (path, depth + 1)));
+        }
+    }
+    false
+}
+
+/// The directories in `dir` (at most [`MAX_SEEN`]) with their inode numbers. Nothing that is not a directory itself.
+fn directories_in(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let entries = fs::read_dir(dir)?.filter_map(Result::ok);
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(directories.take(MAX_SEEN).map(|entry| (entry.ino(), entry.path())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    /// A hierarchy of directories in place of the kernel's.
+    struct Hierarchy(tempfile::TempDir);
+
+    impl Hierarchy {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            Hierarchy(dir)
+        }
+
+        /// Makes directories; the last one's id.
+        fn make(&self, path: &str) -> CgroupId {
+            let mut whole = self.0.path().to_owned();
+            for part in path.split('/') {
+                whole.push(part);
+                if !whole.exists() {
+                    fs::create_dir(&whole).unwrap();
+                    fs::set_permissions(&whole, fs::Permissions::from_mode(0o755)).unwrap();
+                }
+            }
+            CgroupId(fs::metadata(&whole).unwrap().ino())
+        }
+
+        fn verdict(&self, id: CgroupId, job: u32) -> Verdict {
+            self.cgroups().made_in(Some(id), JobName { node: "n1", job, sluid: None }, &mut Seen::default())
+        }
+
+        fn cgroups(&self) -> JobCgroups {
+            JobCgroups::at(self.0.path().to_owned(), nix::unistd::geteuid().as_raw())
+        }
+
+        fn mode(&self, path: &str, mode: u32) {
+            fs::set_permissions(self.0.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    const SCOPE: &str = "system.slice/slurmstepd.scope";
+
+    #[test]
+    fn every_cgroup_of_a_job_is_in_it_and_no_other() {
+        let machine = Hierarchy::new();
+        let below = ["", "/step_0", "/step_0/user", "/step_0/user/task_0", "/step_batch/user/task_special/podman/x"];
+        let own: Vec<_> = below.iter().map(|below| machine.make(&format!("{SCOPE}/job_7{below}"))).collect();
+        let other = machine.make(&format!("{SCOPE}/job_70/step_0/user/task_0"));
+        let beside = machine.make("system.slice/slurmd.service");
+        let user = machine.make("user.slice/user-1001.slice/job_7/step_0/user/task_0");
+        for id in own {
+            assert_eq!(machine.verdict(id, 7), Verdict::Inside);
+            assert_eq!(machine.verdict(id, 70), Verdict::Outside);
+            assert_eq!(machine.verdict(id, 8), Verdict::Outside, "a job without a directory");
+        }
+        for id in [other, beside, user, CgroupId(0), CgroupId(1), machine.make(SCOPE), machine.make("system.slice")] {
+            assert_eq!(machine.verdict(id, 7), Verdict::Outside);
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_where_slurm_keeps_no_cgroup_v2_directories() {
+        let machine = Hierarchy::new();
+        let id = machine.make("system.slice/slurmd.service");
+        assert_eq!(machine.verdict(id, 7), Verdict::NotTracked);
+        let job = JobName { node: "n1", job: 7, sluid: None };
+        assert_eq!(machine.cgroups().made_in(None, job, &mut Seen::default()), Verdict::NotTracked);
+        let none = JobCgroups { root: None, owner: 0 };
+        assert_eq!(none.made_in(Some(id), job, &mut Seen::default()), Verdict::NotTracked);
+        machine.make(SCOPE);
+        assert_eq!(machine.verdict(id, 7), Verdict::Outside, "Slurm tracks its jobs, and this is none of them");
+        assert_eq!(machine.cgroups().made_in(None, job, &mut Seen::default()), Verdict::NotTracked);
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_in_proves_nothing() {
+        for (path, verdict) in [
+            ("", Verdict::NotTracked),
+            ("system.slice", Verdict::NotTracked),
+            (SCOPE, Verdict::NotTracked),
+            ("system.slice/slurmstepd.scope/job_7", Verdict::Outside),
+        ] {
+            for mode in [0o777, 0o775, 0o757] {
+                let machine = Hierarchy::new();
+                let id = machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0"));
+                machine.mode(path, mode);
+                assert_eq!(machine.verdict(id, 7), verdict, "{path} {mode:o}");
+                machine.mode(path, 0o755);
+                assert_eq!(machine.verdict(id, 7), Verdict::Inside);
+            }
+        }
+    }
+
+    #[test]
+    fn directories_of_another_owner_prove_nothing_and_delegated_ones_below_a_job_are_its_own() {
+        let machine = Hierarchy::new();
+        let id = machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0"));
+        let stranger = JobCgroups::at(machine.0.path().to_owned(), nix::unistd::geteuid().as_raw() + 1);
+        let job = JobName { node: "n1", job: 7, sluid: None };
+        assert_eq!(stranger.made_in(Some(id), job, &mut Seen::default()), Verdict::NotTracked);
+        machine.mode("system.slice/slurmstepd.scope/job_7/step_0", 0o777);
+        assert_eq!(machine.verdict(id, 7), Verdict::Inside);
+    }
+
+    #[test]
+    fn no_link_leads_to_another_jobs_cgroups() {
+        let machine = Hierarchy::new();
+        let id = machine.make(&format!("{SCOPE}/job_8/step_0/user/task_0"));
+        machine.make(&format!("{SCOPE}/job_7/step_0"));
+        let scope = machine.0.path().join(SCOPE);
+        symlink(scope.join("job_8"), scope.join("job_7/step_0/user")).unwrap();
+        symlink(scope.join("job_8"), scope.join("job_9")).unwrap();
+        assert_eq!(machine.verdict(id, 7), Verdict::Outside);
+        assert_eq!(machine.verdict(id, 9), Verdict::Outside);
+        assert_eq!(machine.verdict(id, 8), Verdict::Inside);
+    }
+
+    #[test]
+    fn the_directory_may_have_the_runs_sluid_and_slurm_a_slice_or_a_scope_of_its_own() {
+        let machine = Hierarchy::new();
+        let sluid = "s4HP2WQ8ZK1RT0";
+        let id = machine.make(&format!("slurm.slice/n1_slurmstepd.scope/{sluid}/step_0/user/task_0"));
+        let made_in =
+            |node, job, sluid| machine.cgroups().made_in(Some(id), JobName { node, job, sluid }, &mut Seen::default());
+        assert_eq!(made_in("n1", 7, Some(sluid)), Verdict::Inside);
+        assert_eq!(made_in("n1", 7, None), Verdict::Outside);
+        assert_eq!(made_in("n1", 7, Some("s4HP2WQ8ZK1RT1")), Verdict::Outside);
+        for no_name in ["../n1_slurmstepd.scope", "", ".", ".."] {
+            assert_eq!(made_in("n1", 7, Some(no_name)), Verdict::Outside, "{no_name:?} is no job's directory");
+        }
+        assert_eq!(made_in("n2", 7, Some(sluid)), Verdict::NotTracked, "another slurmd's");
+        machine.make("slurm.slice/slurmstepd.scope/job_7");
+        assert_eq!(made_in("n1", 7, Some(sluid)), Verdict::Inside, "the node's own scope goes before the general one");
+        assert_eq!(made_in("n2", 7, Some(sluid)), Verdict::Outside);
+    }
+
+    #[test]
+    fn a_step_is_read_once_for_all_its_tasks_and_what_is_seen_is_bounded() {
+        let machine = Hierarchy::new();
+        let tasks: Vec<_> =
+            (0..40).map(|task| machine.make(&format!("{SCOPE}/job_7/step_0/user/task_{task}"))).collect();
+        let (cgroups, job) = (machine.cgroups(), JobName { node: "n1", job: 7, sluid: None });
+        let mut seen = Seen::default();
+        assert_eq!(cgroups.made_in(Some(tasks[3]), job, &mut seen), Verdict::Inside);
+        fs::rename(machine.0.path().join(SCOPE), machine.0.path().join("elsewhere")).unwrap();
+        for task in &tasks {
+            assert_eq!(cgroups.made_in(Some(*task), job, &mut seen), Verdict::Inside);
+        }
+        assert_eq!(cgroups.made_in(Some(CgroupId(1)), job, &mut seen), Verdict::NotTracked);
+        fs::rename(machine.0.path().join("elsewhere"), machine.0.path().join(SCOPE)).unwrap();
+        let mut full = Seen((1_000_000..1_000_000 + MAX_SEEN as u64).collect());
+        let late = machine.make(&format!("{SCOPE}/job_7/step_1/user/task_0"));
+        assert_eq!(cgroups.made_in(Some(late), job, &mut full), Verdict::Inside);
+        assert!(full.has(late) && full.0.len() <= MAX_SEEN);
+        for number in 0..MAX_READ {
+            machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0/user_made_{number}/x/y"));
+        }
+        assert_eq!(cgroups.made_in(Some(CgroupId(1)), job, &mut Seen::default()), Verdict::Outside);
+    }
+
+    #[test]
+    fn the_mount_table_says_where_the_hierarchy_is() {
+        let line = |rest: &str| cgroup2_mount(&format!("30 24 0:26 {rest}"));
+        let found = Some(PathBuf::from("/sys/fs/cgroup"));
+        assert_eq!(line("/ /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"), found);
+        assert_eq!(line("/ /sys/fs/cgroup ro - cgroup2 none rw"), found);
+        for other in [
+            "/ /sys/fs/cgroup rw - tmpfs tmpfs rw",
+            "/ /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids",
+            "/docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+            "/ /a\\040b rw - cgroup2 cgroup2 rw",
+            "/",
+            "",
+        ] {
+            assert_eq!(line(other), None, "{other}");
+        }
+    }
+}
