@@ -75,12 +75,13 @@ build: ## The programs, and the plugin as it is shipped
 deps: ## Installs what is missing (Debian, as root); starts no system daemon
 	@testbed/install-deps
 
-# Where `make install` puts things; DESTDIR goes before all of them.
+# Where `make install` puts things; DESTDIR goes before all of them. Nothing is put below /lib, which is a link to /usr/lib
+# on today's systems: a tree with a directory of that name, copied onto one, takes the C library's place.
 PREFIX ?= /usr
 SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/credd
-UNITDIR ?= /lib/systemd/system
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 SYSCONFDIR ?= /etc
@@ -91,22 +92,28 @@ SLURMLIBDIR ?= $(or $(patsubst %/,%,$(dir $(firstword $(wildcard \
 # Units name the programs by path; another SBINDIR is written into them.
 UNITS = for unit in $(1); do install -D -m 644 "$$unit" "$(DESTDIR)$(UNITDIR)/$${unit\#\#*/}" && \
 	sed -i 's|/usr/sbin/|$(SBINDIR)/|' "$(DESTDIR)$(UNITDIR)/$${unit\#\#*/}" || exit 1; done
-# An admin's own configuration is never overwritten. Secrets are in files that it names, not in it.
-CONFIG = for file in $(2); do to=$(DESTDIR)$(SYSCONFDIR)/$(1)/$${file\#\#*/}; \
-	[ -e "$$to" ] || install -D -m 644 "$$file" "$$to" || exit 1; done
+# Configuration is put where it is read only on this host itself, and only where there is none yet. A tree below DESTDIR has
+# the examples alone: it is copied again at an upgrade. (A package, which knows what its admin changed, says CONFIGS=yes.)
+CONFIGS ?= $(if $(DESTDIR),no,yes)
+# From, to.
+CONFIG = [ $(CONFIGS) = no ] || [ -e "$(DESTDIR)$(SYSCONFDIR)/$(2)" ] || install -D -m 644 $(1) "$(DESTDIR)$(SYSCONFDIR)/$(2)"
+# Builds a program, or takes the one that is there where cargo is not: the file, cargo's arguments.
+BUILD = if command -v $(CARGO) >/dev/null; then $(CARGO) build --locked $(2); \
+	elif [ -e $(1) ]; then echo "There is no cargo here; $(1) is installed as it is."; \
+	else echo "$(1) is not built, and there is no cargo here. Build it where there is, and copy target/." >&2; exit 1; fi
 
 .PHONY: install
 install: install-node install-service ## Installs everything under DESTDIR; enables and starts nothing
 
 .PHONY: install-plugin
 install-plugin: ## The plugin alone, for login nodes
-	$(CARGO) build --locked --profile plugin -p spank-plugin
+	@$(call BUILD,$(PLUGIN),--profile plugin -p spank-plugin)
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(SLURMLIBDIR)/spank_credd.so
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example
 
 .PHONY: install-node
 install-node: install-plugin ## The plugin and credd, for compute nodes
-	$(CARGO) build --locked --profile node -p credd --bins
+	@$(call BUILD,$(TARGET)/node/credd,--profile node -p credd --bins)
 	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/node/credd
 	@$(call UNITS,packaging/systemd/credd*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credd.conf
@@ -114,21 +121,22 @@ install-node: install-plugin ## The plugin and credd, for compute nodes
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credd.8
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credd.toml
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
-	@$(call CONFIG,credd,packaging/credd.toml)
+	@$(call CONFIG,packaging/credd.toml,credd/credd.toml)
 
 .PHONY: install-service
 install-service: ## credvend, for the service host
-	$(CARGO) build --locked --release -p credvend --bins
+	@$(call BUILD,$(TARGET)/release/credvend,--release -p credvend --bins)
 	install -D -m 755 -t $(DESTDIR)$(SBINDIR) $(TARGET)/release/credvend
 	@$(call UNITS,packaging/systemd/credvend*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credvend.conf
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credvend.8
-	@[ -e "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend" ] || \
-		install -D -m 644 packaging/logrotate/credvend "$(DESTDIR)$(SYSCONFDIR)/logrotate.d/credvend"
+	install -D -m 644 packaging/logrotate/credvend $(DESTDIR)$(DOCDIR)/examples/credvend.logrotate
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml \
 		packaging/prometheus/credd.rules.yml
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
-	@$(call CONFIG,credvend,packaging/credvend.toml packaging/projects.toml)
+	@$(call CONFIG,packaging/credvend.toml,credvend/credvend.toml)
+	@$(call CONFIG,packaging/projects.toml,credvend/projects.toml)
+	@$(call CONFIG,packaging/logrotate/credvend,logrotate.d/credvend)
 
 .PHONY: clean
 clean: ## Removes what was built

@@ -137,3 +137,24 @@ pub fn run(command: &mut Command) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// pip takes nothing whose hash is not in the file; what the file lacks it would not install at all.
+    #[test]
+    fn every_python_package_that_is_wanted_is_locked() {
+        let wanted = include_str!("../requirements.in").lines().filter(|line| !line.starts_with('#'));
+        let mut count = 0;
+        for package in wanted.filter(|line| !line.is_empty()) {
+            count += 1;
+            assert!(package.contains("=="), "{package} is not pinned");
+            assert!(
+                REQUIREMENTS.contains(&format!("\n{package} \\\n    --hash=sha256:")),
+                "{package} is not in requirements.txt: run testbed/lock-requirements"
+            );
+        }
+        assert!(count >= 3);
+    }
+}

@@ -1,4 +1,5 @@
 //! `.ci/cargo-test` with a cargo that prints what each case wants: what failed runs once more, alone, and what that proves.
+//! And `tests/dependencies`: a pass says whether it saw a database of advisories.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -21,8 +22,13 @@ struct Outcome {
     asked: Vec<String>,
 }
 
-/// Runs the script. A cargo that is asked more often than there are calls fails.
+/// Runs `.ci/cargo-test`.
 fn run(calls: Calls<'_>) -> Outcome {
+    run_script("/usr/bin/python3", ".ci/cargo-test", calls)
+}
+
+/// Runs a script. A cargo that is asked more often than there are calls fails.
+fn run_script(interpreter: &str, script: &str, calls: Calls<'_>) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
     for (nth, (output, status)) in calls.iter().enumerate() {
         fs::write(dir.path().join(format!("{nth}.out")), output).unwrap();
@@ -35,13 +41,13 @@ fn run(calls: Calls<'_>) -> Outcome {
                 printf '%s\\n' \"$line\"\ndone <\"$n.out\"\nexit \"$(cat \"$n.status\")\"\n";
     fs::write(&cargo, fake).unwrap();
     fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/cargo-test");
-    let done = Command::new("/usr/bin/python3")
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(script);
+    let done = Command::new(interpreter)
         .arg(script)
         .env("CARGO", &cargo)
         .env("CI_QUIET_SECONDS", "3")
         .output()
-        .expect("python3 (Debian: python3) is there");
+        .expect("the interpreter is there");
     let asked = fs::read_to_string(dir.path().join("asked")).unwrap();
     Outcome {
         said: String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned(),
@@ -175,4 +181,29 @@ fn a_failed_build_and_many_failures_are_red_at_once() {
     let outcome = run(&[BUILT, (&first, 101)]);
     assert_eq!((outcome.status, outcome.asked.len()), (1, 2), "{}", outcome.said);
     assert_eq!(outcome.said.matches("\nFAILED: ").count(), names.len(), "{}", outcome.said);
+}
+
+#[test]
+fn a_pass_of_the_dependencies_says_whether_it_saw_an_advisory_database() {
+    let check = |calls: Calls<'_>| {
+        let outcome = run_script("/bin/sh", "tests/dependencies", calls);
+        (outcome.status, outcome.said.trim_end().lines().last().unwrap_or_default().to_owned())
+    };
+    const THERE: (&str, i32) = ("cargo-deny 0.20.2\n", 0);
+    const SOUND: (&str, i32) = ("bans ok, licenses ok, sources ok\n", 0);
+    const UNFETCHED: (&str, i32) = ("[ERROR] failed to fetch advisory database https://github.com/…\n", 1);
+    const NO_COPY: (&str, i32) = ("[ERROR] failed to get 'FETCH_HEAD' metadata: failed to get HEAD timestamp\n", 1);
+    const VULNERABLE: (&str, i32) = ("error[vulnerability]: a hole\nadvisories FAILED\n", 1);
+    let (status, last) = check(&[THERE, SOUND, ("advisories ok\n", 0)]);
+    assert!(status == 0 && last.ends_with("database as it is today."), "{status} {last}");
+    let (status, last) = check(&[THERE, SOUND, UNFETCHED, ("advisories ok\n", 0)]);
+    assert!(status == 0 && last.contains("EARLIER copy"), "{status} {last}");
+    let (status, last) = check(&[THERE, SOUND, UNFETCHED, NO_COPY]);
+    assert!(status == 0 && last.contains("NOT CHECKED: advisories"), "{status} {last}");
+    for red in [&[THERE, SOUND, VULNERABLE][..], &[THERE, SOUND, UNFETCHED, VULNERABLE]] {
+        assert_eq!(check(red), (1, "advisories FAILED".to_owned()));
+    }
+    for (status, last) in [check(&[THERE, ("bans FAILED\n", 2)]), check(&[("no such command\n", 101)])] {
+        assert_ne!(status, 0, "{last}");
+    }
 }
