@@ -75,14 +75,14 @@ pub fn main() -> ExitCode {
         Command::Server => serve(),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("credd: {error:#}");
+        daemon_log::complain(&format!("credd: {error:#}"));
         ExitCode::FAILURE
     })
 }
 
 fn load(path: &std::path::Path) -> Result<Config, ExitCode> {
     config::load(path).map_err(|error: LoadError| {
-        eprintln!("credd: {error}");
+        daemon_log::complain(&format!("credd: {error}"));
         ExitCode::from(EXIT_BAD_CONFIG)
     })
 }
@@ -92,7 +92,7 @@ fn run(path: &std::path::Path) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    logging::start(&config.log);
+    logging::apply(&config.log);
     match keeper::run(path, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -161,13 +161,14 @@ fn metrics(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
 /// The server process: its standard input is the control socket.
 fn serve() -> anyhow::Result<ExitCode> {
     process::harden().context("cannot harden this process")?;
+    process::set_name().context("cannot name this process")?;
     process::die_with_keeper().context("cannot bind this process to its keeper")?;
     anyhow::ensure!(!nix::unistd::geteuid().is_root(), "the server process must not be root");
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     nix::unistd::dup2_stdin(null).context("cannot let go of the standard input")?;
     let (listeners, config) = handover::take(&control).context("cannot take over from the keeper")?;
-    logging::start(&config.log);
+    logging::apply(&config.log);
     // The keeper kills a process that has let go of its control socket: not before it has said why it ends.
     let _control = control.try_clone().context("cannot keep the control socket")?;
     server::run(control, listeners, config).inspect_err(|error| {

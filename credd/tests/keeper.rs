@@ -196,6 +196,8 @@ fn the_server_process_has_no_powers() {
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
         assert_eq!(status_of(server, set), "0000000000000000", "{set}");
     }
+    assert_eq!(status_of(server, "Name"), "credd-server", "its file is /proc/self/exe");
+    assert_eq!(status_of(node.keeper(), "Name"), "credd");
     assert!(!fs::read_to_string(format!("/proc/{server}/environ")).unwrap().contains("SECRET_OF_THE_ADMIN"));
     for process in [server, node.keeper()] {
         assert_eq!(status_of(process, "NoNewPrivs"), "1");
@@ -487,4 +489,43 @@ fn every_line_of_a_json_log_is_json() {
         let entry: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(entry["level"].is_string() && entry["message"].is_string(), "{line}");
     }
+}
+
+/// What systemd does for a service: stderr is a stream to the journal, and `JOURNAL_STREAM` says which one.
+#[test]
+#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
+fn lines_in_the_journal_have_a_priority_and_no_time() {
+    let mut node = Node::new(free_address());
+    let log = fs::File::create(node.log_path()).unwrap();
+    let meta = log.metadata().unwrap();
+    let journal = format!("{}:{}", meta.dev(), meta.ino());
+    let child = credd(["run", "--config", node.config().to_str().unwrap()])
+        .env("JOURNAL_STREAM", &journal)
+        .stdin(Stdio::null())
+        .stderr(log)
+        .spawn();
+    node.keeper = Some(child.unwrap());
+    node.until("ready", |node| node.log().contains("credd is ready"));
+    // Of both processes: the server's, which has it from the keeper, are those about credvend.
+    start_job(&node.run_dir(), 4, 1001);
+    node.ask(&Request::Started { job: JobId::try_from(4).unwrap() });
+    node.until("the server's words", |node| node.log().contains("no session yet"));
+    assert!(node.stop().success());
+    for line in node.log().lines() {
+        let of = |level: &str| line.contains(&format!("{level} credd::"));
+        let right = match line.get(..3) {
+            Some("<3>") => of("ERROR"),
+            Some("<4>") => of("WARN"),
+            Some("<6>") => of("INFO"),
+            _ => false,
+        };
+        assert!(right, "{line}");
+    }
+    assert!(node.log().contains("<4>WARN credd::server::session: no session yet job=4 "), "{}", node.log());
+    // What is said before the log runs, too.
+    fs::write(node.config(), "bad").unwrap();
+    let log = fs::File::create(node.log_path()).unwrap();
+    let mut refused = credd(["run", "--config", node.config().to_str().unwrap()]);
+    assert!(!refused.env("JOURNAL_STREAM", &journal).stderr(log).status().unwrap().success());
+    assert!(!node.log().is_empty() && node.log().lines().all(|line| line.starts_with("<3>")), "{}", node.log());
 }

@@ -20,6 +20,7 @@ mod parts;
 mod pin;
 mod policy;
 mod project;
+mod reload;
 mod revocation;
 mod revoke;
 mod serve;
@@ -53,6 +54,8 @@ enum Command {
     CheckConfig(check_config::Args),
     /// Print the pin of the server's certificate, and the line for the nodes' credd.toml
     Pin(pin::Args),
+    /// Have the running service read projects, head secrets and certificate again; exits with 1 if something is wrong
+    Reload,
     /// Tell how the running service does
     Status(status::Args),
     /// Look at sessions, or end one
@@ -92,11 +95,11 @@ pub fn main() -> ExitCode {
         Err(error) => {
             if let Some(error) = error.downcast_ref::<ConfigError>() {
                 for problem in &error.problems {
-                    eprintln!("{}: {problem}", error.path);
+                    daemon_log::complain(&format!("{}: {problem}", error.path));
                 }
                 return ExitCode::from(EX_CONFIG);
             }
-            eprintln!("credvend: {error:#}");
+            daemon_log::complain(&format!("credvend: {error:#}"));
             if error.is::<revoke::Lacking>() { ExitCode::from(LACKING) } else { ExitCode::FAILURE }
         }
     }
@@ -121,6 +124,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve => serve::run(Config::load(&path)?),
         Command::CheckConfig(args) => check_config::run(&path, args),
         Command::Pin(args) => pin::run(&config()?, args),
+        Command::Reload => reload::run(&config()?),
         Command::Status(args) => status::run(&config()?, args),
         Command::Session(command) => session::run(&config()?, command),
         Command::Project(command) => project::run(&config()?, command),

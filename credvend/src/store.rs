@@ -53,6 +53,23 @@ pub enum Origin {
     Slurm(Run),
 }
 
+impl Origin {
+    /// For a log line: the raw job id.
+    pub fn job(&self) -> Option<u32> {
+        if let Origin::Slurm(run) = self { Some(run.job.get()) } else { None }
+    }
+
+    /// For a log line: how often the job was requeued before.
+    pub fn restart(&self) -> Option<u32> {
+        if let Origin::Slurm(run) = self { Some(run.restart) } else { None }
+    }
+
+    /// For a log line: the head's own session id.
+    pub fn head_session(&self) -> Option<&str> {
+        if let Origin::Head { head_session, .. } = self { Some(head_session) } else { None }
+    }
+}
+
 /// One run of a Slurm job. The id and restart count alone do not tell runs apart for ever: a slurmctld that lost its state,
 /// or whose counter went round, gives old ids to new jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

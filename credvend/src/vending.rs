@@ -353,7 +353,8 @@ impl Vending {
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
-            origin = ?session.origin, status = session.status.as_str(), why = ?why, "session ended"
+            job = session.origin.job(), restart = session.origin.restart(), head_session = session.origin.head_session(),
+            status = session.status.as_str(), why, "session ended"
         );
     }
 }

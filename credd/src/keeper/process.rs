@@ -19,6 +19,15 @@ pub fn harden() -> io::Result<()> {
     Ok(())
 }
 
+/// The server process is called after what it does, not after the file that it was started from (`/proc/self/exe`): in
+/// ps(1) and in the journal.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_name() -> io::Result<()> {
+    Ok(prctl::set_name(c"credd-server")?)
+}
+
 /// As many descriptors as the hard limit allows: each connection of a job needs one.
 pub fn raise_descriptor_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)

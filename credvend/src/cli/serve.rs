@@ -63,13 +63,8 @@ fn harden() -> anyhow::Result<()> {
 }
 
 fn log(config: &Config) {
-    use tracing_subscriber::Layer;
-    use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::util::SubscriberInitExt;
-    let filter: tracing_subscriber::filter::Targets = config.log.filter.parse().unwrap_or_default();
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    let lines = if config.log.json { lines.json().boxed() } else { lines.boxed() };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    let format = if config.log.json { daemon_log::Format::Json } else { daemon_log::Format::Text };
+    daemon_log::apply(&config.log.filter, format);
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -302,7 +302,7 @@ impl Server {
                     .await
                     .map_err(|_| Refusal::Internal("the reload was cut short".into()))?;
                 let problems = result.err().unwrap_or_default();
-                tracing::info!(by, ?problems, "reload asked for");
+                tracing::info!(by, problems = problems.join("; "), "reload asked for");
                 Ok(answer::json(if problems.is_empty() { 200 } else { 409 }, &Reloaded { problems }))
             }
             AdminVerb::Status => Ok(answer::json(200, &self.status().await)),

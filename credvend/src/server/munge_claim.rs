@@ -92,7 +92,7 @@ impl MungeVerifier {
             return Err(refused("its nonce was used before (replay)".into()));
         }
         tracing::debug!(
-            cluster = %claim.cluster, node = %claim.node, encoded_at = ?decoded.encode_addr, "a node proved itself by MUNGE"
+            cluster = %claim.cluster, node = %claim.node, encoded_at = decoded.encode_addr.map(tracing::field::display), "a node proved itself by MUNGE"
         );
         Ok(claim)
     }

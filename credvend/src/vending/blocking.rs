@@ -78,7 +78,7 @@ impl Vending {
         self.parts.store.put_block(block.clone()).await?;
         self.blocks.forget().await;
         self.parts.audit.note(Event::Blocked { block: &block });
-        tracing::warn!(by = ?block.by, subject = ?block.subject, why = ?block.why, "blocked");
+        tracing::warn!(by = block.by, subject = shown(&block.subject), why = block.why, "blocked");
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl Vending {
         self.blocks.forget().await;
         if was {
             self.parts.audit.note(Event::Unblocked { by, subject });
-            tracing::warn!(?by, ?subject, "unblocked");
+            tracing::warn!(by, subject = shown(subject), "unblocked");
         }
         Ok(was)
     }

@@ -199,7 +199,7 @@ impl Vending {
         result.inspect_err(|refusal| {
             // At debug: the server's bounded log has every refusal.
             tracing::debug!(
-                head_session = ?head_session, %cluster, %project, claimed = ?claimed, code = refusal.code(),
+                head_session, %cluster, %project, claimed, code = refusal.code(),
                 why = %refusal, "credentials refused to a session token"
             );
             self.parts.audit.note(Event::Refused(Refused {

@@ -179,7 +179,8 @@ impl Vending {
         {
             tracing::info!(
                 session = %id, cluster = %session.cluster, user = %session.user, project = %session.project,
-                origin = ?session.origin, ?peer, claimed = ?claimed, session_name = response.session_name,
+                head_session = session.origin.head_session(), peer = peer.map(tracing::field::display), claimed,
+                session_name = response.session_name,
                 "credentials served to a session token"
             );
         }
@@ -327,8 +328,9 @@ impl Issuing {
         self.require_alive(&issuance).await?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
-            origin = ?session.origin, node = want.named.node.as_ref().map(|n| n.as_str()), role = %want.role,
-            role_arn = %credentials.role_arn, session_name, key_id = ?credentials.access_key_id, expires = %credentials.expiration,
+            job = session.origin.job(), restart = session.origin.restart(), head_session = session.origin.head_session(),
+            node = want.named.node.as_ref().map(|n| n.as_str()), role = %want.role,
+            role_arn = %credentials.role_arn, session_name, key_id = credentials.access_key_id, expires = %credentials.expiration,
             "credentials issued"
         );
         Ok(CredentialsResponse { credentials, session_name, issued: assumed.issued })

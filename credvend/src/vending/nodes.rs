@@ -40,8 +40,8 @@ impl Vending {
         self.open_or_join(node, request).await.inspect_err(|refusal| {
             // At debug: the server's bounded log has every refusal.
             tracing::debug!(
-                job = %request.job, restart = request.restart, uid = %request.uid, account = ?request.account,
-                cluster = %node.cluster, node = %node.name, peer = ?node.peer, code = refusal.code(), why = %refusal,
+                job = %request.job, restart = request.restart, uid = %request.uid, account = request.account.as_ref().map(tracing::field::display),
+                cluster = %node.cluster, node = %node.name, peer = node.peer.map(tracing::field::display), code = refusal.code(), why = %refusal,
                 "session refused to a node"
             );
             self.parts.audit.note(Event::Refused(Refused {
@@ -216,7 +216,7 @@ impl Vending {
         let mut found = None;
         self.vend_to_node(node, session, request, &mut found).await.inspect_err(|refusal| {
             tracing::debug!(
-                %session, cluster = %node.cluster, node = %node.name, peer = ?node.peer, role = %request.role,
+                %session, cluster = %node.cluster, node = %node.name, peer = node.peer.map(tracing::field::display), role = %request.role,
                 code = refusal.code(), why = %refusal, "credentials refused to a node"
             );
             let of = found.as_deref();

@@ -100,7 +100,7 @@ impl Vending {
         let _ = self.parts.store.lease(&lease_of(order.id), &holder, now, now + LEFT_ALONE).await?;
         self.parts.store.put_order(order.clone()).await?;
         self.parts.audit.note(Event::RevocationOrdered { order: &order });
-        tracing::warn!(order = %order.id, by = ?order.by, subject = ?order.subject, why = ?order.why, "revocation ordered");
+        tracing::warn!(order = %order.id, by = order.by, subject = shown(&order.subject), why = order.why, "revocation ordered");
         Ok(self.carry_out(order, false, &holder).await)
     }
 
@@ -198,9 +198,9 @@ impl Vending {
             self.parts.audit.note(Event::RevocationDone { order: &order, sessions, denied, lacking });
         }
         tracing::warn!(
-            order = %order.id, by = ?order.by, subject = ?order.subject, sessions = report.sessions_total, denied,
-            nodes = report.nodes.concerned, unheard = report.nodes.unheard.len(), not_denied = ?report.not_denied,
-            unfinished = ?report.unfinished, "revocation carried out"
+            order = %order.id, by = order.by, subject = shown(&order.subject), sessions = report.sessions_total, denied,
+            nodes = report.nodes.concerned, unheard = report.nodes.unheard.len(), not_denied = report.not_denied.join("; "),
+            unfinished = report.unfinished, "revocation carried out"
         );
         report
     }

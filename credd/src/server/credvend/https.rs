@@ -112,7 +112,7 @@ impl Https {
     async fn fingerprint(&self) -> Result<String, Trouble> {
         let Some(seen) = &self.seen else { return Ok(String::new()) };
         if seen.get().is_none() {
-            let hello = self.client.get(format!("{}/", self.base)).timeout(self.patience).send().await;
+            let hello = self.client.get(format!("{}/health", self.base)).timeout(self.patience).send().await;
             hello.map_err(|e| Trouble::Outage(self.unreachable(&e)))?;
         }
         Ok(seen.get().map(|f| hex(&f.0)).unwrap_or_default())

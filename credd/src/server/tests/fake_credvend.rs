@@ -65,6 +65,8 @@ pub struct Script {
     told: Vec<(u64, Event)>,
     /// All `Authorization` headers.
     pub authorizations: Vec<String>,
+    /// The paths of requests without one.
+    pub unsigned: Vec<String>,
     sessions: HashMap<u32, SessionId>,
     listeners: Vec<mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>>,
     pub epoch: String,
@@ -123,6 +125,7 @@ impl FakeCredvend {
             skew: time::Duration::ZERO,
             told: Vec::new(),
             authorizations: Vec::new(),
+            unsigned: Vec::new(),
             sessions: HashMap::new(),
             listeners: Vec::new(),
             epoch: "first".into(),
@@ -200,6 +203,7 @@ async fn answer(
     if let Some(value) = request.headers().get("authorization") {
         script.borrow_mut().authorizations.push(value.to_str().unwrap().to_owned());
     } else {
+        script.borrow_mut().unsigned.push(path);
         return Ok(refused(&(401, error("Unauthenticated", "who are you?", true))));
     }
     if path == "/node/v1/stream" {

@@ -112,6 +112,15 @@ fn no_bytes_at_the_endpoint_or_the_users_socket_hurt_the_server() {
 }
 
 #[test]
+fn the_first_handshake_asks_for_what_credvend_answers_to_anybody() {
+    in_a_house(async || {
+        let house = House::new().await;
+        let unsigned = house.credvend.script.borrow().unsigned.clone();
+        assert!(!unsigned.is_empty() && unsigned.iter().all(|path| path == "/health"), "{unsigned:?}");
+    });
+}
+
+#[test]
 fn a_keeper_that_is_gone_ends_the_server() {
     in_a_house(async || {
         let house = House::new().await;

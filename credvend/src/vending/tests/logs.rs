@@ -114,7 +114,9 @@ async fn everything(lines: Lines) {
     let log = lines.text();
     for said in [
         "session opened",
-        "job=7",
+        "job=7 restart=0",
+        "head_session=\"1300\"",
+        "subject=\"user alice\"",
         "user=alice",
         "node=n1",
         "NotOnNode",
@@ -127,8 +129,12 @@ async fn everything(lines: Lines) {
     ] {
         assert!(log.contains(said), "{said:?} is not in {log}");
     }
+    // A log is read by people: no names of types.
+    for debug in ["Some(", "None", "JobId", "Run {", "Slurm(", "Head {", "User("] {
+        assert!(!log.contains(debug), "{debug:?} is in {log}");
+    }
     // What a caller claims to be called is audited beside what it was really called: as it is, on one line.
-    let claims: Vec<&str> = log.lines().filter(|line| line.contains(r#"claimed=Some("evil\nname")"#)).collect();
+    let claims: Vec<&str> = log.lines().filter(|line| line.contains(r#"claimed="evil\nname""#)).collect();
     let served = claims.iter().filter(|line| line.contains("session_name=\"lab-bob-1300\"")).count();
     assert_eq!((served, claims.len()), (1, 2), "one served, one refused: {claims:#?}");
     for secret in ["canary", token.as_str(), &TokenHash::of(&token).to_hex(), "evil\nname"] {
