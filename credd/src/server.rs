@@ -70,25 +70,31 @@ struct Server {
     jobs: RefCell<jobs::Jobs>,
     cache: RefCell<cache::Cache>,
     loads: RefCell<HashMap<u32, Rc<Load>>>,
-    /// Connections of users without a job here.
-    strangers: Cell<usize>,
     denials: RefCell<denials::DenialLog>,
     news: news::News,
     /// The cache has changed: when to renew next may have, too.
     look: Notify,
     /// Ends told to credvend at a time.
     leaving: Semaphore,
-    watch: watch::Watch,
-    connections: Semaphore,
+    /// The connections of the endpoint, and those of the users' socket.
+    watch: Rc<watch::Watch>,
+    user_watch: Rc<watch::Watch>,
     metrics: metrics::Metrics,
 }
 
 /// What one user has of this process right now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Load {
-    connections: Cell<usize>,
+    endpoint: Rc<watch::Holder>,
+    user_socket: Rc<watch::Holder>,
     waiting: Cell<usize>,
-    user_socket: Cell<usize>,
+}
+
+impl Load {
+    fn of(uid: u32) -> Rc<Self> {
+        let holder = || watch::Holder::new(uid);
+        Rc::new(Load { endpoint: holder(), user_socket: holder(), waiting: Cell::default() })
+    }
 }
 
 /// One more of something, until dropped.
@@ -201,7 +207,8 @@ impl Server {
         Rc::new(Server {
             credvend,
             cache: RefCell::new(cache::Cache::new(settings.cache, world.dice.clone())),
-            connections: Semaphore::new(settings.limits.connections),
+            watch: watch::Watch::new(settings.limits.endpoint),
+            user_watch: watch::Watch::new(settings.limits.user_socket),
             settings,
             keeper,
             clock: world.clock,
@@ -210,12 +217,10 @@ impl Server {
             hosts: gate::Hosts::new(port),
             jobs: RefCell::default(),
             loads: RefCell::default(),
-            strangers: Cell::default(),
             denials: RefCell::default(),
             news: news::News::default(),
             look: Notify::new(),
             leaving: Semaphore::new(4),
-            watch: watch::Watch::default(),
             metrics: metrics::Metrics::default(),
         })
     }
@@ -237,13 +242,12 @@ impl Server {
 
     /// What one user has; made when first seen.
     fn load(&self, uid: u32) -> Rc<Load> {
-        self.loads.borrow_mut().entry(uid).or_default().clone()
+        self.loads.borrow_mut().entry(uid).or_insert_with(|| Load::of(uid)).clone()
     }
 
     /// Ends every connection after the answer it waits for.
     async fn stop(&self) {
         self.watch.stop();
-        let all = u32::try_from(self.settings.limits.connections).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(STOP_PATIENCE, self.connections.acquire_many(all)).await;
+        let _ = tokio::time::timeout(STOP_PATIENCE, self.watch.emptied()).await;
     }
 }

@@ -30,22 +30,12 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Connections whose caller the kernel does not name are counted together under this.
 const NOBODY: u32 = u32::MAX;
 
-/// Accepts connections until the task is aborted. Where there are too many, the next ones wait in the kernel's queue.
+/// Accepts connections until the task is aborted. Where there are too many, [`super::watch`] says which one goes.
 pub async fn accept(server: Rc<Server>, listener: TcpListener) {
     loop {
-        let permit = server.connections.acquire().await.expect("never closed");
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                // Not before: a stop aborts this task while it waits, and counts the permits.
-                permit.forget();
-                let server = server.clone();
-                tokio::task::spawn_local(async move {
-                    connection(&server, stream, peer).await;
-                    server.connections.add_permits(1);
-                });
-            }
+            Ok((stream, peer)) => admit(&server, stream, peer),
             Err(error) => {
-                drop(permit);
                 // EMFILE and its like pass when others close; ECONNABORTED at once.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -54,27 +44,29 @@ pub async fn accept(server: Rc<Server>, listener: TcpListener) {
     }
 }
 
-async fn connection(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
+/// Asks the kernel who it is, and serves it if there is a place; without one it is closed.
+fn admit(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
     let caller = match stream.local_addr() {
         Ok(local) => server.whois.caller(local, peer),
         Err(error) => Err(error.to_string()),
     };
     let load = server.load(caller.as_ref().map_or(NOBODY, |uid| uid.0));
-    // Closed without an answer: SDKs take that as a passing fault.
-    let Some(_counted) = Counted::one(&load.connections, server.settings.limits.connections_per_user) else { return };
     let stranger = !caller.as_ref().is_ok_and(|uid| server.jobs.borrow().has_job_of(*uid));
-    let _stranger = if stranger {
-        let Some(counted) = Counted::one(&server.strangers, server.settings.limits.connections_of_strangers) else {
-            return;
-        };
-        Some(counted)
-    } else {
-        None
-    };
+    let Some(watched) = server.watch.admit(&load.endpoint, stranger) else { return };
+    let server = server.clone();
+    tokio::task::spawn_local(async move { connection(&server, stream, watched, caller, &load).await });
+}
+
+async fn connection(
+    server: &Rc<Server>,
+    stream: TcpStream,
+    watched: watch::Connection,
+    caller: Result<Uid, String>,
+    load: &Load,
+) {
     let _ = stream.set_nodelay(true);
-    let watched = server.watch.connection();
     let last = LastAsked::default();
-    let service = service_fn(|request| respond(server, &watched, &caller, &load, &last, request));
+    let service = service_fn(|request| respond(server, &watched, &caller, load, &last, request));
     let mut http = http1::Builder::new();
     http.max_buf_size(MAX_HEAD_BYTES);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
@@ -87,7 +79,7 @@ async fn connection(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
 
 async fn respond(
     server: &Rc<Server>,
-    watched: &watch::Connection<'_>,
+    watched: &watch::Connection,
     caller: &Result<Uid, String>,
     load: &Load,
     last: &LastAsked,

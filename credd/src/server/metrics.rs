@@ -138,7 +138,7 @@ impl Server {
             page.plain(heard.wall.unix_timestamp());
         }
         page.gauge("credd_connections", "Open connections of jobs");
-        page.plain(self.settings.limits.connections.saturating_sub(self.connections.available_permits()));
+        page.plain(self.watch.open());
         page.0
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use credd_protocol::node_api::PING_SECONDS;
 
 use super::cache::CacheSettings;
+use super::watch::Bounds;
 use crate::config::{CacheMode, Config};
 
 /// See the fields.
@@ -30,21 +31,18 @@ pub struct Settings {
 /// How much of this process one may have.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Open connections to the endpoint.
-    pub connections: usize,
-    /// Of these, one user's.
-    pub connections_per_user: usize,
-    /// Of these, those of all users together who have no job here: one person may have thousands of uids (subuid(5)).
-    pub connections_of_strangers: usize,
+    /// Open connections to the endpoint. Users who have no job here share a part: one person may have thousands of uids
+    /// (subuid(5)).
+    pub endpoint: Bounds,
     /// Requests of one user that wait for credvend.
     pub waiting_per_user: usize,
     /// A connection that sends no complete request head within this time (or a quarter more), idles for so long, or does
     /// not read its answer, is closed.
     pub idle: Duration,
     /// Open connections to the users' socket.
-    pub user_socket_connections: usize,
-    /// Of these, one user's.
-    pub user_socket_connections_per_user: usize,
+    pub user_socket: Bounds,
+    /// For one exchange there.
+    pub user_socket_patience: Duration,
 }
 
 impl Settings {
@@ -56,13 +54,15 @@ impl Settings {
                 max_entries: config.cache.max_entries,
             },
             limits: Limits {
-                connections: config.http.max_connections,
-                connections_per_user: config.http.max_connections_per_user,
-                connections_of_strangers: (config.http.max_connections / 8).max(1),
+                endpoint: Bounds {
+                    all: config.http.max_connections,
+                    per_user: config.http.max_connections_per_user,
+                    strangers: (config.http.max_connections / 8).max(1),
+                },
                 waiting_per_user: config.http.max_waiting_per_user,
                 idle: Duration::from_secs(10),
-                user_socket_connections: 64,
-                user_socket_connections_per_user: 8,
+                user_socket: Bounds { all: 64, per_user: 8, strangers: 64 },
+                user_socket_patience: Duration::from_secs(2),
             },
             patience: Duration::from_millis(1800),
             newcomer_patience: Duration::from_millis(1000),

@@ -1,35 +1,23 @@
 //! The users' socket: everybody may connect; the kernel says who it is (SO_PEERCRED), and a user sees its own jobs.
 
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use credd_protocol::local::{Request, Response};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
-use super::{Counted, Server};
+use super::Server;
 
 /// A request has some twenty bytes.
 const MAX_REQUEST_BYTES: u64 = 1024;
-/// For the whole exchange.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Accepts connections for as long as the server lives.
 pub async fn accept(server: Rc<Server>, listener: UnixListener) {
-    let places = Arc::new(Semaphore::new(server.settings.limits.user_socket_connections));
     loop {
-        let permit = places.clone().acquire_owned().await.expect("never closed");
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let server = server.clone();
-                tokio::task::spawn_local(async move {
-                    // A client that is gone or slow is its own matter.
-                    let _ = tokio::time::timeout(PATIENCE, exchange(&server, stream)).await;
-                    drop(permit);
-                });
-            }
+            Ok((stream, _)) => admit(&server, stream),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection at the users' socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -38,14 +26,22 @@ pub async fn accept(server: Rc<Server>, listener: UnixListener) {
     }
 }
 
-/// One request, one answer.
-async fn exchange(server: &Server, mut stream: UnixStream) -> std::io::Result<()> {
-    let uid = stream.peer_cred()?.uid();
+/// Serves it if there is a place; without one it is closed.
+fn admit(server: &Rc<Server>, stream: UnixStream) {
+    let Ok(uid) = stream.peer_cred().map(|creds| creds.uid()) else { return };
     let load = server.load(uid);
-    let Some(_counted) = Counted::one(&load.user_socket, server.settings.limits.user_socket_connections_per_user)
-    else {
-        return Ok(());
-    };
+    let Some(watched) = server.user_watch.admit(&load.user_socket, false) else { return };
+    let server = server.clone();
+    tokio::task::spawn_local(async move {
+        let _load = load;
+        // A client that is gone or slow is its own matter.
+        let exchange = pin!(exchange(&server, uid, stream));
+        let _ = tokio::time::timeout(server.settings.limits.user_socket_patience, watched.run(exchange)).await;
+    });
+}
+
+/// One request, one answer.
+async fn exchange(server: &Server, uid: u32, mut stream: UnixStream) -> std::io::Result<()> {
     let (read, mut write) = stream.split();
     let mut line = Vec::new();
     BufReader::new(read).take(MAX_REQUEST_BYTES).read_until(b'\n', &mut line).await?;

@@ -275,7 +275,7 @@ fn a_client_that_never_reads_loses_its_place() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| {
             plan.settings.limits.idle = Duration::from_millis(200);
-            plan.settings.limits.connections = 1;
+            plan.settings.limits.endpoint.all = 1;
         })
         .await;
         let (_, token) = house.job(7).await;
@@ -292,7 +292,8 @@ fn a_client_that_never_reads_loses_its_place() {
 fn one_users_connections_and_waiting_requests_are_bounded() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| {
-            plan.settings.limits.connections_per_user = 4;
+            plan.settings.limits.endpoint.per_user = 4;
+            plan.settings.limits.idle = Duration::from_secs(3600);
             plan.settings.limits.waiting_per_user = 2;
         })
         .await;
@@ -316,12 +317,13 @@ fn one_users_connections_and_waiting_requests_are_bounded() {
             assert_eq!(ask_on(&mut stream, house.endpoint.port(), 7, &token).await.status, 200);
             kept.push(stream);
         }
-        let mut fifth = house.connect().await;
-        let _ = fifth.write_all(b"GET").await;
-        let mut all = Vec::new();
-        let closed = tokio::time::timeout(Duration::from_secs(5), fifth.read_to_end(&mut all)).await;
-        assert!(closed.is_ok() && all.is_empty(), "closed unanswered");
-        drop(kept);
+        // The fifth takes the place of the one that has idled longest.
+        assert_eq!(house.ask(7, &token).await.status, 200);
+        assert_eq!(kept[0].read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+        let port = house.endpoint.port();
+        for stream in &mut kept[1..] {
+            assert_eq!(ask_on(stream, port, 7, &token).await.status, 200);
+        }
     });
 }
 
@@ -340,8 +342,8 @@ impl super::super::whois::WhoIs for Crowd {
 fn many_users_without_a_job_here_leave_room_for_those_who_have_one() {
     in_a_house(async || {
         let mut house = House::with(|plan, _| {
-            plan.settings.limits.connections = 8;
-            plan.settings.limits.connections_of_strangers = 4;
+            plan.settings.limits.endpoint.all = 8;
+            plan.settings.limits.endpoint.strangers = 4;
             plan.settings.limits.idle = Duration::from_secs(3600);
             plan.whois = Box::new(Crowd(std::cell::Cell::new(8)));
         })
@@ -352,9 +354,13 @@ fn many_users_without_a_job_here_leave_room_for_those_who_have_one() {
             crowd.push(house.connect().await);
         }
         assert_eq!(house.ask(7, &token).await.status, 200);
-        // Four are held, the others were closed unanswered.
-        for stream in &mut crowd[4..] {
+        // Four are held; the others made room for them.
+        for stream in &mut crowd[..4] {
             assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+        }
+        for stream in &mut crowd[4..] {
+            let held = tokio::time::timeout(Duration::from_millis(20), stream.read_to_end(&mut Vec::new())).await;
+            assert!(held.is_err());
         }
     });
 }

@@ -1,5 +1,6 @@
-//! The users' socket, and a keeper that goes away.
+//! Many connections, the users' socket, and a keeper that goes away.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use credd_protocol::Uid;
@@ -7,10 +8,11 @@ use credd_protocol::local::Response;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-use super::house::{House, in_a_house, own_uid};
+use super::super::whois::WhoIs;
+use super::house::{House, ask_on, in_a_house, own_uid};
 
 async fn say(house: &House, line: &[u8]) -> Option<Response> {
     let mut stream = UnixStream::connect(&house.user_socket).await.unwrap();
@@ -20,6 +22,76 @@ async fn say(house: &House, line: &[u8]) -> Option<Response> {
     // Closing a socket with unread bytes in it resets the connection: that is an end, too.
     let _ = read.expect("the server ends it");
     serde_json::from_slice(&all).ok()
+}
+
+/// Who connects from 127.0.0.N is user N; from 127.0.0.1, the test's own.
+struct BySource;
+
+impl WhoIs for BySource {
+    fn caller(&self, _: SocketAddr, peer: SocketAddr) -> Result<Uid, String> {
+        match peer.ip() {
+            IpAddr::V4(ip) if ip.octets()[3] != 1 => Ok(Uid(ip.octets()[3].into())),
+            _ => Ok(Uid(own_uid())),
+        }
+    }
+}
+
+async fn connect_as(house: &House, user: u8) -> BufReader<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, user], 0))).unwrap();
+    BufReader::new(socket.connect(house.endpoint).await.unwrap())
+}
+
+#[test]
+fn a_few_users_idle_connections_do_not_keep_others_waiting() {
+    in_a_house(async || {
+        let mut house = House::with(|plan, _| {
+            plan.settings.limits.endpoint = super::super::watch::Bounds { all: 64, per_user: 16, strangers: 8 };
+            // Nothing is closed for its age: a place comes free at once, or never.
+            plan.settings.limits.idle = Duration::from_secs(3600);
+            plan.whois = Box::new(BySource);
+        })
+        .await;
+        for user in 2..=5u8 {
+            house.job_with(100 + u32::from(user), |job| job.uid = Uid(user.into())).await;
+        }
+        let (_, token) = house.job(7).await;
+        let port = house.endpoint.port();
+        // One that was there before them, and has been served.
+        let mut first = house.connect().await;
+        assert_eq!(ask_on(&mut first, port, 7, &token).await.status, 200);
+        let mut crowd = Vec::new();
+        for _ in 0..20 {
+            for user in 2..=5u8 {
+                crowd.push(connect_as(&house, user).await);
+            }
+        }
+        for _ in 0..20 {
+            assert_eq!(house.ask(7, &token).await.status, 200);
+        }
+        assert_eq!(ask_on(&mut first, port, 7, &token).await.status, 200, "its own connection was never closed");
+    });
+}
+
+#[test]
+fn silent_users_at_the_users_socket_make_room() {
+    in_a_house(async || {
+        let house = House::with(|plan, _| {
+            plan.settings.limits.user_socket = super::super::watch::Bounds { all: 2, per_user: 2, strangers: 2 };
+            plan.settings.limits.user_socket_patience = Duration::from_secs(3600);
+        })
+        .await;
+        let mut silent = Vec::new();
+        for _ in 0..4 {
+            silent.push(UnixStream::connect(&house.user_socket).await.unwrap());
+        }
+        assert!(matches!(say(&house, b"{\"op\":\"health\"}\n").await, Some(Response::Health(_))));
+        for stream in &mut silent[..3] {
+            assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+        }
+        let last = tokio::time::timeout(Duration::from_millis(20), silent[3].read_to_end(&mut Vec::new())).await;
+        assert!(last.is_err(), "only as many as needed make room");
+    });
 }
 
 #[test]
