@@ -109,7 +109,7 @@ install: install-node install-service ## Installs everything under DESTDIR; enab
 install-plugin: ## The plugin alone, for login nodes
 	@$(call BUILD,$(PLUGIN),--profile plugin -p spank-plugin)
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(SLURMLIBDIR)/spank_credd.so
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example packaging/slurm/job_submit_credd.lua
 
 .PHONY: install-node
 install-node: install-plugin ## The plugin and credd, for compute nodes

@@ -16,6 +16,7 @@ pub mod hostlist;
 pub mod site;
 pub mod slurm;
 pub mod squeue;
+pub mod submit_bounds;
 
 /// A job as Slurm states it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,8 @@
 //! | [`epilog`] | `slurmstepd spank epilog` | root | ends the record, tells credd |
 //!
 //! [`dispatch`] chooses among them by SPANK context, `export` is what Slurm calls and holds all `unsafe` code. A hook
-//! never returns a value that drains a node: [`slurm_spank::guard`] sees to it, after a panic too.
+//! never returns a value that drains a node: [`slurm_spank::guard`] sees to it, after a panic too. Where the prolog cannot be
+//! started at all, as with a user's overlong SPANK variable, Slurm drains by itself: `packaging/slurm/job_submit_credd.lua`.
 #![deny(unsafe_code)]
 
 pub mod credd;

@@ -22,3 +22,4 @@ mod roles;
 mod slurm_outages;
 mod support;
 mod upstream;
+mod user_texts;

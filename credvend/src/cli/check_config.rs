@@ -5,15 +5,17 @@ use std::path::Path;
 use anyhow::bail;
 
 use super::parts;
+use crate::attest::command::Commands;
+use crate::attest::submit_bounds::{self, Bounds};
 use crate::audit;
-use crate::config::{Config, ConfigError, ProjectsFrom, StoreKind};
+use crate::config::{self, Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
 use crate::store::sqlite::{SCHEMA, SqliteStore};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also ask Slurm whether it enforces accounts, AWS (or the upstream) who credvend is, and DynamoDB for the
+    /// Also ask Slurm whether it enforces accounts and bounds its users' texts, AWS (or the upstream) who credvend is, and DynamoDB for the
     /// store's tables
     #[arg(long)]
     online: bool,
@@ -145,6 +147,7 @@ async fn online(config: &Config) -> anyhow::Result<bool> {
                 println!("cluster {}  {error}", cluster.name);
             }
         }
+        texts(cluster).await;
     }
     if let Some(options) = parts::upstream(config) {
         match crate::source::upstream::identity(&options).await {
@@ -165,4 +168,20 @@ async fn online(config: &Config) -> anyhow::Result<bool> {
         }
     }
     Ok(bad)
+}
+
+/// Whether users' overlong texts are refused. Not doing so is the site's choice, and no mistake of the configuration.
+async fn texts(cluster: &config::Cluster) {
+    let commands = Commands::new(cluster.slurm_bin.clone(), cluster.slurm_conf.clone(), 1);
+    match submit_bounds::probe(&commands).await {
+        Bounds::InForce => println!("cluster {}  bounds its users' texts before they reach a prolog", cluster.name),
+        Bounds::Missing(why) => println!(
+            "warning      cluster {}: a user's overlong text can drain its nodes: {why}; see PrologFlags in the guide",
+            cluster.name
+        ),
+        Bounds::Unknown(why) => println!(
+            "warning      cluster {}: whether a user's overlong text can drain its nodes was not found out: {why}",
+            cluster.name
+        ),
+    }
 }
