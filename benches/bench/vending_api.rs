@@ -38,7 +38,7 @@ pub fn start() -> Result<SocketAddr> {
             return Response::new(Answer::lines(line(&hello), line(&Event::Ping { seq: 0 })));
         }
         let answer = match path {
-            OPEN => match serde_json::from_slice(body) {
+            _ if path.split('?').next() == Some(OPEN) => match serde_json::from_slice(body) {
                 Ok(request) => serde_json::to_vec(&opened(&request)),
                 Err(_) => return refused(),
             },

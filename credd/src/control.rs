@@ -3,6 +3,7 @@
 //! The keeper never reads a byte that a job wrote; the server is never given a job's token (it sees what jobs
 //! send), a MUNGE key or root's uid.
 
+use credd_protocol::late::SlurmFacts;
 use credd_protocol::local::{Health, JobStatus};
 use credd_protocol::record::JobOptions;
 use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, TokenHash, Uid, UserName};
@@ -63,6 +64,36 @@ pub struct Job {
     pub ended: bool,
 }
 
+/// A late record as the server gets it: all that is known of the job is whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LateJob {
+    /// Which run.
+    pub run: RunId,
+    /// The raw job id.
+    pub job: JobId,
+    /// The only uid that is served.
+    pub uid: Uid,
+    /// The hash of the job's token here.
+    pub token: TokenHash,
+    /// Why it gets no credentials, if that is known.
+    pub refused: Option<String>,
+}
+
+/// A late record's job, for `credd status`: whose name the uid has is Slurm's to say, and was not heard yet.
+pub fn late_status(job: &LateJob) -> JobStatus {
+    JobStatus {
+        job: job.job,
+        user: job.uid.to_string(),
+        uid: job.uid.0,
+        project: None,
+        state: if job.refused.is_some() { "refused" } else { "opening" }.to_owned(),
+        session: None,
+        reason: job.refused.clone(),
+        credentials_until: None,
+    }
+}
+
 /// Keeper → server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "to-server", rename_all = "kebab-case")]
@@ -70,6 +101,9 @@ pub enum ToServer {
     /// A record was found: at start, after a poke, or by the periodic look. Sent again after a restart of the server;
     /// a run already known is no news.
     Job(Box<Job>),
+    /// A late record was found: ask credvend, and answer with [`ToKeeper::Attested`], whereupon the run comes as a
+    /// [`ToServer::Job`]. Sent again with the reason if it gets no credentials, or without one if it is to be asked again.
+    Late(Box<LateJob>),
     /// This run is over on this node: forget its token and credentials at once, then tell credvend.
     Ended {
         /// Which run.
@@ -124,6 +158,13 @@ pub enum ToKeeper {
         id: u64,
         /// The job that the process claims to be of.
         job: JobId,
+    },
+    /// What Slurm says of a late record's job, by credvend: the keeper completes the record.
+    Attested {
+        /// Which run.
+        run: RunId,
+        /// Slurm's facts.
+        facts: SlurmFacts,
     },
     /// credvend opened (or joined) the run's session: remember it in `jobs/ID/session`.
     Opened {

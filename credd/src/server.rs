@@ -29,6 +29,7 @@ mod http;
 mod jobs;
 mod keeper;
 mod last_asked;
+mod late;
 mod metrics;
 mod news;
 mod session;
@@ -68,6 +69,7 @@ struct Server {
     whois: Box<dyn whois::WhoIs>,
     hosts: gate::Hosts,
     jobs: RefCell<jobs::Jobs>,
+    late: RefCell<late::Late>,
     cache: RefCell<cache::Cache>,
     loads: RefCell<HashMap<u32, Rc<Load>>>,
     denials: RefCell<denials::DenialLog>,
@@ -216,6 +218,7 @@ impl Server {
             whois: world.whois,
             hosts: gate::Hosts::new(port),
             jobs: RefCell::default(),
+            late: RefCell::default(),
             loads: RefCell::default(),
             denials: RefCell::default(),
             news: news::News::default(),
@@ -228,8 +231,15 @@ impl Server {
     /// What the keeper says.
     fn told(self: &Rc<Self>, message: ToServer) {
         match message {
-            ToServer::Job(job) => session::found(self, *job),
-            ToServer::Ended { run } => session::end(self, &run),
+            ToServer::Job(job) => {
+                late::completed(self, &job.run);
+                session::found(self, *job);
+            }
+            ToServer::Late(job) => late::found(self, *job),
+            ToServer::Ended { run } => {
+                late::end(self, &run);
+                session::end(self, &run);
+            }
             ToServer::Scanned => self.jobs.borrow_mut().scan_complete(),
             ToServer::Looked { id } => self.keeper.looked(id),
             ToServer::Signed { id, credential } => self.keeper.signed(id, credential),

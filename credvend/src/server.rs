@@ -218,7 +218,8 @@ impl Server {
                 self.invalidate_user(&by, Some(&[head.cluster]), &user).await
             }
             (Verb::InvalidateUser { user }, Principal::Admin(name)) => self.invalidate_user(&name, None, &user).await,
-            (Verb::NodeOpen, Principal::Node(node)) => self.node_open(&node, body).await,
+            (Verb::NodeAttest, Principal::Node(node)) => self.node_attest(&node, body).await,
+            (Verb::NodeOpen { partition }, Principal::Node(node)) => self.node_open(&node, partition, body).await,
             (Verb::NodeCredentials { session }, Principal::Node(node)) => {
                 self.node_credentials(&node, session, body).await
             }

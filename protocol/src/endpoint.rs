@@ -12,6 +12,9 @@ pub const DEFAULT_PORT: u16 = 9999;
 /// The project segment of a job without an account.
 pub const NO_PROJECT: &str = "-";
 
+/// The segments of what is not known.
+const UNKNOWN: &str = "-";
+
 /// The full URL for a job on this node.
 pub fn full_uri(
     port: u16,
@@ -26,6 +29,11 @@ pub fn full_uri(
     format!(
         "http://127.0.0.1:{port}/sessions/{job}/cluster/{cluster}/project/{project}?roleSessionName={cluster}-{user}-{node}"
     )
+}
+
+/// The URL for a job whose project is not known on this node yet. Only the job in it counts.
+pub fn late_uri(port: u16, job: JobId) -> String {
+    format!("http://127.0.0.1:{port}/sessions/{job}/cluster/{UNKNOWN}/project/{UNKNOWN}")
 }
 
 /// Whether a URL found in an environment is one that [`full_uri`] makes, whatever its port.
@@ -76,6 +84,25 @@ pub fn segment(name: &str) -> String {
     text
 }
 
+/// The name that [`segment`] made into this; `None` if it made none so.
+pub fn name_of_segment(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'~' {
+            bytes.push(*first);
+            continue;
+        }
+        let digit =
+            |b: u8| char::from(b).to_digit(16).filter(|_| !b.is_ascii_uppercase()).and_then(|d| u8::try_from(d).ok());
+        let [high, low, tail @ ..] = tail else { return None };
+        bytes.push(digit(*high)? << 4 | digit(*low)?);
+        rest = tail;
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +120,9 @@ mod tests {
         );
         assert_eq!(uri, "http://127.0.0.1:9999/sessions/1300/cluster/alpha/project/abc?roleSessionName=alpha-user1-n1");
         assert!(is_ours(&uri));
+        let late = late_uri(9999, JobId::try_from(1300).unwrap());
+        assert!(is_ours(&late));
+        assert_eq!(job_of_path(late.strip_prefix("http://127.0.0.1:9999").unwrap()).unwrap().get(), 1300);
         assert_eq!(job_of_path(uri.strip_prefix("http://127.0.0.1:9999").unwrap()).unwrap().get(), 1300);
     }
 
@@ -120,11 +150,13 @@ mod tests {
             let unreserved = segment(&a).bytes().all(|c| c.is_ascii_alphanumeric() || b"-._~".contains(&c));
             prop_assert!(unreserved);
             prop_assert_eq!(a == b, segment(&a) == segment(&b));
+            prop_assert_eq!(name_of_segment(&segment(&a)), Some(a));
         }
 
         #[test]
         fn no_path_panics(path in ".*") {
             let _ = job_of_path(&path);
+            let _ = name_of_segment(&path);
             let _ = is_ours(&path);
         }
     }

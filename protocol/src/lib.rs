@@ -3,6 +3,7 @@
 //! | module | between |
 //! |---|---|
 //! | [`record`] | plugin → `credd`, as files on the node's tmpfs |
+//! | [`late`] | plugin → `credd`, likewise, where the job's start left no record |
 //! | [`local`] | plugin, `credd status` → `credd`, over the node's Unix sockets |
 //! | [`endpoint`] | plugin → SDK → `credd`: the URL a job finds in its environment |
 //! | [`credentials`] | `credd` → SDK: the container-credentials document and its errors |
@@ -19,6 +20,7 @@ pub mod claim;
 pub mod credentials;
 pub mod endpoint;
 pub mod ids;
+pub mod late;
 pub mod local;
 pub mod node_api;
 pub mod printable;

@@ -2,7 +2,8 @@
 //!
 //! | verb | path | body → answer |
 //! |---|---|---|
-//! | POST | [`OPEN`] | [`OpenRequest`] → [`OpenResponse`]: open the job's session, or join it |
+//! | POST | [`ATTEST`] | [`AttestRequest`] → [`SlurmFacts`]: what Slurm says of a job of which the node knows no more than its uid |
+//! | POST | [`OpenRequest::path`] | [`OpenRequest`] → [`OpenResponse`]: open the job's session, or join it |
 //! | POST | `/node/v1/sessions/{uuid}/credentials` | [`CredentialsRequest`] → [`CredentialsResponse`] |
 //! | POST | `/node/v1/sessions/{uuid}/leave` | [`LeaveRequest`] → `{}`: the job ended here; credvend asks Slurm |
 //! | GET | [`STREAM`], [`stream_path`] | one [`Event`] a line, for as long as both live |
@@ -14,10 +15,14 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::credentials::{Credentials, rfc3339_z};
+use crate::endpoint;
 use crate::ids::{ClusterName, JobId, PartitionName, ProjectId, RoleName, SessionId, Uid, UserName};
+pub use crate::late::SlurmFacts;
 
 /// Open or join a session.
 pub const OPEN: &str = "/node/v1/sessions";
+/// What Slurm says of a job.
+pub const ATTEST: &str = "/node/v1/jobs";
 /// The standing stream.
 pub const STREAM: &str = "/node/v1/stream";
 /// Where a node answers the events that ask for it.
@@ -75,6 +80,30 @@ pub struct OpenRequest {
     /// The account in the node's record, if any; a mismatch with Slurm is refused and logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<ProjectId>,
+    /// The partition in the node's record, which chose the role and the other options there; a mismatch is refused. It
+    /// stands in the path's query: a credvend of an older release refuses a body with a field that it does not know.
+    #[serde(skip)]
+    pub partition: Option<PartitionName>,
+}
+
+impl OpenRequest {
+    /// The path with its query.
+    pub fn path(&self) -> String {
+        match &self.partition {
+            Some(partition) => format!("{OPEN}?partition={}", endpoint::segment(partition.as_str())),
+            None => OPEN.to_owned(),
+        }
+    }
+}
+
+/// "A step of this job runs on me, and that is all I know": credvend looks for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct AttestRequest {
+    /// The raw job id.
+    pub job: JobId,
+    /// The job's uid on the node. A mismatch with Slurm is refused.
+    pub uid: Uid,
 }
 
 /// The session, with the facts as Slurm states them.
@@ -217,6 +246,16 @@ mod tests {
             let line = serde_json::to_vec(&event).unwrap().len() + 1;
             assert!(line <= MAX_EVENT_BYTES, "{line}");
         }
+    }
+
+    #[test]
+    fn a_records_partition_stands_in_the_query_and_not_in_the_body() {
+        let job = JobId::try_from(7).unwrap();
+        let mut request = OpenRequest { job, restart: 0, uid: Uid(1), account: None, partition: None };
+        assert_eq!(request.path(), OPEN);
+        request.partition = Some("gpu-a100".parse().unwrap());
+        assert_eq!(request.path(), "/node/v1/sessions?partition=gpu-a100");
+        assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"job":7,"restart":0,"uid":1}"#);
     }
 
     #[test]

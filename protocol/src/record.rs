@@ -6,6 +6,8 @@
 //!   root.sock                  root only (plugin, `credd status` as root)
 //!   user.sock                  everybody, peers checked
 //!   jobs/ID/record             root only: a running job's record; ID is the raw Slurm job id
+//!   jobs/ID/late               in place of a record that the job's start did not leave: [`crate::late`]
+//!   jobs/ID/off                written by credd beside a late record: the job's partition, which is off
 //!   jobs/ID/session            written by credd: credvend's session UUID
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
 //!   ended/ID.RESTART.NONCE/    an ended job's directory, until credvend has been told
@@ -107,6 +109,10 @@ impl Default for RunDir {
 pub mod file {
     /// The record itself.
     pub const RECORD: &str = "record";
+    /// What a step left where there was no record: [`crate::late::LateRecord`].
+    pub const LATE: &str = "late";
+    /// The name of the job's partition, which is off; beside a late record.
+    pub const OFF: &str = "off";
     /// credvend's session UUID, as text.
     pub const SESSION: &str = "session";
     /// Why the job was refused, one sentence.

@@ -11,14 +11,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use credd_protocol::late::{LateRecord, MAX_LATE_BYTES};
 use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, RunDir, file};
-use credd_protocol::{JobId, SessionId};
+use credd_protocol::{JobId, SessionId, Uid};
 use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use zeroize::Zeroizing;
 
-use crate::control::{Job, RunId};
+use crate::control::{Job, LateJob, RunId};
 
 /// Directories looked at, in each of `jobs/` and `ended/`. A node runs some thousand jobs at most.
 pub const MAX_ENTRIES: usize = 32_768;
@@ -37,11 +38,22 @@ pub struct Found {
     pub changed: SystemTime,
 }
 
+/// A job's directory with a late record in order, and no other.
+#[derive(Debug, Clone)]
+pub struct FoundLate {
+    /// The directory.
+    pub path: PathBuf,
+    /// What the server is told.
+    pub job: LateJob,
+}
+
 /// One look at `jobs/` or `ended/`.
 #[derive(Debug, Default)]
 pub struct Look {
     /// The records in order.
     pub found: Vec<Found>,
+    /// The late records in order that are not completed.
+    pub late: Vec<FoundLate>,
     /// The others, with what is wrong.
     pub refused: Vec<(PathBuf, String)>,
 }
@@ -106,8 +118,13 @@ pub fn look_at(run_dir: &RunDir, job: JobId) -> io::Result<(Look, Look)> {
 
 impl Look {
     fn put(&mut self, path: PathBuf, ended: bool) {
-        match read(&path, ended) {
-            Ok(found) => self.found.push(found),
+        let late = match read(&path, ended) {
+            Ok(found) => return self.found.push(found),
+            Err(Refused::NoRecord) => read_late(&path, ended),
+            Err(refused) => Err(refused),
+        };
+        match late {
+            Ok(late) => self.late.push(late),
             Err(Refused::NoRecord) => {}
             Err(Refused::Wrong(why)) => self.refused.push((path, why)),
         }
@@ -119,16 +136,10 @@ impl Look {
 /// # Errors
 /// [`Refused`].
 pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let named = job_of_name(name, ended).ok_or_else(|| Refused::Wrong("its name names no job".to_owned()))?;
+    let named = named(path, ended)?;
     let directory = open_directory(path)?;
     let (record, changed) = read_record(&directory)?;
-    if record.job != named {
-        return Err(Refused::Wrong(format!("its record is of job {}", record.job)));
-    }
-    if record.uid.0 == u32::MAX {
-        return Err(Refused::Wrong("its record has the uid that stands for nobody".to_owned()));
-    }
+    check(named, record.job, record.uid)?;
     let session = read_note(&directory, file::SESSION)?.and_then(|text| text.trim().parse::<SessionId>().ok());
     let refused = read_note(&directory, file::REFUSED)?;
     let token = record.token.hash();
@@ -152,6 +163,64 @@ pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
     Ok(Found { path: path.to_owned(), job, changed })
 }
 
+/// Reads one job's directory that has a late record and no other.
+///
+/// # Errors
+/// [`Refused`].
+pub fn read_late(path: &Path, ended: bool) -> Result<FoundLate, Refused> {
+    let named = named(path, ended)?;
+    let directory = open_directory(path)?;
+    let record = late_record(&directory)?;
+    check(named, record.job, record.uid)?;
+    let token = record.token.hash();
+    let refused = read_note(&directory, file::REFUSED)?;
+    let job = LateJob { run: RunId::of(token), job: record.job, uid: record.uid, token, refused };
+    Ok(FoundLate { path: path.to_owned(), job })
+}
+
+/// The late record of this run.
+///
+/// # Errors
+/// [`Refused::NoRecord`] if the directory is of another run, or gone.
+pub fn late_record_of(path: &Path, run: &RunId) -> Result<LateRecord, Refused> {
+    let record = late_record(&open_directory(path)?)?;
+    if RunId::of(record.token.hash()) == *run { Ok(record) } else { Err(Refused::NoRecord) }
+}
+
+/// Puts this run's record in the place of its late one.
+///
+/// # Errors
+/// As [`write_note`].
+pub fn complete(path: &Path, record: &JobRecord) -> Result<(), Refused> {
+    let run = RunId::of(record.token.hash());
+    let directory = open_directory(path)?;
+    if run_of(&directory)? != run {
+        return Err(Refused::NoRecord);
+    }
+    replace(&directory, file::RECORD, &Zeroizing::new(record.to_json()))?;
+    // Where both are, the record counts.
+    match unlinkat(&directory, file::LATE, UnlinkatFlags::NoRemoveDir) {
+        Err(error) if error != nix::Error::ENOENT => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The job that a directory's name names.
+fn named(path: &Path, ended: bool) -> Result<JobId, Refused> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    job_of_name(name, ended).ok_or_else(|| Refused::Wrong("its name names no job".to_owned()))
+}
+
+fn check(named: JobId, job: JobId, uid: Uid) -> Result<(), Refused> {
+    if job != named {
+        return Err(Refused::Wrong(format!("its record is of job {job}")));
+    }
+    if uid.0 == u32::MAX {
+        return Err(Refused::Wrong("its record has the uid that stands for nobody".to_owned()));
+    }
+    Ok(())
+}
+
 /// Leaves a note (`session`, `refused`) in the directory of this run, and of no other run of the same job: the
 /// directory may be moved and another one take its place at any time.
 ///
@@ -159,24 +228,28 @@ pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
 /// [`Refused::NoRecord`] if the directory is of another run, or gone.
 pub fn write_note(path: &Path, run: &RunId, name: &str, text: &str) -> Result<(), Refused> {
     let directory = open_directory(path)?;
-    let (record, _) = read_record(&directory)?;
-    if RunId::of(record.token.hash()) != *run {
+    if run_of(&directory)? != *run {
         return Err(Refused::NoRecord);
     }
-    let temporary = format!(".{name}.new");
-    match unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(nix::Error::ENOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(&directory, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    fchmod(&file, Mode::S_IRUSR | Mode::S_IWUSR)?;
     let mut end = text.len().min(MAX_NOTE_BYTES as usize);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    File::from(file).write_all(&text.as_bytes()[..end])?;
-    renameat(&directory, temporary.as_str(), &directory, name)?;
+    replace(&directory, name, &text.as_bytes()[..end])
+}
+
+/// A file of root's alone in a job's directory, whole or not at all.
+fn replace(directory: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Refused> {
+    let temporary = format!(".{name}.new");
+    match unlinkat(directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(nix::Error::ENOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(directory, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    fchmod(&file, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    File::from(file).write_all(bytes)?;
+    renameat(directory, temporary.as_str(), directory, name)?;
     Ok(())
 }
 
@@ -189,9 +262,8 @@ pub fn remove(path: &Path, run: &RunId) -> Result<(), Refused> {
         Err(Refused::NoRecord) => return Ok(()),
         directory => directory?,
     };
-    match read_record(&directory) {
-        Ok((record, _)) if RunId::of(record.token.hash()) == *run => {}
-        _ => return Ok(()),
+    if !run_of(&directory).is_ok_and(|of| of == *run) {
+        return Ok(());
     }
     for entry in fs::read_dir(path)? {
         let name = CString::new(entry?.file_name().into_encoded_bytes()).map_err(io::Error::other)?;
@@ -264,6 +336,24 @@ fn read_record(directory: &OwnedFd) -> Result<(JobRecord, SystemTime), Refused> 
     let stat = nix::sys::stat::fstat(directory)?;
     let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(stat.st_ctime.try_into().unwrap_or(0));
     Ok((record, changed))
+}
+
+fn late_record(directory: &OwnedFd) -> Result<LateRecord, Refused> {
+    let file = open_file(directory, file::LATE)?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        return Err(Refused::Wrong("its late record can be read by others".to_owned()));
+    }
+    LateRecord::from_json(&read_bounded(file, MAX_LATE_BYTES)?).map_err(|error| Refused::Wrong(error.to_string()))
+}
+
+/// The run whose directory it is.
+fn run_of(directory: &OwnedFd) -> Result<RunId, Refused> {
+    let token = match read_record(directory) {
+        Ok((record, _)) => record.token.hash(),
+        Err(Refused::NoRecord) => late_record(directory)?.token.hash(),
+        Err(refused) => return Err(refused),
+    };
+    Ok(RunId::of(token))
 }
 
 fn read_note(directory: &OwnedFd, name: &str) -> Result<Option<String>, Refused> {

@@ -135,7 +135,7 @@ impl Runs {
 
 /// Splits a look into what is served and what is logged; records of another cluster are among the latter.
 pub fn sift(look: Look, cluster: Option<&ClusterName>) -> (Vec<Found>, Vec<(PathBuf, String)>) {
-    let Look { found, mut refused } = look;
+    let Look { found, mut refused, .. } = look;
     let (found, foreign): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|found| cluster.is_none_or(|cluster| *cluster == found.job.cluster));
     refused.extend(foreign.into_iter().map(|found| {

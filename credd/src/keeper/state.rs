@@ -1,5 +1,7 @@
 //! The keeper's main loop and the state that it alone touches.
 
+mod late;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
@@ -15,6 +17,7 @@ use nix::sys::signal::Signal;
 use peer::TcpPeers;
 use sd_notify::NotifyState;
 
+use self::late::LateRuns;
 use super::launch::Launch;
 use super::records::Refused;
 use super::root_socket::Desk;
@@ -24,7 +27,7 @@ use super::server_process::{Route, STOP_PATIENCE, Server};
 use super::signer::{Identity, Signer};
 use super::{Event, Report, listeners, records, run_dir};
 use crate::config::{self, Config};
-use crate::control::{Job, RunId, ToKeeper, ToServer};
+use crate::control::{Job, RunId, ToKeeper, ToServer, late_status};
 use crate::handover;
 
 /// How often the records are looked at when nobody poked.
@@ -70,6 +73,7 @@ pub struct Keeper {
     launch_at: Instant,
     backoff: Duration,
     runs: Runs,
+    late: LateRuns,
     looked: bool,
     look_at: Instant,
     complained: HashSet<(PathBuf, String)>,
@@ -96,6 +100,7 @@ impl Keeper {
             launch_at: now,
             backoff: BACKOFF.0,
             runs: Runs::default(),
+            late: LateRuns::default(),
             looked: false,
             look_at: now,
             complained: HashSet::new(),
@@ -256,6 +261,7 @@ impl Keeper {
                 for job in jobs {
                     self.tell(&ToServer::Job(Box::new(job)));
                 }
+                self.tell_late();
                 if self.looked {
                     self.tell(&ToServer::Scanned);
                 }
@@ -301,13 +307,14 @@ impl Keeper {
             None => records::look(&self.run_dir.jobs(), false)
                 .and_then(|jobs| Ok((jobs, records::look(&self.run_dir.ended(), true)?))),
         };
-        let (jobs, ended) = match looks {
+        let (mut jobs, mut ended) = match looks {
             Ok(looks) => looks,
             Err(error) => {
                 tracing::error!(%error, "cannot look at the job records");
                 return false;
             }
         };
+        let (late, late_ends) = (std::mem::take(&mut jobs.late), std::mem::take(&mut ended.late));
         let cluster = self.config.cluster.as_ref();
         let (jobs, mut refused) = sift(jobs, cluster);
         let (ended, refused_ends) = sift(ended, cluster);
@@ -337,6 +344,7 @@ impl Keeper {
                 self.remove_directory(path, &run.job.run);
             }
         }
+        self.take_late(late, late_ends, only);
         self.identify();
         if only.is_none()
             && let Err(error) = run_dir::sweep(&self.run_dir, SystemTime::now())
@@ -380,6 +388,7 @@ impl Keeper {
             ToKeeper::Sign { .. } => {}
             // Looked at with the pokes; never sent here.
             ToKeeper::Look { .. } => {}
+            ToKeeper::Attested { run, facts } => self.attested(&run, facts),
             ToKeeper::Opened { run: id, session } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };
                 run.job.session = Some(session);
@@ -389,16 +398,17 @@ impl Keeper {
             }
             ToKeeper::Refused { run: id, reason } => {
                 let reason = sentence(&reason);
-                let Some(run) = self.runs.get_mut(&id) else { return };
+                let Some(run) = self.runs.get_mut(&id) else { return self.refuse_late(&id, reason) };
                 run.job.refused = Some(reason.clone());
                 let (job, path) = (run.job.job, run.path.clone());
                 self.note(path, &id, file::REFUSED, &reason);
                 self.parts.desk.board.set(job, &id, Outcome::Refused { reason });
             }
             ToKeeper::Waiting { run: id, reason } => {
-                let Some(run) = self.runs.get(&id) else { return };
+                let known = self.runs.get(&id).map(|run| run.job.job);
+                let Some(job) = known.or_else(|| self.late.job(&id)) else { return };
                 let outcome = Outcome::Opening { reason: Some(sentence(&reason)) };
-                self.parts.desk.board.set(run.job.job, &id, outcome);
+                self.parts.desk.board.set(job, &id, outcome);
             }
             ToKeeper::EndDelivered { run: id } => {
                 let Some(run) = self.runs.get(&id) else { return };
@@ -495,6 +505,7 @@ impl Keeper {
             credentials_until: None,
         };
         let mut statuses: Vec<JobStatus> = self.runs.all().map(|run| status(&run.job)).collect();
+        statuses.extend(self.late.jobs().map(late_status));
         statuses.sort_by_key(|status| std::cmp::Reverse(status.job));
         let mut room = MAX_LINE_BYTES - 4096;
         let fits = |status: &JobStatus| {

@@ -9,16 +9,17 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use credd_protocol::late::{LateRecord, Policies, Policy, SlurmFacts};
 use credd_protocol::local::{MAX_LINE_BYTES as LOCAL_LINE, Outcome, Request, Response};
-use credd_protocol::record::{JobRecord, RunDir, file};
-use credd_protocol::{JobId, SessionId};
+use credd_protocol::record::{JobOptions, JobRecord, RunDir, file};
+use credd_protocol::{JobId, JobToken, SessionId, Uid};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::launch::Launch;
 use super::records::tests::{end, record, run_dir, start};
 use super::*;
-use crate::control::{Job, MAX_LINE_BYTES, RunId, ToServer};
+use crate::control::{Job, LateJob, MAX_LINE_BYTES, RunId, ToServer};
 use crate::{config, handover, line};
 
 /// Long enough for a busy machine; nothing waits for it to pass.
@@ -255,6 +256,87 @@ fn ends_outlive_the_keeper() {
     assert!(jobs[0].ended && !jobs[1].ended);
     assert_eq!(jobs[1].refused.as_deref(), Some("no role"));
     assert_eq!(node.outcome(&refused), Outcome::Refused { reason: "no role".into() });
+}
+
+/// Leaves a late record as a step does.
+fn leave_late(run_dir: &RunDir, job: u32) -> LateRecord {
+    let train = JobOptions { role: "train".parse().unwrap(), ..JobOptions::default() };
+    let late = LateRecord {
+        version: LateRecord::VERSION,
+        job: JobId::try_from(job).unwrap(),
+        uid: Uid(1001),
+        gid: 1001,
+        created: 1,
+        token: JobToken::mint().unwrap(),
+        policies: Policies {
+            default: Policy::On(JobOptions::default()),
+            named: vec![("debug".parse().unwrap(), Policy::Off), ("gpu".parse().unwrap(), Policy::On(train))],
+        },
+    };
+    let dir = run_dir.job(late.job);
+    super::records::tests::write(&dir, b"");
+    fs::rename(dir.join(file::RECORD), dir.join(file::LATE)).unwrap();
+    fs::write(dir.join(file::LATE), late.to_json().unwrap()).unwrap();
+    late
+}
+
+fn facts(partition: &str) -> SlurmFacts {
+    SlurmFacts {
+        cluster: "lab".parse().unwrap(),
+        node: "n1".parse().unwrap(),
+        restart: 2,
+        user: "alice".parse().unwrap(),
+        account: Some("genomics".parse().unwrap()),
+        partition: partition.parse().unwrap(),
+    }
+}
+
+#[test]
+fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
+    let (dir, run_dir) = run_dir();
+    let late = leave_late(&run_dir, 1);
+    let run = RunId::of(late.token.hash());
+    let node = Node::start(dir, run_dir, free_address());
+    let mut server = node.server();
+    let told = LateJob { run: run.clone(), job: late.job, uid: late.uid, token: late.token.hash(), refused: None };
+    assert_eq!(server.hear(), ToServer::Late(Box::new(told.clone())));
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let outcome = |node: &Node, job| match node.ask(&Request::Outcome { job, wait_ms: 0 }) {
+        Response::Outcome(outcome) => outcome,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(outcome(&node, late.job), Outcome::Opening { reason: None });
+    let Response::Status(jobs) = node.ask(&Request::Status) else { panic!("no status") };
+    assert_eq!((jobs[0].job, jobs[0].uid, jobs[0].state.as_str()), (late.job, 1001, "opening"));
+
+    server.say(&ToKeeper::Attested { run: run.clone(), facts: facts("gpu") });
+    let job = server.hear_job();
+    assert_eq!((&job.run, job.restart, job.options.role.as_str()), (&run, 2, "train"));
+    assert_eq!((job.user.as_str(), job.partition.as_str(), job.token), ("alice", "gpu", late.token.hash()));
+    let kept = JobRecord::from_json(&fs::read(node.run_dir.job(late.job).join(file::RECORD)).unwrap()).unwrap();
+    assert_eq!((kept.token, kept.restart), (late.token.clone(), 2));
+    assert!(!node.run_dir.job(late.job).join(file::LATE).exists());
+    // Nothing said later changes what it is.
+    server.say(&ToKeeper::Attested { run: run.clone(), facts: facts("batch") });
+    server.say(&ToKeeper::Opened { run: run.clone(), session: SessionId::random() });
+    node.until("open", |node| outcome(node, late.job) == Outcome::Open);
+
+    let off = leave_late(&node.run_dir, 2);
+    assert_eq!(outcome(&node, off.job), Outcome::Opening { reason: None });
+    let ToServer::Late(told) = server.hear() else { panic!("not told") };
+    server.say(&ToKeeper::Attested { run: told.run.clone(), facts: facts("debug") });
+    let ToServer::Late(told) = server.hear() else { panic!("not told") };
+    assert_eq!(told.refused.as_deref(), Some("they are switched off for partition debug"));
+    node.until("off", |node| matches!(outcome(node, off.job), Outcome::Refused { .. }));
+    let kept = |name| fs::read_to_string(node.run_dir.job(off.job).join(name)).unwrap();
+    assert_eq!((kept(file::OFF), kept(file::REFUSED)), ("debug".into(), told.refused.unwrap()));
+
+    // An end that comes before Slurm's word leaves nothing to deliver.
+    let ended = node.run_dir.ended().join("2.0.x");
+    fs::rename(node.run_dir.job(off.job), &ended).unwrap();
+    node.poke_ended(off.job);
+    assert_eq!(server.hear(), ToServer::Ended { run: told.run });
+    node.until("it is gone", |_| !ended.exists());
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use credd_protocol::node_api::{
-    ApiError, CredentialsRequest, CredentialsResponse, HEARD, HeardRequest, LeaveRequest, OPEN, OpenRequest,
-    OpenResponse, credentials_path, leave_path, stream_path,
+    ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, HEARD, HeardRequest, LeaveRequest,
+    OpenRequest, OpenResponse, SlurmFacts, credentials_path, leave_path, stream_path,
 };
 use credd_protocol::{Secret, SessionId};
 use reqwest::StatusCode;
@@ -61,7 +61,23 @@ impl Credvend {
     /// # Errors
     /// Why not.
     pub async fn open(&self, request: &OpenRequest) -> Result<OpenResponse, Trouble> {
-        self.post(OPEN, request).await
+        self.post(&request.path(), request).await
+    }
+
+    /// Asks what Slurm says of a job.
+    ///
+    /// # Errors
+    /// Why it is not told.
+    pub async fn attest(&self, request: &AttestRequest) -> Result<SlurmFacts, Trouble> {
+        self.post(ATTEST, request).await.map_err(|trouble| match trouble {
+            // The path is named only where there is none.
+            Trouble::Never(reason) if reason.contains(ATTEST) => Trouble::No(format!(
+                "slurmd ran no prolog for job {} on this node, and credvend is of an older release, which cannot say whose \
+                 it is; tell the administrators",
+                request.job
+            )),
+            trouble => trouble,
+        })
     }
 
     /// Fetches a session's credentials.

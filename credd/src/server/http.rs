@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::answer::{self, Body, Denial};
 use super::jobs::Run;
 use super::last_asked::LastAsked;
+use super::late::Waiting;
 use super::watch::{self, Close};
 use super::{Counted, Load, STOP_PATIENCE, Server, gate, vend};
 
@@ -151,13 +152,11 @@ async fn newcomer(
     if asked.token.parse::<JobToken>().is_err() {
         return Err(Denial::UnknownToken);
     }
-    if let Err(why) = caller {
-        return Err(Denial::NoCaller(why.clone()));
-    }
+    let caller = *caller.as_ref().map_err(|why| Denial::NoCaller(why.clone()))?;
     let Some(_waiting) = Counted::one(&load.waiting, server.settings.limits.waiting_per_user) else {
         return Err(Denial::Crowded(asked.job));
     };
-    let deadline = Instant::now() + server.settings.newcomer_patience;
+    let begun = Instant::now();
     let looked = server.keeper.look(asked.job);
     let news = server.jobs.borrow().changed.clone();
     loop {
@@ -169,8 +168,16 @@ async fn newcomer(
             }
             jobs.scanned
         };
-        if tokio::time::timeout_at(deadline, changed).await.is_err() {
-            return Err(if !scanned {
+        let late = server.late.borrow().waiting(token, caller)?;
+        let patience = match late {
+            Waiting::NotLate => server.settings.newcomer_patience,
+            // As long as for any session that is opening.
+            Waiting::For(_) => server.settings.patience,
+        };
+        if tokio::time::timeout_at(begun + patience, changed).await.is_err() {
+            return Err(if let Waiting::For(denial) = late {
+                denial
+            } else if !scanned {
                 Denial::Starting
             } else if looked.is_some_and(|mut looked| looked.try_recv().is_ok()) {
                 Denial::UnknownToken

@@ -82,7 +82,13 @@ pub fn end(server: &Rc<Server>, run: &RunId) {
 /// Opens the run's session, however long it takes.
 async fn open(server: Rc<Server>, run: Rc<Run>) {
     let job = &run.job;
-    let request = OpenRequest { job: job.job, restart: job.restart, uid: job.uid, account: job.account.clone() };
+    let request = OpenRequest {
+        job: job.job,
+        restart: job.restart,
+        uid: job.uid,
+        account: job.account.clone(),
+        partition: Some(job.partition.clone()),
+    };
     let mut failures = 0u32;
     let mut told = String::new();
     while !run.ended() {
@@ -150,6 +156,13 @@ fn own(job: &Job, answer: OpenResponse) -> Result<SessionId, Trouble> {
         return Err(Trouble::Never(format!(
             "credvend answered for job {} of uid {}, this node's record says uid {}; tell the administrators",
             answer.job, answer.uid, job.uid
+        )));
+    }
+    // The record's options are its partition's. A credvend of an older release does not compare it.
+    if let Some(partition) = answer.partition.filter(|partition| *partition != job.partition) {
+        return Err(Trouble::Never(format!(
+            "this node's record of job {} says partition {}, Slurm says {partition}; tell the administrators",
+            job.job, job.partition
         )));
     }
     Ok(answer.session)
@@ -243,6 +256,7 @@ impl Server {
         }
         self.cache.borrow_mut().heard_again();
         self.look.notify_one();
+        self.late.borrow().hurry();
         for run in self.jobs.borrow().all().filter(|run| run.opening.get()) {
             run.wanted.notify_one();
         }

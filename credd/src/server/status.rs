@@ -5,7 +5,7 @@ use credd_protocol::local::{Health, JobStatus};
 
 use super::Server;
 use super::jobs::{Run, State};
-use crate::control::MAX_LINE_BYTES;
+use crate::control::{MAX_LINE_BYTES, late_status};
 
 /// So many bytes of an answer's line are for jobs; with more jobs than fit, the ones with the highest ids are shown.
 const MAX_JOBS_BYTES: usize = MAX_LINE_BYTES - 4096;
@@ -30,8 +30,14 @@ impl Server {
         let mut runs: Vec<_> = jobs.all().filter(|run| uid.is_none_or(|uid| run.job.uid.0 == uid)).collect();
         runs.sort_by_key(|run| (std::cmp::Reverse(run.job.job), run.job.restart));
         let (mut shown, mut bytes) = (Vec::new(), 0);
-        for run in runs {
-            let status = self.status(run);
+        let late: Vec<_> = self
+            .late
+            .borrow()
+            .jobs()
+            .filter(|job| uid.is_none_or(|uid| job.uid.0 == uid))
+            .map(|job| late_status(&job))
+            .collect();
+        for status in late.into_iter().chain(runs.into_iter().map(|run| self.status(run))) {
             bytes += serde_json::to_vec(&status).map_or(0, |text| text.len() + 1);
             if bytes > MAX_JOBS_BYTES {
                 break;

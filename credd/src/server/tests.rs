@@ -6,6 +6,7 @@ mod denials;
 mod explorer;
 mod fake_credvend;
 mod house;
+mod late;
 mod lives;
 mod metrics;
 mod outages;

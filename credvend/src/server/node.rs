@@ -1,7 +1,7 @@
 //! The nodes' verbs. A node triggers attestation; it states no fact that is believed.
 
-use credd_protocol::SessionId;
-use credd_protocol::node_api::{CredentialsRequest, HeardRequest, LeaveRequest, MAX_HEARD, OpenRequest};
+use credd_protocol::node_api::{AttestRequest, CredentialsRequest, HeardRequest, LeaveRequest, MAX_HEARD, OpenRequest};
+use credd_protocol::{PartitionName, SessionId};
 use serde::de::DeserializeOwned;
 
 use super::Server;
@@ -10,9 +10,20 @@ use crate::refusal::Refusal;
 use crate::vending::Node;
 
 impl Server {
+    /// `POST /node/v1/jobs`.
+    pub(super) async fn node_attest(&self, node: &Node, body: &[u8]) -> Result<Reply, Refusal> {
+        let request: AttestRequest = parse(body)?;
+        Ok(answer::json(200, &self.vending.attest_for_node(node, &request).await?))
+    }
+
     /// `POST /node/v1/sessions`.
-    pub(super) async fn node_open(&self, node: &Node, body: &[u8]) -> Result<Reply, Refusal> {
-        let request: OpenRequest = parse(body)?;
+    pub(super) async fn node_open(
+        &self,
+        node: &Node,
+        partition: Option<PartitionName>,
+        body: &[u8],
+    ) -> Result<Reply, Refusal> {
+        let request = OpenRequest { partition, ..parse(body)? };
         Ok(answer::json(200, &self.vending.open_for_node(node, &request).await?))
     }
 

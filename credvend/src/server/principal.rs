@@ -153,7 +153,8 @@ pub fn not_allowed(connection: &Connection, verb: &Verb, principal: &Principal) 
         Verb::SessionCredentials { .. } => {
             ("it is for the bearer of the session's token", "send the session token in Authorization")
         }
-        Verb::NodeOpen
+        Verb::NodeAttest
+        | Verb::NodeOpen { .. }
         | Verb::NodeCredentials { .. }
         | Verb::NodeLeave { .. }
         | Verb::NodeStream { .. }

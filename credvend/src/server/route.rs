@@ -1,7 +1,8 @@
 //! Method and request target → what is asked for. Pure: no header, no body, no state.
 
+use credd_protocol::endpoint::name_of_segment;
 use credd_protocol::node_api::plain_epoch;
-use credd_protocol::{ClusterName, ProjectId, SessionId, UserName};
+use credd_protocol::{ClusterName, PartitionName, ProjectId, SessionId, UserName};
 use hyper::Method;
 
 use crate::refusal::Refusal;
@@ -51,8 +52,13 @@ pub enum Verb {
         /// Exactly this user.
         user: UserName,
     },
+    /// `POST /node/v1/jobs`.
+    NodeAttest,
     /// `POST /node/v1/sessions`.
-    NodeOpen,
+    NodeOpen {
+        /// The partition that the node's record states.
+        partition: Option<PartitionName>,
+    },
     /// `POST /node/v1/sessions/{uuid}/credentials`.
     NodeCredentials {
         /// Of which session.
@@ -84,7 +90,8 @@ impl Verb {
             Verb::HeadSetStatus { .. } => "head-set-status",
             Verb::SessionCredentials { .. } => "session-credentials",
             Verb::InvalidateUser { .. } => "invalidate-user",
-            Verb::NodeOpen => "node-open",
+            Verb::NodeAttest => "node-attest",
+            Verb::NodeOpen { .. } => "node-open",
             Verb::NodeCredentials { .. } => "node-credentials",
             Verb::NodeLeave { .. } => "node-leave",
             Verb::NodeStream { .. } => "node-stream",
@@ -159,7 +166,8 @@ pub fn route(method: &Method, target: &str) -> Result<Verb, Refusal> {
         ["health"] => allowed(Method::GET, Verb::Health),
         ["ready"] => allowed(Method::GET, Verb::Ready),
         ["node", "v1", ref rest @ ..] => match rest {
-            ["sessions"] => allowed(Method::POST, Verb::NodeOpen),
+            ["jobs"] => allowed(Method::POST, Verb::NodeAttest),
+            ["sessions"] => allowed(Method::POST, Verb::NodeOpen { partition: open_query(query)? }),
             ["sessions", id, "credentials"] => allowed(Method::POST, Verb::NodeCredentials { session: parse(id)? }),
             ["sessions", id, "leave"] => allowed(Method::POST, Verb::NodeLeave { session: parse(id)? }),
             ["stream"] => allowed(Method::GET, Verb::NodeStream { known: stream_query(query)? }),
@@ -258,6 +266,19 @@ pub fn encode_segment(name: &str) -> String {
 
 fn is_stage(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// `partition=…`, or nothing.
+fn open_query(query: &str) -> Result<Option<PartitionName>, Refusal> {
+    let mut partition = None;
+    for (key, value) in pairs(query)? {
+        if key != "partition" || partition.is_some() {
+            return Err(bad(format!("a session cannot be opened by {:?}", cut(&key, 40))));
+        }
+        let name = name_of_segment(&value).ok_or_else(|| bad("a ~ must be followed by two hex digits"))?;
+        partition = Some(parse(&name)?);
+    }
+    Ok(partition)
 }
 
 /// `epoch=…&after=…`, or nothing.
@@ -402,6 +423,12 @@ mod tests {
             (Method::GET, "/sessions", 405),
             (Method::POST, "/node/v1/stream", 405),
             (Method::GET, "/node/v1/heard", 405),
+            (Method::GET, "/node/v1/jobs", 405),
+            (Method::POST, "/node/v1/sessions?project=a", 400),
+            (Method::POST, "/node/v1/sessions?partition=a&partition=a", 400),
+            (Method::POST, "/node/v1/sessions?partition=", 400),
+            (Method::POST, "/node/v1/sessions?partition=a~2", 400),
+            (Method::POST, "/node/v1/sessions?partition=~0a", 400),
             (Method::GET, "/node/v1/stream?epoch=a", 400),
             (Method::GET, "/node/v1/stream?after=7", 400),
             (Method::GET, "/node/v1/stream?epoch=a&after=-7", 400),
@@ -420,6 +447,22 @@ mod tests {
             assert_eq!(refusal.status(), status, "{method} {target}: {refusal}");
         }
         assert_eq!(route(&Method::GET, &format!("/{}", "a".repeat(5000))).unwrap_err().status(), 400);
+    }
+
+    #[test]
+    fn a_record_states_its_partition() {
+        let job = credd_protocol::JobId::try_from(7).unwrap();
+        let mut request = credd_protocol::node_api::OpenRequest {
+            job,
+            restart: 0,
+            uid: credd_protocol::Uid(1),
+            account: None,
+            partition: None,
+        };
+        for partition in [None, Some("gpu_1.x-y".parse().unwrap())] {
+            request.partition = partition.clone();
+            assert_eq!(route(&Method::POST, &request.path()).unwrap(), Verb::NodeOpen { partition });
+        }
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use credd_protocol::node_api::OpenRequest;
+use credd_protocol::node_api::{AttestRequest, OpenRequest, SlurmFacts};
 use credd_protocol::{JobId, ProjectId};
 use time::Duration;
 
 use super::facts::{Mark, Word};
+use super::nodes::{known, refused};
 use super::{Node, Vending, fresh};
 use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
+use crate::audit::{Event, Refused};
 use crate::projects::Roles;
 use crate::refusal::Refusal;
 use crate::store::{Run, Session};
@@ -60,6 +62,10 @@ fn agrees(node: &Node, record: &OpenRequest, facts: &JobFacts) -> Result<(), Ref
     if record.uid != facts.uid {
         return contradicted(format!("uid {} (Slurm: {})", record.uid, facts.uid));
     }
+    // Its options chose the role, and a prolog that runs at srun's launch has the name from srun.
+    if let Some(stated) = record.partition.as_ref().filter(|stated| **stated != facts.partition) {
+        return contradicted(format!("partition {stated} (Slurm: {})", facts.partition));
+    }
     if let Some(stated) = &record.account {
         let told = facts.account.as_ref().map_or("", |a| a.as_str());
         // Slurm lower-cases accounts, but older releases leave the case in a job's environment.
@@ -106,6 +112,54 @@ impl Vending {
         when: (Mark, Duration),
     ) -> Result<Arc<Word>, Refusal> {
         self.word(node, attestor, record.job, when, |facts| agrees(node, record, facts)).await?
+    }
+
+    /// What Slurm says, now, of a job that runs on a node which knows its uid and nothing else.
+    ///
+    /// # Errors
+    /// Every reason why not; see [`Refusal`].
+    pub async fn attest_for_node(&self, node: &Node, request: &AttestRequest) -> Result<SlurmFacts, Refusal> {
+        self.attest_job(node, request).await.inspect_err(|refusal| {
+            tracing::debug!(
+                job = %request.job, uid = %request.uid, cluster = %node.cluster, node = %node.name, peer = ?node.peer,
+                code = refusal.code(), why = %refusal, "job not attested to a node"
+            );
+            self.parts.audit.note(Event::Refused(Refused {
+                job: Some(request.job),
+                uid: Some(request.uid),
+                ..refused(node, refusal)
+            }));
+        })
+    }
+
+    async fn attest_job(&self, node: &Node, request: &AttestRequest) -> Result<SlurmFacts, Refusal> {
+        let (cluster, attestor) = self.attested_cluster(node)?;
+        let check = |facts: &JobFacts| {
+            if facts.uid != request.uid {
+                let what = format!("uid {} (Slurm: {})", request.uid, facts.uid);
+                return Err(Refusal::Contradicted { job: request.job, node: node.name.clone(), what });
+            }
+            match facts.state {
+                JobState::Running => Ok(()),
+                // Its step has just begun there.
+                _ => Err(Refusal::Unavailable(format!("Slurm does not say yet that job {} runs", request.job))),
+            }
+        };
+        // What is kept may be of an earlier run of the same user's: the restart count is what is asked for.
+        let mark = self.facts.mark();
+        let asking = self.word(node, attestor, request.job, (mark, Duration::ZERO), check);
+        let (address, word) = tokio::join!(self.check_address(node, cluster), asking);
+        address?;
+        let word = word??;
+        let facts = known(&word)?;
+        Ok(SlurmFacts {
+            cluster: node.cluster.clone(),
+            node: node.name.clone(),
+            restart: facts.restart,
+            user: facts.user.clone().map_err(Refusal::Unavailable)?,
+            account: facts.account.clone(),
+            partition: facts.partition.clone(),
+        })
     }
 
     /// A node may have a session's credentials if Slurm named it as one of the job's a short while ago, or does so now.

@@ -24,7 +24,7 @@ use crate::store::{OpenRun, Opened, Origin, Run, Session, SessionFilter, StoreEr
 const COMPLETES_FOR: Duration = Duration::seconds(2);
 
 /// The facts of a word that was found good.
-fn known(word: &Word) -> Result<&JobFacts, Refusal> {
+pub(super) fn known(word: &Word) -> Result<&JobFacts, Refusal> {
     match &word.answer {
         Answer::Known(facts) => Ok(facts),
         Answer::Absent => Err(Refusal::Internal("a job that Slurm does not know was taken for one that runs".into())),
@@ -335,7 +335,7 @@ impl Vending {
 }
 
 /// A node's refusal, for the record.
-fn refused<'a>(node: &'a Node, refusal: &'a Refusal) -> Refused<'a> {
+pub(super) fn refused<'a>(node: &'a Node, refusal: &'a Refusal) -> Refused<'a> {
     Refused {
         cluster: Some(&node.cluster),
         node: Some(&node.name),

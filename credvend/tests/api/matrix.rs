@@ -18,6 +18,7 @@ fn verbs(session: &str) -> Vec<(&'static str, Method, String, &'static str)> {
         verb("token", Method::GET, &format!("/sessions/{session}/cluster/lab/project/genomics")),
         verb("user", Method::DELETE, "/sessions/users/zed"),
         verb("node open", Method::POST, "/node/v1/sessions"),
+        verb("node attest", Method::POST, "/node/v1/jobs"),
         verb("node credentials", Method::POST, &format!("/node/v1/sessions/{uuid}/credentials")),
         verb("node leave", Method::POST, &format!("/node/v1/sessions/{uuid}/leave")),
         verb("node stream", Method::GET, "/node/v1/stream"),
@@ -38,7 +39,7 @@ fn verbs(session: &str) -> Vec<(&'static str, Method, String, &'static str)> {
 }
 
 const HEAD: [&str; 4] = ["head open", "head status", "head status long", "user"];
-const NODE: [&str; 5] = ["node open", "node credentials", "node leave", "node stream", "node heard"];
+const NODE: [&str; 6] = ["node open", "node attest", "node credentials", "node leave", "node stream", "node heard"];
 const ADMIN: [&str; 13] = [
     "user",
     "admin list",

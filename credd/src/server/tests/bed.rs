@@ -132,7 +132,9 @@ impl Wire for Scripted {
         }
         let session = || path.split('/').nth(4).unwrap().parse::<SessionId>().unwrap();
         let asked = match path {
-            OPEN => Asked::Open(serde_json::from_slice::<OpenRequest>(&body).unwrap().job),
+            path if path.split('?').next() == Some(OPEN) => {
+                Asked::Open(serde_json::from_slice::<OpenRequest>(&body).unwrap().job)
+            }
             path if path.ends_with("/leave") => Asked::Leave(session()),
             path => {
                 assert_eq!(path, credentials_path(session()));

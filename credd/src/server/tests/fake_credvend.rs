@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use credd_protocol::credentials::Credentials;
 use credd_protocol::node_api::{
-    ApiError, CredentialsRequest, CredentialsResponse, Event, HEARD, HeardRequest, OPEN, OpenRequest, OpenResponse,
+    ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, Event, HEARD, HeardRequest, OPEN,
+    OpenRequest, OpenResponse, SlurmFacts,
 };
 use credd_protocol::{RoleName, Secret, SessionId};
 use http_body_util::combinators::BoxBody;
@@ -39,12 +40,18 @@ pub struct Script {
     pub delay: Duration,
     /// What it says instead of opening, giving, or taking leave: status and error.
     pub refuse_open: Option<(u16, ApiError)>,
+    pub refuse_attest: Option<(u16, ApiError)>,
     pub refuse_credentials: Option<(u16, ApiError)>,
     pub refuse_leave: Option<(u16, ApiError)>,
     /// What it says to all of those with success, whatever it is.
     pub nonsense: Option<Bytes>,
     /// Facts it opens a session with, other than those asked for.
     pub other_uid: Option<u32>,
+    /// The partition that it says the job is in.
+    pub partition: Option<&'static str>,
+    pub attests: u32,
+    /// What each opening's path said besides.
+    pub open_queries: Vec<Option<String>>,
     pub opens: u32,
     pub credentials: u32,
     pub min_lives: Vec<u32>,
@@ -106,10 +113,14 @@ impl FakeCredvend {
             life: Duration::from_secs(3600),
             delay: Duration::ZERO,
             refuse_open: None,
+            refuse_attest: None,
             refuse_credentials: None,
             refuse_leave: None,
             nonsense: None,
             other_uid: None,
+            partition: None,
+            attests: 0,
+            open_queries: Vec::new(),
             opens: 0,
             credentials: 0,
             min_lives: Vec::new(),
@@ -209,6 +220,7 @@ async fn answer(
     if path == "/node/v1/stream" {
         return Ok(stream(&script, request.uri().query()));
     }
+    let query = request.uri().query().map(str::to_owned);
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let delay = script.borrow().delay;
     tokio::time::sleep(delay).await;
@@ -216,8 +228,17 @@ async fn answer(
     if let Some(nonsense) = &script.nonsense {
         return Ok(Response::new(Full::new(nonsense.clone()).boxed()));
     }
+    if path == ATTEST {
+        script.attests += 1;
+        let _: AttestRequest = serde_json::from_slice(&body).unwrap();
+        if let Some(refusal) = &script.refuse_attest {
+            return Ok(refused(refusal));
+        }
+        return Ok(json(&slurm_facts(script.partition.unwrap_or("batch"))));
+    }
     if path == OPEN {
         script.opens += 1;
+        script.open_queries.push(query);
         let asked: OpenRequest = serde_json::from_slice(&body).unwrap();
         if let Some(refusal) = &script.refuse_open {
             return Ok(refused(refusal));
@@ -230,7 +251,7 @@ async fn answer(
             user: "alice".parse().unwrap(),
             uid: credd_protocol::Uid(script.other_uid.unwrap_or(asked.uid.0)),
             project: "genomics".parse().unwrap(),
-            partition: None,
+            partition: script.partition.map(|name| name.parse().unwrap()),
             roles: vec![RoleName::default()],
         }));
     }
@@ -284,6 +305,18 @@ async fn answer(
             }))
         }
         other => panic!("{other}"),
+    }
+}
+
+/// What it says of a job.
+pub fn slurm_facts(partition: &str) -> SlurmFacts {
+    SlurmFacts {
+        cluster: "lab".parse().unwrap(),
+        node: "n1".parse().unwrap(),
+        restart: 1,
+        user: "alice".parse().unwrap(),
+        account: Some("genomics".parse().unwrap()),
+        partition: partition.parse().unwrap(),
     }
 }
 

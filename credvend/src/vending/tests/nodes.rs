@@ -1,5 +1,6 @@
 use std::sync::atomic::Ordering;
 
+use credd_protocol::node_api::AttestRequest;
 use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{SessionId, Uid};
 use time::Duration;
@@ -70,7 +71,11 @@ async fn a_record_that_contradicts_slurm_is_refused() {
     let (mut earlier, mut later) = (good.clone(), good.clone());
     earlier.restart = 1;
     later.restart = 3;
-    for (what, record) in [("uid", uid), ("account", account), ("restart", earlier), ("restart", later)] {
+    let mut partition = good.clone();
+    partition.partition = Some("train".parse().unwrap());
+    let wrong =
+        [("uid", uid), ("account", account), ("restart", earlier), ("restart", later), ("partition", partition)];
+    for (what, record) in wrong {
         let (code, retry, why) = refused(w.vending.open_for_node(&node("n1"), &record).await);
         assert_eq!((code, retry), ("Contradicted", false));
         assert!(why.contains(what) && why.contains("job 7") && why.contains("n1"), "{why}");
@@ -78,9 +83,41 @@ async fn a_record_that_contradicts_slurm_is_refused() {
     // An older Slurm leaves an account's case in the job's environment; a record may lack it altogether.
     let (mut upper, mut without) = (good.clone(), good);
     upper.account = Some("Genomics".parse().unwrap());
-    without.account = None;
+    (without.account, without.partition) = (None, None);
     assert!(w.vending.open_for_node(&node("n1"), &upper).await.is_ok());
     assert!(w.vending.open_for_node(&node("n1"), &without).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_node_that_knows_only_the_uid_is_told_what_slurm_says_now_and_nothing_is_opened() {
+    let w = World::new();
+    let attest = async |name: &str, id: u32, uid: Uid| {
+        let request = AttestRequest { job: id.try_into().unwrap(), uid };
+        w.vending.attest_for_node(&node(name), &request).await
+    };
+    let alice = uid_of("alice");
+    assert_eq!(attest("n1", 6, alice).await.unwrap_err().code(), "JobNotRunning");
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let facts = attest("n1", 7, alice).await.unwrap();
+    assert_eq!((facts.user.as_str(), facts.partition.as_str(), facts.restart), ("alice", "batch", 0));
+    assert_eq!((facts.cluster.as_str(), facts.node.as_str()), ("lab", "n1"));
+    assert_eq!(facts.account.unwrap().as_str(), "genomics");
+    assert_eq!(attest("n1", 7, uid_of("bob")).await.unwrap_err().code(), "Contradicted");
+    assert_eq!(attest("n2", 7, alice).await.unwrap_err().code(), "NotOnNode");
+    // A moment later it is another run: what was kept of the first one is not told.
+    w.slurm.change(7, |f| (f.restart, f.partition) = (1, "train".parse().unwrap()));
+    let facts = attest("n1", 7, alice).await.unwrap();
+    assert_eq!((facts.partition.as_str(), facts.restart), ("train", 1));
+    for state in [JobState::Pending, JobState::Over] {
+        w.slurm.change(7, |f| f.state = state);
+        assert_eq!(attest("n1", 7, alice).await.unwrap_err().code(), "JobNotRunning");
+    }
+    w.slurm.change(7, |f| f.state = JobState::Completing);
+    assert_eq!(attest("n1", 7, alice).await.unwrap_err().code(), "Unavailable");
+    assert!(w.store.list(&Default::default(), None).await.unwrap().items.is_empty());
+    w.slurm.silent();
+    let refusal = attest("n1", 7, alice).await.unwrap_err();
+    assert!(refusal.code() == "Unavailable" && refusal.retry());
 }
 
 #[tokio::test]

@@ -268,7 +268,7 @@ pub fn arn(name: &str) -> RoleArn {
     format!("arn:aws:iam::123456789012:role/{name}").parse().unwrap()
 }
 
-fn uid_of(user: &str) -> Uid {
+pub fn uid_of(user: &str) -> Uid {
     Uid(1000 + user.bytes().map(u32::from).sum::<u32>())
 }
 
@@ -404,8 +404,14 @@ impl World {
     pub fn record(&self, id: u32) -> OpenRequest {
         let job = JobId::try_from(id).unwrap();
         match self.slurm.jobs.lock().unwrap().get(&job) {
-            Some(f) => OpenRequest { job, restart: f.restart, uid: f.uid, account: f.account.clone() },
-            None => OpenRequest { job, restart: 0, uid: Uid(1), account: None },
+            Some(f) => OpenRequest {
+                job,
+                restart: f.restart,
+                uid: f.uid,
+                account: f.account.clone(),
+                partition: Some(f.partition.clone()),
+            },
+            None => OpenRequest { job, restart: 0, uid: Uid(1), account: None, partition: None },
         }
     }
 
@@ -436,7 +442,13 @@ impl World {
 
     /// As a node opens whose record is of a job that Slurm has forgotten.
     pub async fn try_record(&self, name: &str, id: u32) -> Result<OpenResponse, Refusal> {
-        let record = OpenRequest { job: JobId::try_from(id).unwrap(), restart: 0, uid: uid_of("alice"), account: None };
+        let record = OpenRequest {
+            job: JobId::try_from(id).unwrap(),
+            restart: 0,
+            uid: uid_of("alice"),
+            account: None,
+            partition: None,
+        };
         self.vending.open_for_node(&node(name), &record).await
     }
 

@@ -1,0 +1,229 @@
+//! The late record: what a step's slurmstepd leaves for `credd` where the job's start left nothing on this node, because
+//! slurmd ran no prolog there.
+//!
+//! slurmstepd knows for certain only whose job it is. The rest credvend has from Slurm: the node asks
+//! ([`crate::node_api::ATTEST`]), and with the answer `credd` completes the record, which is from then on like any other.
+//! What the job's partition gets is in here as `plugstack.conf` says it for every partition, so that nothing rests on the
+//! partition that the step's environment names.
+//!
+//! It is a file of its own, `jobs/ID/late`: a `credd` that does not know it finds a directory without a record, and waits.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Uid, UserName};
+use crate::record::{JobOptions, JobRecord};
+use crate::secret::JobToken;
+
+/// No late record is longer; a longer file is refused unread.
+pub const MAX_LATE_BYTES: u64 = 64 * 1024;
+
+/// What a partition gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// Nothing: its jobs run as if the plugin were not there.
+    Off,
+    /// Credentials, with these options.
+    On(JobOptions),
+    /// Nothing, because its list has a mistake: a sentence for the jobs' users.
+    Broken(String),
+}
+
+/// What each partition gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Policies {
+    /// Those that are not named.
+    pub default: Policy,
+    /// Those that are.
+    pub named: Vec<(PartitionName, Policy)>,
+}
+
+impl Policies {
+    /// What a partition gets.
+    pub fn of(&self, partition: &PartitionName) -> &Policy {
+        self.named.iter().find(|(name, _)| name == partition).map_or(&self.default, |(_, policy)| policy)
+    }
+}
+
+/// What a step knows of a job that has no record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LateRecord {
+    /// [`LateRecord::VERSION`].
+    pub version: u32,
+    /// The raw job id, from Slurm's item.
+    pub job: JobId,
+    /// The job's uid, from Slurm's item.
+    pub uid: Uid,
+    /// The job's gid, from Slurm's item.
+    pub gid: u32,
+    /// When the record was made, in seconds since 1970.
+    pub created: u64,
+    /// The bearer token of the job on this node.
+    pub token: JobToken,
+    /// What each partition gets.
+    pub policies: Policies,
+}
+
+/// What credvend has from Slurm about a job on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SlurmFacts {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// This node, as it proved itself to credvend.
+    pub node: NodeName,
+    /// How often the job was requeued before.
+    pub restart: u32,
+    /// The job's user.
+    pub user: UserName,
+    /// Its account, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<ProjectId>,
+    /// Its partition.
+    pub partition: PartitionName,
+}
+
+/// What a late record turns out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completed {
+    /// The record that a prolog would have left.
+    Record(Box<JobRecord>),
+    /// The partition is off.
+    Off,
+    /// Its options have a mistake: a sentence for the job's user.
+    Broken(String),
+}
+
+impl LateRecord {
+    /// The format written today.
+    pub const VERSION: u32 = 1;
+
+    /// Reads a late record's file contents.
+    ///
+    /// # Errors
+    /// What is wrong with the text; it never shows the token.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, Invalid> {
+        let bad = |why: String| Invalid::new("late job record", "", why);
+        if bytes.len() as u64 > MAX_LATE_BYTES {
+            return Err(bad(format!("it is longer than {MAX_LATE_BYTES} bytes")));
+        }
+        // As for a record: category and place only, which cannot hold a secret.
+        let record: LateRecord = serde_json::from_slice(bytes)
+            .map_err(|e| bad(format!("{:?} error at line {} column {}", e.classify(), e.line(), e.column())))?;
+        if record.version != Self::VERSION {
+            return Err(bad(format!("its version is {}, this program reads {}", record.version, Self::VERSION)));
+        }
+        Ok(record)
+    }
+
+    /// The late record's file contents.
+    ///
+    /// # Errors
+    /// It would be too long to be read: `plugstack.conf` names very many partitions.
+    pub fn to_json(&self) -> Result<Vec<u8>, Invalid> {
+        let bytes = serde_json::to_vec(self).expect("a record has only string keys and plain values");
+        if bytes.len() as u64 > MAX_LATE_BYTES {
+            let why = format!("plugstack.conf has more partitions than fit its {MAX_LATE_BYTES} bytes");
+            return Err(Invalid::new("late job record", "", why));
+        }
+        Ok(bytes)
+    }
+
+    /// With what Slurm says. The partition that Slurm names decides, and its options count.
+    pub fn complete(self, facts: SlurmFacts) -> Completed {
+        let options = match self.policies.of(&facts.partition) {
+            Policy::On(options) => options.clone(),
+            Policy::Off => return Completed::Off,
+            Policy::Broken(why) => return Completed::Broken(why.clone()),
+        };
+        Completed::Record(Box::new(JobRecord {
+            version: JobRecord::VERSION,
+            job: self.job,
+            restart: facts.restart,
+            cluster: facts.cluster,
+            node: facts.node,
+            user: facts.user,
+            uid: self.uid,
+            gid: self.gid,
+            account: facts.account,
+            partition: facts.partition,
+            // A session is opened by the first node's credd, unasked; this one's is opened at once in any case.
+            first_node: true,
+            created: self.created,
+            token: self.token,
+            options,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn late() -> LateRecord {
+        let train = JobOptions { role: "train".parse().unwrap(), ..JobOptions::default() };
+        LateRecord {
+            version: LateRecord::VERSION,
+            job: JobId::try_from(12).unwrap(),
+            uid: Uid(1001),
+            gid: 1002,
+            created: 7,
+            token: JobToken::mint().unwrap(),
+            policies: Policies {
+                default: Policy::On(JobOptions::default()),
+                named: vec![
+                    ("debug".parse().unwrap(), Policy::Off),
+                    ("gpu".parse().unwrap(), Policy::On(train)),
+                    ("odd".parse().unwrap(), Policy::Broken("a mistake".into())),
+                ],
+            },
+        }
+    }
+
+    fn facts(partition: &str) -> SlurmFacts {
+        SlurmFacts {
+            cluster: "lab".parse().unwrap(),
+            node: "n1".parse().unwrap(),
+            restart: 2,
+            user: "alice".parse().unwrap(),
+            account: Some("genomics".parse().unwrap()),
+            partition: partition.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn slurms_partition_decides_what_a_late_record_becomes() {
+        let record = late();
+        assert_eq!(LateRecord::from_json(&record.to_json().unwrap()).unwrap(), record);
+        let Completed::Record(gpu) = record.clone().complete(facts("gpu")) else { panic!("not on") };
+        assert_eq!((gpu.options.role.as_str(), gpu.restart, gpu.uid, gpu.gid), ("train", 2, Uid(1001), 1002));
+        assert_eq!(gpu.token, record.token);
+        let Completed::Record(batch) = record.clone().complete(facts("batch")) else { panic!("not on") };
+        assert_eq!(batch.options, JobOptions::default());
+        assert_eq!(record.clone().complete(facts("debug")), Completed::Off);
+        assert_eq!(record.complete(facts("odd")), Completed::Broken("a mistake".into()));
+    }
+
+    #[test]
+    fn its_debug_and_errors_hide_the_token_and_a_long_one_is_not_written() {
+        let mut record = late();
+        let token = record.token.expose().to_owned();
+        assert!(!format!("{record:?}").contains(&token[8..]));
+        let text = String::from_utf8(record.to_json().unwrap()).unwrap().replace(&token, &token.to_uppercase());
+        let error = LateRecord::from_json(text.as_bytes()).unwrap_err().to_string();
+        assert!(!error.to_lowercase().contains(&token[8..]), "{error}");
+        record.policies.named =
+            (0..2000).map(|at| (format!("p{at}").parse().unwrap(), Policy::Broken("x".repeat(30)))).collect();
+        assert!(record.to_json().unwrap_err().to_string().contains("partitions"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = LateRecord::from_json(&bytes);
+        }
+    }
+}
