@@ -2,7 +2,7 @@
 
 use testbed::wait_for;
 
-use crate::support::{SOON, alone, cluster, curl, get, hold};
+use crate::support::{SOON, alone, cluster, curl, get, hold, srun};
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
@@ -45,6 +45,16 @@ fn a_wrong_or_missing_token_a_wrong_path_a_wrong_host_a_browser() {
     assert!(message["message"].as_str().is_some_and(|m| m.len() > 20) && message["Code"].is_string(), "{message}");
     job.finish();
     other.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn the_aws_common_runtime_gets_credentials() {
+    let cluster = cluster();
+    let code = "from awscrt.auth import AwsCredentialsProvider as P; \
+                print(P.new_default_chain().get_credentials().result(30).access_key_id)";
+    let done = srun(&cluster, "alice", &[], &format!("python3 -c '{code}'"));
+    assert!(done.expect_ok().starts_with("ASIA"), "{done:?}");
 }
 
 #[test]

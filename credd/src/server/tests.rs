@@ -2,6 +2,7 @@
 //! here signs. Only the wall clock and, in some tests, the kernel's word on the caller are made up.
 
 mod bed;
+mod clients;
 mod denials;
 mod explorer;
 mod fake_credvend;
