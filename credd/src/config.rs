@@ -109,6 +109,20 @@ pub struct Http {
     pub max_connections_per_user: usize,
     /// `max-waiting-per-user`: requests of one user that may wait for credvend at the same time.
     pub max_waiting_per_user: usize,
+    /// `foreign-token`
+    pub foreign_token: ForeignToken,
+}
+
+/// What has to prove that a process which sends another node's token belongs to the job that it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForeignToken {
+    /// Its cgroup; on a node where Slurm keeps its jobs in no cgroup v2, its uid.
+    Uid,
+    /// Its cgroup.
+    Cgroup,
+    /// Nothing does: another node's token is refused.
+    Off,
 }
 
 /// The credentials kept in memory.

@@ -6,7 +6,9 @@
 use credd_protocol::late::SlurmFacts;
 use credd_protocol::local::{Health, JobStatus};
 use credd_protocol::record::JobOptions;
-use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, TokenHash, Uid, UserName};
+use credd_protocol::{
+    ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, Sluid, TokenHash, Uid, UserName,
+};
 use serde::{Deserialize, Serialize};
 
 /// The longest line on the socket pair.
@@ -52,6 +54,12 @@ pub struct Job {
     pub partition: PartitionName,
     /// Whether this node opens the session; the others join at first use.
     pub first_node: bool,
+    /// The run's SLUID, where Slurm has one: its cgroup may be named by it.
+    #[serde(default)]
+    pub sluid: Option<Sluid>,
+    /// The job that leads the heterogeneous job of which this is another component.
+    #[serde(default)]
+    pub het_leader: Option<JobId>,
     /// The hash of the job's token here.
     pub token: TokenHash,
     /// The resolved options.

@@ -31,7 +31,9 @@ mod keeper;
 mod last_asked;
 mod late;
 mod metrics;
+mod newcomer;
 mod news;
+mod proof;
 mod session;
 mod settings;
 pub mod simulated;
@@ -90,12 +92,19 @@ struct Load {
     endpoint: Rc<watch::Holder>,
     user_socket: Rc<watch::Holder>,
     waiting: Cell<usize>,
+    /// Only one of its processes at a time is looked for in the cgroups.
+    searching: tokio::sync::Mutex<()>,
 }
 
 impl Load {
     fn of(uid: u32) -> Rc<Self> {
         let holder = || watch::Holder::new(uid);
-        Rc::new(Load { endpoint: holder(), user_socket: holder(), waiting: Cell::default() })
+        Rc::new(Load {
+            endpoint: holder(),
+            user_socket: holder(),
+            waiting: Cell::default(),
+            searching: tokio::sync::Mutex::default(),
+        })
     }
 }
 

@@ -159,6 +159,8 @@ fn start_job(run_dir: &RunDir, job: u32, uid: u32) -> JobRecord {
         account: Some("genomics".parse().unwrap()),
         partition: "batch".parse().unwrap(),
         first_node: true,
+        sluid: None,
+        het_leader: None,
         created: 1_700_000_000,
         token: JobToken::mint().unwrap(),
         options: Default::default(),

@@ -124,6 +124,11 @@ text_id!(
     Region, "region", 32, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-', "lower-case letters, digits and '-'"
 );
 
+text_id!(
+    /// A SLUID: Slurm's name for one run of a job (25.11 and later), "s" and 13 digits of Crockford's base 32.
+    Sluid, "SLUID", 14, |b| b == b's' || b.is_ascii_digit() || b.is_ascii_uppercase(), "'s', digits and capital letters"
+);
+
 impl Default for RoleName {
     fn default() -> Self {
         RoleName("default".into())

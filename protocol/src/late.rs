@@ -151,6 +151,9 @@ impl LateRecord {
             partition: facts.partition,
             // A session is opened by the first node's credd, unasked; this one's is opened at once in any case.
             first_node: true,
+            // No hook of the plugin tells them where the prolog did not run.
+            sluid: None,
+            het_leader: None,
             created: self.created,
             token: self.token,
             options,

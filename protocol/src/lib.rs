@@ -29,7 +29,7 @@ pub mod secret;
 pub mod seed_api;
 
 pub use ids::{
-    ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Region, RoleArn, RoleName, SessionId, Uid,
+    ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Region, RoleArn, RoleName, SessionId, Sluid, Uid,
     UserName,
 };
 pub use secret::{JobToken, Secret, TokenHash};

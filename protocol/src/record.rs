@@ -23,7 +23,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Region, RoleName, Uid, UserName};
+use crate::ids::{
+    ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Region, RoleName, Sluid, Uid, UserName,
+};
 use crate::secret::JobToken;
 
 /// Where everything of a node's running state lies by default.
@@ -204,6 +206,13 @@ pub struct JobRecord {
     pub partition: PartitionName,
     /// Whether this node comes first in the job's node list: its credd opens the session, the others join.
     pub first_node: bool,
+    /// `SLURM_JOB_SLUID` (Slurm 25.11 and later): the job's cgroup may be named by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sluid: Option<Sluid>,
+    /// `SLURM_HET_JOB_ID`, if it is another job's: the job is a component of the heterogeneous job that this one leads,
+    /// and the leader's id is what the user calls it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub het_leader: Option<JobId>,
     /// When the record was made, in seconds since 1970.
     pub created: u64,
     /// The bearer token of the job on this node.
@@ -259,10 +268,22 @@ mod tests {
             account: Some("genomics".parse().unwrap()),
             partition: "batch".parse().unwrap(),
             first_node: true,
+            sluid: None,
+            het_leader: None,
             created: 1_700_000_000,
             token: JobToken::mint().unwrap(),
             options: JobOptions::default(),
         }
+    }
+
+    #[test]
+    fn what_few_jobs_have_is_written_only_where_it_is_there() {
+        let mut record = record();
+        let text = String::from_utf8(record.to_json()).unwrap();
+        assert!(!text.contains("sluid") && !text.contains("het"), "an older credd would refuse the record: {text}");
+        record.sluid = Some("s4HP2WQ8ZK1RT0".parse().unwrap());
+        record.het_leader = Some(JobId::try_from(11).unwrap());
+        assert_eq!(JobRecord::from_json(&record.to_json()).unwrap(), record);
     }
 
     #[test]

@@ -141,6 +141,12 @@ fn facts(
         partition: need("SLURM_JOB_PARTITION")?.parse()?,
         first_node: variable(env, "SLURM_NODELIST").and_then(|list| node_list::first(&list)).is_some_and(|n| n == node),
         node: node.parse()?,
+        // Neither is needed for credentials: what is not understood is left out.
+        sluid: variable(env, "SLURM_JOB_SLUID").and_then(|text| text.parse().ok()),
+        het_leader: variable(env, "SLURM_HET_JOB_ID")
+            .and_then(|text| text.parse().ok())
+            .and_then(|leader: u32| JobId::try_from(leader).ok())
+            .filter(|leader| *leader != id),
         created: now,
         token: JobToken::mint().map_err(|error| Invalid::new("token", "", error.to_string()))?,
         options: JobOptions { token_file: options.token_file || asked.token_file, ..options },
@@ -184,6 +190,27 @@ mod tests {
     }
 
     #[test]
+    fn a_component_of_a_heterogeneous_job_names_its_leader_and_a_run_its_sluid() {
+        for (leader, sluid, expected) in [
+            (Some("11"), Some("s4HP2WQ8ZK1RT0"), (Some(11), Some("s4HP2WQ8ZK1RT0"))),
+            (Some("12"), None, (None, None)),
+            (None, None, (None, None)),
+            (Some("x"), Some("../s"), (None, None)),
+        ] {
+            let (_temp, paths) = run_dir();
+            let (mut env, mut job) = (prolog_environment(), ScriptedJob::new());
+            for (name, value) in [("SLURM_HET_JOB_ID", leader), ("SLURM_JOB_SLUID", sluid)] {
+                value.map(|value| env.insert(name.into(), value.into()));
+            }
+            job_prolog(&mut job, &env, &site(&paths, ""), Asked::default(), 0, Path::new("/nonexistent"));
+            let files = RunFiles::open(&paths).unwrap().unwrap();
+            let record = files.read_record(JobId::try_from(12).unwrap()).unwrap().unwrap();
+            let written = (record.het_leader.map(JobId::get), record.sluid.as_ref().map(|sluid| sluid.as_str()));
+            assert_eq!(written, expected);
+        }
+    }
+
+    #[test]
     fn off_writes_nothing_and_a_users_off_leaves_a_note() {
         let (_temp, paths) = run_dir();
         let (files, _, id) = prolog(&paths, "default=off", Asked { aws: Some(true), token_file: true });
@@ -214,6 +241,7 @@ mod tests {
         let proc = tempfile::tempdir().unwrap();
         std::fs::create_dir(proc.path().join("9")).unwrap();
         std::fs::write(proc.path().join("9/cmdline"), "slurmstepd: [12.batch]\0").unwrap();
+        std::fs::write(proc.path().join("9/status"), "Uid:\t0\t0\t0\t0\n").unwrap();
         let token = |restart: &str| {
             let (mut env, mut job) = (prolog_environment(), ScriptedJob::new());
             env.insert("SLURM_JOB_RESTART_COUNT".into(), restart.into());

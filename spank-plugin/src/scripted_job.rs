@@ -135,6 +135,8 @@ pub fn record() -> JobRecord {
         account: Some("genomics".parse().unwrap()),
         partition: "batch".parse().unwrap(),
         first_node: true,
+        sluid: None,
+        het_leader: None,
         created: 1,
         token: JobToken::mint().unwrap(),
         options: JobOptions::default(),

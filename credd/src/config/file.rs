@@ -15,7 +15,10 @@ use toml::de::DeTable;
 use super::document::{Found, Problem, Section, line_of, shown};
 use crate::server::tls;
 
-use super::{Cache, CacheMode, Config, Credvend, Http, Identity, Log, LogFormat, Munge, Trust};
+use super::{Cache, CacheMode, Config, Credvend, ForeignToken, Http, Identity, Log, LogFormat, Munge, Trust};
+
+const FOREIGN_TOKEN: [(&str, ForeignToken); 3] =
+    [("uid", ForeignToken::Uid), ("cgroup", ForeignToken::Cgroup), ("off", ForeignToken::Off)];
 
 /// No configuration and no certificate is longer.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -186,6 +189,7 @@ fn http(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Http {
         max_connections: section.count("max-connections", 16..=1_000_000, 4096),
         max_connections_per_user: section.count("max-connections-per-user", 1..=1_000_000, 1024),
         max_waiting_per_user: section.count("max-waiting-per-user", 1..=1_000_000, 1024),
+        foreign_token: section.word("foreign-token", &FOREIGN_TOKEN, ForeignToken::Uid),
     };
     problems.extend(section.finish());
     http

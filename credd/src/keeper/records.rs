@@ -154,6 +154,8 @@ pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
         account: record.account.clone(),
         partition: record.partition.clone(),
         first_node: record.first_node,
+        sluid: record.sluid.clone(),
+        het_leader: record.het_leader,
         token,
         options: record.options.clone(),
         session,

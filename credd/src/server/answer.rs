@@ -16,13 +16,40 @@ use super::gate::Wrong;
 /// An answer's body.
 pub type Body = Full<Bytes>;
 
+/// Why another node's token does not suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unproven {
+    /// This node accepts none.
+    Off,
+    /// The node wants the cgroup to prove it, and there are none.
+    NoCgroups,
+    /// Without cgroups, it could be of several components of a heterogeneous job.
+    SeveralComponents,
+}
+
 /// Why a request got no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {
     /// Its head.
     Head(Wrong),
-    /// Its token is nobody's here.
-    UnknownToken,
+    /// Its token is none of credd's.
+    NotAToken,
+    /// Its token is nobody's here, and no job of this user here is what its path names.
+    UnknownToken {
+        /// The path's job.
+        job: JobId,
+        /// Who sent it.
+        caller: Uid,
+    },
+    /// The path's job runs here, and the token is no job's here; that the process is of the job is not proven.
+    OtherNodesToken {
+        /// The path's job.
+        job: JobId,
+        /// What is missing.
+        why: Unproven,
+    },
+    /// The same, and the kernel says that the process is not of the job.
+    OutsideJob(JobId),
     /// Its token's job is over.
     JobEnded(JobId),
     /// Its path names another job than its token.
@@ -90,7 +117,9 @@ impl Denial {
             Denial::Head(Wrong::Host) => "WrongHost",
             Denial::Head(Wrong::Browser) => "BrowserRequest",
             Denial::Head(Wrong::NoToken) => "NoToken",
-            Denial::UnknownToken => "UnknownToken",
+            Denial::NotAToken | Denial::UnknownToken { .. } => "UnknownToken",
+            Denial::OtherNodesToken { .. } => "OtherNodesToken",
+            Denial::OutsideJob(_) => "OutsideJob",
             Denial::JobEnded(_) => "JobEnded",
             Denial::OtherJob { .. } => "OtherJob",
             Denial::OtherUser { .. } => "OtherUser",
@@ -126,12 +155,36 @@ impl Denial {
             Denial::Head(Wrong::NoToken) => "The request has no token in its Authorization header. A job finds it in \
                  AWS_CONTAINER_AUTHORIZATION_TOKEN; was the environment cleaned on the way to this process?"
                 .to_owned(),
-            Denial::UnknownToken => {
-                "No job on this node has this token: it is of another node, of a job that ended long ago, or the job's \
-                 start was not recorded. Ask from within a step of the running job; if it persists, ask the \
-                 administrators to look at credd's log on this node."
-                    .to_owned()
-            }
+            Denial::NotAToken => "The Authorization header does not hold a token of credd's. Send \
+                 AWS_CONTAINER_AUTHORIZATION_TOKEN as the job found it in its environment, with nothing before or after it."
+                .to_owned(),
+            Denial::UnknownToken { job, caller } => format!(
+                "Neither the URL nor the token is of this node: no job {job} of uid {caller} runs here, and no job here has \
+                 this token. They are of another job or node, of a job that ended long ago, or the job's start was not \
+                 recorded. Ask from within a step of the running job; if it persists, ask the administrators to look at \
+                 credd's log on this node."
+            ),
+            Denial::OtherNodesToken { job, why } => format!(
+                "The URL is right, job {job} runs on this node; the token is not: it is another node's, carried over by a \
+                 launcher or a framework, and {} Start this process with srun, or do not forward \
+                 AWS_CONTAINER_AUTHORIZATION_TOKEN to other nodes.",
+                match why {
+                    Unproven::Off => "this node accepts no other node's token (http.foreign-token in credd.toml).",
+                    Unproven::NoCgroups => {
+                        "this node accepts one only from a process in the job's cgroup (http.foreign-token in \
+                         credd.toml), while Slurm keeps no cgroup v2 for its jobs here."
+                    }
+                    Unproven::SeveralComponents => {
+                        "several components of this heterogeneous job run here: nothing shows to which one this \
+                         process belongs."
+                    }
+                }
+            ),
+            Denial::OutsideJob(job) => format!(
+                "The URL is right, job {job} runs on this node; the token is another node's, which is accepted only from \
+                 the job's own processes, and the kernel says that this connection was not made in the job's cgroup. Start \
+                 this process with srun, within the job."
+            ),
             Denial::JobEnded(job) => {
                 format!("Job {job} has ended on this node, so its AWS credentials are no longer given out.")
             }
@@ -213,7 +266,8 @@ mod tests {
     fn denials_have_the_status_that_sdks_take_right() {
         let job = JobId::try_from(7).unwrap();
         let of = |d: Denial| d.response().status().as_u16();
-        assert_eq!(of(Denial::UnknownToken), 403);
+        assert_eq!(of(Denial::UnknownToken { job, caller: Uid(1001) }), 403);
+        assert_eq!(of(Denial::OutsideJob(job)), 403);
         assert_eq!(of(Denial::Head(Wrong::NoToken)), 403);
         assert_eq!(of(Denial::Head(Wrong::Path)), 404);
         assert_eq!(of(Denial::Head(Wrong::Method)), 405);

@@ -1,9 +1,9 @@
 //! The log of denials: a process that asks a thousand times a second must not fill the disk.
 
-use credd_protocol::Uid;
 use tokio::time::Instant;
 
 use super::answer::Denial;
+use super::whois::Caller;
 
 const BURST: f64 = 20.0;
 const PER_SECOND: f64 = 1.0;
@@ -24,9 +24,9 @@ impl Default for DenialLog {
 
 impl DenialLog {
     /// Logs it, or counts it.
-    pub fn note(&mut self, denial: &Denial, caller: &Result<Uid, String>) {
+    pub fn note(&mut self, denial: &Denial, caller: &Result<Caller, String>) {
         let Some(kept_back) = self.admit(Instant::now()) else { return };
-        let uid = caller.as_ref().map_or(-1, |uid| i64::from(uid.0));
+        let uid = caller.as_ref().map_or(-1, |caller| i64::from(caller.uid.0));
         tracing::warn!(code = denial.code(), caller_uid = uid, kept_back, why = denial.message(), "request denied");
     }
 

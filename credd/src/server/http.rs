@@ -10,21 +10,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use credd_protocol::{JobToken, TokenHash, Uid};
+use credd_protocol::TokenHash;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 
 use super::answer::{self, Body, Denial};
 use super::jobs::Run;
 use super::last_asked::LastAsked;
-use super::late::Waiting;
 use super::watch::{self, Close};
-use super::{Counted, Load, STOP_PATIENCE, Server, gate, vend};
+use super::whois::Caller;
+use super::{Load, STOP_PATIENCE, Server, gate, newcomer, vend};
 
 /// hyper answers 431 to longer heads, and to more than its own hundred headers (a bound of ours would cost time).
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -51,8 +50,8 @@ fn admit(server: &Rc<Server>, stream: TcpStream, peer: SocketAddr) {
         Ok(local) => server.whois.caller(local, peer),
         Err(error) => Err(error.to_string()),
     };
-    let load = server.load(caller.as_ref().map_or(NOBODY, |uid| uid.0));
-    let stranger = !caller.as_ref().is_ok_and(|uid| server.jobs.borrow().has_job_of(*uid));
+    let load = server.load(caller.as_ref().map_or(NOBODY, |caller| caller.uid.0));
+    let stranger = !caller.as_ref().is_ok_and(|caller| server.jobs.borrow().has_job_of(caller.uid));
     let Some(watched) = server.watch.admit(&load.endpoint, stranger) else { return };
     let server = server.clone();
     tokio::task::spawn_local(async move { connection(&server, stream, watched, caller, &load).await });
@@ -62,7 +61,7 @@ async fn connection(
     server: &Rc<Server>,
     stream: TcpStream,
     watched: watch::Connection,
-    caller: Result<Uid, String>,
+    caller: Result<Caller, String>,
     load: &Load,
 ) {
     let _ = stream.set_nodelay(true);
@@ -81,7 +80,7 @@ async fn connection(
 async fn respond(
     server: &Rc<Server>,
     watched: &watch::Connection,
-    caller: &Result<Uid, String>,
+    caller: &Result<Caller, String>,
     load: &Load,
     last: &LastAsked,
     request: Request<Incoming>,
@@ -100,7 +99,7 @@ async fn respond(
 /// The checks in their order, then the credentials.
 async fn credentials<B>(
     server: &Rc<Server>,
-    caller: &Result<Uid, String>,
+    caller: &Result<Caller, String>,
     load: &Load,
     last: &LastAsked,
     request: &Request<B>,
@@ -114,76 +113,20 @@ async fn credentials<B>(
     let token = TokenHash::of(asked.token);
     let known = server.jobs.borrow().by_token(&token).cloned();
     let run = match known {
-        Some(run) => run,
+        Some(run) => newcomer::of_the_path(run, asked.job)?,
         // Boxed, as is every wait: the usual answer's future stays small.
-        None => Box::pin(newcomer(server, caller, load, &asked, &token)).await?,
+        None => Box::pin(newcomer::run_of(server, caller, load, &asked, &token)).await?,
     };
-    let own = run.job.job;
-    if own != asked.job {
-        return Err(Denial::OtherJob { asked: asked.job, own });
-    }
     of_the_jobs_user(&run, caller)?;
     last.remember(head.path(), asked.token, &run);
     vend::serve(server, &run, load).await
 }
 
 /// The kernel says that the connection's other end is the job's user.
-fn of_the_jobs_user(run: &Run, caller: &Result<Uid, String>) -> Result<(), Denial> {
+fn of_the_jobs_user(run: &Run, caller: &Result<Caller, String>) -> Result<(), Denial> {
     match caller {
-        Ok(uid) if *uid == run.job.uid => Ok(()),
-        Ok(uid) => Err(Denial::OtherUser { job: run.job.job, caller: *uid }),
+        Ok(caller) if caller.uid == run.job.uid => Ok(()),
+        Ok(caller) => Err(Denial::OtherUser { job: run.job.job, caller: caller.uid }),
         Err(why) => Err(Denial::NoCaller(why.clone())),
-    }
-}
-
-/// A token that is not known: of another node, of an ended job, wrong; or of a job whose record the keeper has not read
-/// yet, since its first process can be faster than the word of its start. It is unknown, which SDKs take as final, when
-/// the keeper has looked once more for this request; while the keeper hangs it is not.
-async fn newcomer(
-    server: &Rc<Server>,
-    caller: &Result<Uid, String>,
-    load: &Load,
-    asked: &gate::Asked<'_>,
-    token: &TokenHash,
-) -> Result<Rc<Run>, Denial> {
-    if let Some(job) = server.jobs.borrow().ended_lately(token) {
-        return Err(Denial::JobEnded(job));
-    }
-    if asked.token.parse::<JobToken>().is_err() {
-        return Err(Denial::UnknownToken);
-    }
-    let caller = *caller.as_ref().map_err(|why| Denial::NoCaller(why.clone()))?;
-    let Some(_waiting) = Counted::one(&load.waiting, server.settings.limits.waiting_per_user) else {
-        return Err(Denial::Crowded(asked.job));
-    };
-    let begun = Instant::now();
-    let looked = server.keeper.look(asked.job);
-    let news = server.jobs.borrow().changed.clone();
-    loop {
-        let changed = news.notified();
-        let scanned = {
-            let jobs = server.jobs.borrow();
-            if let Some(run) = jobs.by_token(token) {
-                return Ok(run.clone());
-            }
-            jobs.scanned
-        };
-        let late = server.late.borrow().waiting(token, caller)?;
-        let patience = match late {
-            Waiting::NotLate => server.settings.newcomer_patience,
-            // As long as for any session that is opening.
-            Waiting::For(_) => server.settings.patience,
-        };
-        if tokio::time::timeout_at(begun + patience, changed).await.is_err() {
-            return Err(if let Waiting::For(denial) = late {
-                denial
-            } else if !scanned {
-                Denial::Starting
-            } else if looked.is_some_and(|mut looked| looked.try_recv().is_ok()) {
-                Denial::UnknownToken
-            } else {
-                Denial::RecordsUnread(asked.job)
-            });
-        }
     }
 }

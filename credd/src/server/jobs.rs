@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use credd_protocol::{JobId, SessionId, TokenHash, Uid};
+use peer::Seen;
 use tokio::sync::Notify;
 
 use super::cache::Key;
@@ -15,6 +16,9 @@ use crate::control::{Job, RunId};
 const MAX_RUNS: usize = 100_000;
 /// So many ended jobs' tokens are told "your job has ended" instead of "unknown".
 const REMEMBERED_ENDS: usize = 1024;
+
+/// Tokens of other nodes that one run remembers. A launcher forwards the first node's; beyond, the oldest is forgotten.
+const MAX_FOREIGN: usize = 8;
 
 /// A credvend that opens sessions and then does not know them is broken.
 const MAX_REOPENS: u32 = 3;
@@ -46,6 +50,10 @@ pub struct Run {
     pub changed: Notify,
     /// A process of the job waits for credentials: do not sleep for long.
     pub wanted: Notify,
+    /// What is known of its job's cgroups.
+    pub cgroups: RefCell<Seen>,
+    /// Tokens that are no job's here, and with which a process came that is this job's by the kernel's word.
+    foreign: RefCell<VecDeque<TokenHash>>,
 }
 
 impl Run {
@@ -65,7 +73,27 @@ impl Run {
             opening: Cell::new(false),
             changed: Notify::new(),
             wanted: Notify::new(),
+            cgroups: RefCell::default(),
+            foreign: RefCell::default(),
         })
+    }
+
+    /// Whether a process of this job came with this token, which is no job's here. It proves nothing about any other
+    /// process: it says that no record need be looked for.
+    pub fn is_foreign(&self, token: &TokenHash) -> bool {
+        self.foreign.borrow().contains(token)
+    }
+
+    /// A process of this job came with this token, which is no job's here.
+    pub fn note_foreign(&self, token: &TokenHash) {
+        let mut foreign = self.foreign.borrow_mut();
+        if foreign.contains(token) {
+            return;
+        }
+        if foreign.len() >= MAX_FOREIGN {
+            foreign.pop_front();
+        }
+        foreign.push_back(*token);
     }
 
     /// Looks at the state without copying it.
@@ -132,7 +160,7 @@ pub struct Jobs {
     by_token: HashMap<TokenHash, Rc<Run>>,
     /// How many runs that have not ended each user has.
     live: HashMap<Uid, usize>,
-    over: VecDeque<(TokenHash, JobId)>,
+    over: VecDeque<(TokenHash, JobId, Uid)>,
     /// The records that were there at start are all known.
     pub scanned: bool,
     /// A run came, or the scan is complete.
@@ -175,7 +203,7 @@ impl Jobs {
         if self.over.len() >= REMEMBERED_ENDS {
             self.over.pop_front();
         }
-        self.over.push_back((run.job.token, run.job.job));
+        self.over.push_back((run.job.token, run.job.job, run.job.uid));
         run.set(State::Ended);
         Some(run)
     }
@@ -197,7 +225,26 @@ impl Jobs {
 
     /// The job whose token this was, if it ended lately.
     pub fn ended_lately(&self, token: &TokenHash) -> Option<JobId> {
-        self.over.iter().rev().find(|(known, _)| known == token).map(|(_, job)| *job)
+        self.over.iter().rev().find(|(known, ..)| known == token).map(|(_, job, _)| *job)
+    }
+
+    /// Whether a job of this user and id ended lately.
+    pub fn has_ended(&self, job: JobId, uid: Uid) -> bool {
+        self.over.iter().any(|(_, ended, of)| (*ended, *of) == (job, uid))
+    }
+
+    /// The living runs of this user.
+    pub fn of_user(&self, uid: Uid) -> impl Iterator<Item = &Rc<Run>> {
+        self.runs.values().filter(move |run| run.job.uid == uid && !run.ended())
+    }
+
+    /// The living runs of this user that a process on this node may mean by a job's id: the job's own, and after it those
+    /// of other components of the heterogeneous job that it leads.
+    pub fn meant_by(&self, job: JobId, uid: Uid) -> Vec<Rc<Run>> {
+        let meant = |run: &&Rc<Run>| run.job.job == job || run.job.het_leader == Some(job);
+        let mut runs: Vec<_> = self.of_user(uid).filter(meant).cloned().collect();
+        runs.sort_by_key(|run| run.job.job != job);
+        runs
     }
 
     /// The living runs of these sessions.
@@ -238,6 +285,8 @@ pub mod fixture {
             account: Some("genomics".parse().unwrap()),
             partition: "batch".parse().unwrap(),
             first_node: false,
+            sluid: None,
+            het_leader: None,
             token: token.hash(),
             options: JobOptions::default(),
             session: None,
@@ -297,6 +346,46 @@ mod tests {
         jobs.end(&two.run);
         jobs.remove(&two.run);
         assert!(!jobs.has_job_of(Uid(1001)));
+    }
+
+    #[test]
+    fn a_job_is_meant_by_its_id_or_by_its_leaders_and_only_its_own_user_means_it() {
+        let mut jobs = Jobs::default();
+        let with = |id, uid, leader: Option<u32>| {
+            let (mut job, _) = fixture::job(id, uid);
+            job.het_leader = leader.map(|leader| JobId::try_from(leader).unwrap());
+            job
+        };
+        let own = with(7, 1001, None);
+        for job in [with(9, 1001, Some(7)), own.clone(), with(8, 1001, Some(7)), with(10, 1001, Some(70))] {
+            jobs.found(job);
+        }
+        jobs.found(with(11, 1002, Some(7)));
+        let meant = |jobs: &Jobs, job, uid| -> Vec<u32> {
+            jobs.meant_by(JobId::try_from(job).unwrap(), Uid(uid)).iter().map(|run| run.job.job.get()).collect()
+        };
+        let mut all = meant(&jobs, 7, 1001);
+        assert_eq!(all[0], 7, "the job itself comes first");
+        all.sort_unstable();
+        assert_eq!(all, [7, 8, 9]);
+        assert_eq!(meant(&jobs, 8, 1001), [8]);
+        assert_eq!(meant(&jobs, 7, 1002), [11]);
+        assert!(meant(&jobs, 7, 0).is_empty() && meant(&jobs, 12, 1001).is_empty());
+        jobs.end(&own.run);
+        assert!(!meant(&jobs, 7, 1001).contains(&7));
+        assert!(jobs.has_ended(own.job, Uid(1001)) && !jobs.has_ended(own.job, Uid(1002)));
+    }
+
+    #[test]
+    fn few_tokens_of_other_nodes_are_remembered() {
+        let (job, _) = fixture::job(7, 1001);
+        let run = Run::new(job);
+        let tokens: Vec<_> = (0..=MAX_FOREIGN).map(|_| credd_protocol::JobToken::mint().unwrap().hash()).collect();
+        for token in &tokens {
+            run.note_foreign(token);
+            run.note_foreign(token);
+        }
+        assert!(!run.is_foreign(&tokens[0]) && tokens[1..].iter().all(|token| run.is_foreign(token)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use credd_protocol::node_api::AttestRequest;
-use credd_protocol::{TokenHash, Uid};
+use credd_protocol::{JobId, TokenHash, Uid};
 use tokio::sync::Notify;
 
 use super::Server;
@@ -65,12 +65,15 @@ impl Late {
         self.by_token.remove(&token)
     }
 
-    /// Whether a caller with this token waits for Slurm's word about its job.
+    /// Whether a caller with this token, or with another node's and this job's path, waits for Slurm's word about its job.
     ///
     /// # Errors
     /// What it is told at once: the kernel says that it is another user's process, or there will be no credentials.
-    pub fn waiting(&self, token: &TokenHash, caller: Uid) -> Result<Waiting, Denial> {
-        let Some(late) = self.by_token.get(token) else { return Ok(Waiting::NotLate) };
+    pub fn waiting(&self, token: &TokenHash, asked: JobId, caller: Uid) -> Result<Waiting, Denial> {
+        let meant = |late: &&Rc<LateRun>| (late.job.job, late.job.uid) == (asked, caller);
+        let Some(late) = self.by_token.get(token).or_else(|| self.by_token.values().find(meant)) else {
+            return Ok(Waiting::NotLate);
+        };
         let job = late.job.job;
         if late.job.uid != caller {
             return Err(Denial::OtherUser { job, caller });

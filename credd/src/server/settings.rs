@@ -6,6 +6,7 @@ use credd_protocol::node_api::PING_SECONDS;
 
 use super::cache::CacheSettings;
 use super::watch::Bounds;
+pub use crate::config::ForeignToken;
 use crate::config::{CacheMode, Config};
 
 /// See the fields.
@@ -20,6 +21,8 @@ pub struct Settings {
     /// How long a well-formed token that is not known waits for its record: a job's first process can be faster than
     /// the word of its start.
     pub newcomer_patience: Duration,
+    /// What proves that a process with another node's token belongs to the job it asks for.
+    pub foreign_token: ForeignToken,
     /// For how long cached credentials are served while nothing is heard from credvend. `None`: until they expire.
     pub max_unheard: Option<Duration>,
     /// A stream that shows no life for so long is opened anew.
@@ -66,6 +69,7 @@ impl Settings {
             },
             patience: Duration::from_millis(1800),
             newcomer_patience: Duration::from_millis(1000),
+            foreign_token: config.http.foreign_token,
             max_unheard: config.cache.max_unheard,
             silence: Duration::from_secs(3 * PING_SECONDS),
             look: Duration::from_secs(15),

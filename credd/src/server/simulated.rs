@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use credd_protocol::{SessionId, Uid};
+use credd_protocol::SessionId;
 use tokio::sync::mpsc;
 
 use super::clock::{SystemClock, SystemDice};
@@ -16,7 +16,7 @@ use super::credvend::{Credvend, stream};
 use super::jobs::{Run, State};
 use super::keeper::Keeper;
 use super::settings::Settings;
-use super::whois::WhoIs;
+use super::whois::{Caller, WhoIs};
 use super::{Server, World, news, session, vend};
 use crate::config::Config;
 use crate::control::Job;
@@ -32,7 +32,7 @@ pub struct JobHere(Rc<Run>);
 struct Nobody;
 
 impl WhoIs for Nobody {
-    fn caller(&self, _: std::net::SocketAddr, _: std::net::SocketAddr) -> Result<Uid, String> {
+    fn caller(&self, _: std::net::SocketAddr, _: std::net::SocketAddr) -> Result<Caller, String> {
         Err("a simulated node has no endpoint".to_owned())
     }
 }

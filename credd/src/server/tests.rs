@@ -6,6 +6,7 @@ mod clients;
 mod denials;
 mod explorer;
 mod fake_credvend;
+mod foreign_tokens;
 mod house;
 mod late;
 mod lives;

@@ -3,32 +3,67 @@
 use std::net::SocketAddr;
 
 use credd_protocol::Uid;
+use peer::{CgroupId, JobCgroups, JobName, Seen, TcpPeers, Verdict};
+
+use crate::control::Job;
+
+/// The other end of a connection. It holds for as long as the connection is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// The user.
+    pub uid: Uid,
+    /// The cgroup v2 in which its socket was made, where the kernel says.
+    pub cgroup: Option<CgroupId>,
+}
+
+#[cfg(test)]
+impl Caller {
+    /// A user's process on a node without cgroups.
+    pub fn of(uid: u32) -> Self {
+        Caller { uid: Uid(uid), cgroup: None }
+    }
+}
 
 /// Says who holds the other end.
 pub trait WhoIs {
-    /// The uid of the process that holds the other end of the connection that is `local` here and `peer` there.
+    /// The process that holds the other end of the connection that is `local` here and `peer` there.
     ///
     /// # Errors
     /// A sentence: nobody answers for it, so nobody is served.
-    fn caller(&self, local: SocketAddr, peer: SocketAddr) -> Result<Uid, String>;
+    fn caller(&self, local: SocketAddr, peer: SocketAddr) -> Result<Caller, String>;
+
+    /// Whether the caller's socket was made in this job's cgroup. `seen` is the run's own.
+    fn made_in(&self, caller: &Caller, job: &Job, seen: &mut Seen) -> Verdict {
+        let _ = (caller, job, seen);
+        Verdict::NotTracked
+    }
 }
 
 /// Asks the kernel.
 #[derive(Debug)]
-pub struct Kernel(peer::TcpPeers);
+pub struct Kernel {
+    peers: TcpPeers,
+    cgroups: JobCgroups,
+}
 
 impl Kernel {
-    /// Opens the socket to ask on.
+    /// Opens the socket to ask on, and looks where the cgroups are.
     ///
     /// # Errors
     /// The kernel or a sandbox does not let it.
     pub fn new() -> std::io::Result<Self> {
-        peer::TcpPeers::new().map(Kernel)
+        Ok(Kernel { peers: TcpPeers::new()?, cgroups: JobCgroups::new() })
     }
 }
 
 impl WhoIs for Kernel {
-    fn caller(&self, local: SocketAddr, peer: SocketAddr) -> Result<Uid, String> {
-        self.0.owner(local, peer).map(|owner| Uid(owner.uid)).map_err(|e| e.to_string())
+    fn caller(&self, local: SocketAddr, peer: SocketAddr) -> Result<Caller, String> {
+        let owner = self.peers.owner(local, peer).map_err(|e| e.to_string())?;
+        Ok(Caller { uid: Uid(owner.uid), cgroup: owner.cgroup })
+    }
+
+    fn made_in(&self, caller: &Caller, job: &Job, seen: &mut Seen) -> Verdict {
+        let sluid = job.sluid.as_ref().map(|sluid| sluid.as_str());
+        self.cgroups.made_in(caller.cgroup, JobName { node: job.node.as_str(), job: job.job.get(), sluid }, seen)
     }
 }

@@ -31,6 +31,8 @@ pub fn record(job: u32) -> JobRecord {
         account: Some("genomics".parse().unwrap()),
         partition: "batch".parse().unwrap(),
         first_node: true,
+        sluid: None,
+        het_leader: None,
         created: 1_700_000_000,
         token: JobToken::mint().unwrap(),
         options: Default::default(),

@@ -57,6 +57,8 @@ pub struct Script {
     pub min_lives: Vec<u32>,
     pub roles: Vec<RoleName>,
     pub leaves: Vec<SessionId>,
+    /// Which session each key was given to.
+    pub given: HashMap<String, SessionId>,
     pub streams: u32,
     /// What each stream's node said it knew.
     pub known: Vec<Option<(String, u64)>>,
@@ -126,6 +128,7 @@ impl FakeCredvend {
             min_lives: Vec::new(),
             roles: Vec::new(),
             leaves: Vec::new(),
+            given: HashMap::new(),
             streams: 0,
             known: Vec::new(),
             heard: Vec::new(),
@@ -290,10 +293,12 @@ async fn answer(
                 *response.status_mut() = (*status).try_into().unwrap();
                 return Ok(response);
             }
+            let key = format!("ASIA{:04}", script.credentials);
+            script.given.insert(key.clone(), session.parse().unwrap());
             let issued = script.clock.now().wall + script.skew;
             Ok(json(&CredentialsResponse {
                 credentials: Credentials {
-                    access_key_id: format!("ASIA{:04}", script.credentials),
+                    access_key_id: key,
                     secret_access_key: Secret::new("secret".into()),
                     token: Secret::new("token".into()),
                     expiration: issued + script.life,

@@ -15,7 +15,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use super::super::clock::fake::{FakeClock, Loaded};
 use super::super::jobs::fixture;
 use super::super::settings::Settings;
-use super::super::whois::{Kernel, WhoIs};
+use super::super::whois::{Caller, Kernel, WhoIs};
 use super::super::{Listeners, World, serve};
 use super::fake_credvend::FakeCredvend;
 use crate::config::{Config, Trust};
@@ -277,8 +277,8 @@ pub async fn read_answer(stream: &mut BufReader<TcpStream>) -> Answer {
 pub struct Everybody(pub Result<Uid, String>);
 
 impl WhoIs for Everybody {
-    fn caller(&self, _: SocketAddr, _: SocketAddr) -> Result<Uid, String> {
-        self.0.clone()
+    fn caller(&self, _: SocketAddr, _: SocketAddr) -> Result<Caller, String> {
+        self.0.clone().map(|uid| Caller::of(uid.0))
     }
 }
 

@@ -11,7 +11,7 @@ use proptest::test_runner::TestRunner;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-use super::super::whois::WhoIs;
+use super::super::whois::{Caller, WhoIs};
 use super::house::{House, ask_on, in_a_house, own_uid};
 
 async fn say(house: &House, line: &[u8]) -> Option<Response> {
@@ -28,10 +28,10 @@ async fn say(house: &House, line: &[u8]) -> Option<Response> {
 struct BySource;
 
 impl WhoIs for BySource {
-    fn caller(&self, _: SocketAddr, peer: SocketAddr) -> Result<Uid, String> {
+    fn caller(&self, _: SocketAddr, peer: SocketAddr) -> Result<Caller, String> {
         match peer.ip() {
-            IpAddr::V4(ip) if ip.octets()[3] != 1 => Ok(Uid(ip.octets()[3].into())),
-            _ => Ok(Uid(own_uid())),
+            IpAddr::V4(ip) if ip.octets()[3] != 1 => Ok(Caller::of(ip.octets()[3].into())),
+            _ => Ok(Caller::of(own_uid())),
         }
     }
 }
