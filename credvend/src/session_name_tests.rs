@@ -118,7 +118,14 @@ fn template() -> impl Strategy<Value = Template> {
 }
 
 fn who() -> impl Strategy<Value = Who> {
-    let text = ("[a-c._-]{1,5}", "[ab=+@,$\\\\.2Dh-]{1,5}", "[a-c.=h2D_-]{1,5}", "[a2h._-]{1,3}", 1u32..40, 0usize..40);
+    let text = (
+        "[a-c._/é*#-]{1,5}",
+        "[ab=+@,$\\\\.2Dh ?-]{0,4}[ab=+@,.2é-]",
+        "[a-c.=h2D_ /{}-]{0,4}[a-c.h2_漢-]",
+        "[a2h._+-]{1,3}",
+        1u32..40,
+        0usize..40,
+    );
     text.prop_map(|(cluster, user, project, node, job, pad)| Who {
         cluster,
         user,
@@ -170,14 +177,14 @@ proptest! {
     }
 
     #[test]
-    fn source_identities_are_injective_and_valid(a in "[ab=+@,$\\\\.-]{1,5}", b in "[ab=+@,$\\\\.-]{1,5}") {
+    fn source_identities_are_injective_and_valid(a in "[ab=+@,$\\\\./é ?-]{0,4}[abé-]", b in "[ab=+@,$\\\\./é ?-]{0,4}[abé-]") {
         let (one, two) = (source_identity(&a.parse().unwrap()), source_identity(&b.parse().unwrap()));
         prop_assert_eq!(a == b, one == two);
         prop_assert!(valid(&one), "{}", one);
     }
 
     #[test]
-    fn tags_are_valid(text in "[!-~]{1,128}") {
+    fn tags_are_valid(text in "[ -~é漢]{1,255}") {
         let value = tag_value(&text);
         let valid = value.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.:/=+-@".contains(&c));
         prop_assert!(value.len() <= 256 && valid);

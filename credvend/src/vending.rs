@@ -352,7 +352,7 @@ impl Vending {
         self.let_go(session);
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(
-            session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
+            session = %session.id, cluster = %session.cluster, user = %session.user.field(), project = %session.project.field(),
             job = session.origin.job(), restart = session.origin.restart(), head_session = session.origin.head_session(),
             status = session.status.as_str(), why, "session ended"
         );

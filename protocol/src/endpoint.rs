@@ -70,11 +70,12 @@ pub fn job_of_path(path: &str) -> Option<JobId> {
     }
 }
 
-/// A name as one path segment.
+/// A name as one path segment. A name of one or two dots would not survive a client that tidies paths.
 pub fn segment(name: &str) -> String {
+    let dots = matches!(name, "." | "..");
     let mut text = String::with_capacity(name.len());
     for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') || (byte == b'.' && !dots) {
             text.push(byte.into());
         } else {
             text.push('~');
@@ -146,9 +147,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn segments_are_unreserved_and_injective(a in "[!-~]{1,20}", b in "[!-~]{1,20}") {
+        fn segments_are_unreserved_and_injective(a in "[ -~é漢]{1,20}|\\.{1,3}", b in "[ -~é漢]{1,20}|\\.{1,3}") {
             let unreserved = segment(&a).bytes().all(|c| c.is_ascii_alphanumeric() || b"-._~".contains(&c));
             prop_assert!(unreserved);
+            prop_assert!(segment(&a) != "." && segment(&a) != "..");
             prop_assert_eq!(a == b, segment(&a) == segment(&b));
             prop_assert_eq!(name_of_segment(&segment(&a)), Some(a));
         }

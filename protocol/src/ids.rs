@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable::{FieldValue, is_printable};
+
 /// A text that is not the id or name it was given as.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {shown} is not valid: {why}")]
@@ -25,7 +27,7 @@ impl Invalid {
     }
 }
 
-/// One validated text type: `$allowed` says which bytes may appear, `$max` bounds the length in bytes.
+/// One validated text type: `$allowed` says which texts may be one, `$max` bounds the length in bytes.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal, $allowed:expr, $rule:literal) => {
         $(#[$doc])*
@@ -38,17 +40,22 @@ macro_rules! text_id {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// For a field of a log line.
+            pub fn field(&self) -> FieldValue<'_> {
+                FieldValue(&self.0)
+            }
         }
 
         impl FromStr for $name {
             type Err = Invalid;
             fn from_str(text: &str) -> Result<Self, Invalid> {
-                let allowed: fn(u8) -> bool = $allowed;
+                let allowed: fn(&str) -> bool = $allowed;
                 if text.is_empty() || text.len() > $max {
-                    return Err(Invalid::new($what, text, concat!("it must have 1 to ", $max, " characters")));
+                    return Err(Invalid::new($what, text, concat!("it must have 1 to ", $max, " bytes")));
                 }
-                if !text.bytes().all(allowed) {
-                    return Err(Invalid::new($what, text, concat!("only ", $rule, " may appear")));
+                if !allowed(text) {
+                    return Err(Invalid::new($what, text, $rule));
                 }
                 Ok(Self(text.into()))
             }
@@ -87,41 +94,50 @@ macro_rules! text_id {
     };
 }
 
-fn host_char(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')
+/// What a name of Slurm's may be. slurmctld and slurmdbd take every character in the names of partitions, accounts,
+/// clusters and users, and none of them is special here: whatever needs a narrower form (a path segment, a role-session
+/// name, a key of a table) escapes it. Kept out is only what a reader cannot see: control characters, and those that hide or
+/// reverse their neighbours. A space at the end is Slurm's padding, not the name's.
+fn is_name(text: &str) -> bool {
+    let visible = |c: char| c == ' ' || (is_printable(c) && !c.is_whitespace());
+    !text.ends_with(' ') && text.chars().all(visible)
 }
 
 text_id!(
     /// A cluster's name: `ClusterName` of slurm.conf(5).
-    ClusterName, "cluster name", 64, host_char, "letters, digits, '.', '_' and '-'"
+    ClusterName, "cluster name", 64, is_name,
+    "only visible characters and spaces may appear, and no space at the end"
 );
 text_id!(
-    /// A node's name as Slurm knows it: `NodeName` of slurm.conf(5), not the host name.
-    NodeName, "node name", 64, host_char, "letters, digits, '.', '_' and '-'"
+    /// A node's name as Slurm knows it: `NodeName` of slurm.conf(5), not the host name. What makes a list of names, and what
+    /// Slurm writes where there is none (`(null)`), is no part of one.
+    NodeName, "node name", 128, |text| text.bytes().all(|b| b.is_ascii_graphic() && !b",[]()".contains(&b)),
+    "only visible ASCII except , [ ] ( ) may appear"
 );
 text_id!(
     /// A partition's name: `PartitionName` of slurm.conf(5).
-    PartitionName, "partition name", 64, host_char, "letters, digits, '.', '_' and '-'"
+    PartitionName, "partition name", 128, is_name,
+    "only visible characters and spaces may appear, and no space at the end"
 );
 text_id!(
-    /// A user's login name. Wider than POSIX: directory services hand out `DOM\user` and `user@realm`.
-    UserName, "user name", 64,
-    |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+' | b'@' | b'=' | b',' | b'$' | b'\\'),
-    "letters, digits and . _ - + @ = , $ \\"
+    /// A user's login name, in whatever form a directory service hands it out: `DOM\user`, `user@realm`, `Jo Doe`.
+    UserName, "user name", 128, is_name,
+    "only visible characters and spaces may appear, and no space at the end"
 );
 text_id!(
     /// A project: a Slurm account, or the `ProjectId` that a head node states. Case matters.
-    ProjectId, "project id", 128,
-    |b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'%' | b'"' | b'\'' | b'\\' | b'<' | b'>'),
-    "visible ASCII except / ? # % quotes \\ < >"
+    ProjectId, "project id", 255, is_name,
+    "only visible characters and spaces may appear, and no space at the end"
 );
 text_id!(
     /// A role's name within its project, as jobs ask for it (`role=train`); `default` is the seed's only one.
-    RoleName, "role name", 64, host_char, "letters, digits, '.', '_' and '-'"
+    RoleName, "role name", 64, |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)),
+    "only letters, digits, '.', '_' and '-' may appear"
 );
 text_id!(
     /// An AWS region such as `us-east-1`.
-    Region, "region", 32, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-', "lower-case letters, digits and '-'"
+    Region, "region", 32, |text| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+    "only lower-case letters, digits and '-' may appear"
 );
 
 text_id!(
@@ -346,6 +362,28 @@ mod tests {
         assert!(!error.contains('\u{1b}') && error.len() < 700, "{error}");
     }
 
+    /// Each was seen to be taken by slurm.conf(5) or sacctmgr(1) of Slurm 22.05, and to come back unchanged from a prolog's
+    /// environment and from squeue(1).
+    #[test]
+    fn slurms_own_names_are_taken() {
+        for name in [
+            "gpu+a100", "a=b", "a:b", "a/b", "a%b", "a b", " lead", "a@b", "a'b", "a`b", r"a\b", "é", "a*b", "a#b",
+            "a?b", "a&b", "a,b", "a[1-2]", "..", "-x", "<x>&\"y", "CapS",
+        ] {
+            assert_eq!(name.parse::<PartitionName>().unwrap().as_str(), name);
+            assert_eq!(name.parse::<ProjectId>().unwrap().as_str(), name);
+            assert_eq!(name.parse::<UserName>().unwrap().as_str(), name);
+            assert_eq!(name.parse::<ClusterName>().unwrap().as_str(), name);
+        }
+        assert!("y".repeat(255).parse::<ProjectId>().is_ok() && "gpu+1".parse::<NodeName>().is_ok());
+        for unseen in ["", "a\nb", "a\tb", "\u{1b}[2J", "a\u{202e}b", "a\u{200b}", "a\u{a0}b", "a ", "a\0"] {
+            assert!(unseen.parse::<PartitionName>().is_err() && unseen.parse::<ProjectId>().is_err(), "{unseen:?}");
+        }
+        for list in ["n[1-2]", "n1,n2", "n 1", "(null)", "é"] {
+            assert!(list.parse::<NodeName>().is_err(), "{list}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_an_id_panic(text in ".*") {
@@ -359,7 +397,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_accepted_survives_json(text in "[ -~]{0,70}") {
+        fn what_is_accepted_survives_json(text in "[ -~é漢]{0,70}") {
             if let Ok(project) = text.parse::<ProjectId>() {
                 let json = serde_json::to_string(&project).unwrap();
                 prop_assert_eq!(serde_json::from_str::<ProjectId>(&json).unwrap(), project);

@@ -1,5 +1,7 @@
 //! What may be shown on a terminal as it is.
 
+use std::fmt;
+
 /// Whether a character is seen where it stands, and changes nothing else: no control, and none of those that reverse, hide or
 /// join what is around them (U+202E, U+200B, …), nor any that Unicode has not assigned.
 pub fn is_printable(c: char) -> bool {
@@ -20,9 +22,34 @@ pub fn escaped(text: impl IntoIterator<Item = char>) -> String {
     shown
 }
 
+/// A name as the value of a field in a line of a log: as it is, or in quotes where it could be taken for more than one value.
+#[derive(Debug, Clone, Copy)]
+pub struct FieldValue<'a>(pub &'a str);
+
+impl fmt::Display for FieldValue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = !self.0.is_empty() && !self.0.contains([' ', '"', '=']) && self.0.chars().all(is_printable);
+        if plain { f.write_str(self.0) } else { write!(f, "{:?}", self.0) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_of_a_log_line_has_one_value() {
+        for (name, shown) in [
+            ("gpu+a100", "gpu+a100"),
+            (r"DOM\jo", r"DOM\jo"),
+            ("a user=root", r#""a user=root""#),
+            ("a=b", r#""a=b""#),
+            (r#"a" b="c"#, r#""a\" b=\"c""#),
+            ("", r#""""#),
+        ] {
+            assert_eq!(FieldValue(name).to_string(), shown);
+        }
+    }
 
     #[test]
     fn what_moves_or_hides_is_escaped() {

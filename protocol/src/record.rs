@@ -10,6 +10,7 @@
 //!   jobs/ID/off                written by credd beside a late record: the job's partition, which is off
 //!   jobs/ID/session            written by credd: credvend's session UUID
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
+//!   jobs/ID/notified           written by the plugin: its user has been told of variables that win over the role
 //!   ended/ID.RESTART.NONCE/    an ended job's directory, until credvend has been told
 //!   tokens/ID                  root's, readable to the job's user by its ACL: the token, only with `token-file`
 //!   new/ID.NONCE               a job's directory or note that the plugin is writing; one rename puts it in its place
@@ -119,6 +120,8 @@ pub mod file {
     pub const SESSION: &str = "session";
     /// Why the job was refused, one sentence.
     pub const REFUSED: &str = "refused";
+    /// Empty: the job's user has been told which variables win over the project's role.
+    pub const NOTIFIED: &str = "notified";
 }
 
 /// What a job without credentials means to a partition.

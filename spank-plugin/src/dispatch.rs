@@ -31,8 +31,12 @@ pub fn init<E: Environment>(
         Context::Remote => submit_host::register(job, options),
         // Once, at slurmd's start: the admin looks there.
         Context::Slurmd => {
-            for problem in Plugstack::parse(arguments).problems {
+            let site = Plugstack::parse(arguments);
+            for problem in &site.problems {
                 job.log(Level::Error, &format!("spank_credd: {problem}"));
+            }
+            for advice in &site.advice {
+                job.log(Level::Info, &format!("spank_credd: {advice}"));
             }
         }
         Context::JobScript | Context::Unknown => {}

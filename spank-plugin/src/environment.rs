@@ -1,8 +1,15 @@
 //! The variables by which every AWS SDK finds its container credentials, and what must not be inherited of them.
 
+mod additions;
+mod no_proxy;
+pub mod other_identities;
+
+use additions::Additions;
 use credd_protocol::record::{JobRecord, RUN_DIR, RunDir};
 use credd_protocol::{Region, endpoint, secret::TOKEN_PREFIX};
 use slurm_spank::{Environment, Error};
+
+use crate::plugstack::Metadata;
 
 /// Where to ask.
 pub const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
@@ -12,13 +19,13 @@ pub const RELATIVE_URI: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 pub const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
 /// A file with the same; most SDKs prefer it.
 pub const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+/// With the value `true`, every SDK leaves the metadata service alone, and with it the role of the EC2 instance.
+pub const METADATA_DISABLED: &str = "AWS_EC2_METADATA_DISABLED";
 
 const REGIONS: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
-const PROXIES: [&str; 6] = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
-const LOOPBACK: &str = "127.0.0.1";
 
-/// Removes what the plugin set for a parent job: its URL, its token, its token file. A user's own are left alone.
+/// Removes what the plugin set for a parent job: its URL, its token, its token file, and what it added to variables that
+/// are not its own. A user's own values are left alone.
 ///
 /// # Errors
 /// The first variable that could not be removed; the others are tried all the same.
@@ -32,7 +39,7 @@ pub fn clean_inherited(env: &mut dyn Environment, run_dir: &RunDir) -> Result<()
             result = result.and(env.unset(name));
         }
     }
-    result
+    result.and(additions::undo(env))
 }
 
 fn is_our_token_file(value: &[u8], run_dir: &RunDir) -> bool {
@@ -51,6 +58,7 @@ pub fn inject(
     record: &JobRecord,
     port: u16,
     token_file: Option<&[u8]>,
+    metadata: &Metadata,
 ) -> Result<(), Error> {
     let uri =
         endpoint::full_uri(port, record.job, &record.cluster, record.account.as_ref(), &record.user, &record.node);
@@ -61,51 +69,41 @@ pub fn inject(
     }
     env.set(FULL_URI, uri.as_bytes())?;
     env.set(TOKEN, record.token.expose().as_bytes())?;
-    if let Some(region) = &record.options.region {
-        set_region(env, region)?;
+    let mut additions = Additions::to(env);
+    if metadata.disabled {
+        additions.set(METADATA_DISABLED, b"true")?;
     }
-    bypass_proxy(env)
+    if let Some(region) = &record.options.region {
+        set_region(&mut additions, region)?;
+    }
+    no_proxy::bypass(&mut additions)?;
+    additions.note()
+}
+
+/// Keeps a step that has no credentials of its project from those of the EC2 instance it runs on. Since an SDK can then not
+/// ask the metadata service for the region either, the partition's is set.
+///
+/// # Errors
+/// The first variable that Slurm did not take.
+pub fn disable_metadata(env: &mut dyn Environment, region: Option<&Region>) -> Result<(), Error> {
+    let mut additions = Additions::to(env);
+    additions.set(METADATA_DISABLED, b"true")?;
+    if let Some(region) = region {
+        set_region(&mut additions, region)?;
+    }
+    additions.note()
 }
 
 /// Both names, since botocore ignores the first; neither if the job has chosen with one of them.
-fn set_region(env: &mut dyn Environment, region: &Region) -> Result<(), Error> {
-    if REGIONS.iter().any(|name| is_set(env, name)) {
+fn set_region(additions: &mut Additions<'_>, region: &Region) -> Result<(), Error> {
+    if REGIONS.iter().any(|name| is_set(additions.env(), name)) {
         return Ok(());
     }
-    REGIONS.iter().try_for_each(|name| env.set(name, region.as_str().as_bytes()))
-}
-
-/// Where a proxy is set, some SDKs would send the job's token to it.
-fn bypass_proxy(env: &mut dyn Environment) -> Result<(), Error> {
-    if !PROXIES.iter().any(|name| is_set(env, name)) {
-        return Ok(());
-    }
-    let values = NO_PROXY.map(|name| env.get(name).filter(|value| !value.is_empty()));
-    for (at, name) in NO_PROXY.iter().enumerate() {
-        // A client reads one of the two: each must also say what the other did.
-        let old = values[at].as_ref().or(values[1 - at].as_ref());
-        let new = match old {
-            Some(old) if covers_loopback(old) && values[at].is_some() => continue,
-            Some(old) if covers_loopback(old) => old.clone(),
-            Some(old) => [old, b",".as_slice(), LOOPBACK.as_bytes()].concat(),
-            None => LOOPBACK.as_bytes().to_vec(),
-        };
-        env.set(name, &new)?;
-    }
-    Ok(())
-}
-
-fn covers_loopback(no_proxy: &[u8]) -> bool {
-    no_proxy.split(|b| *b == b',' || b.is_ascii_whitespace()).any(|item| item == LOOPBACK.as_bytes() || item == b"*")
+    REGIONS.iter().try_for_each(|name| additions.set(name, region.as_str().as_bytes()))
 }
 
 fn is_set(env: &dyn Environment, name: &str) -> bool {
     env.get(name).is_some_and(|value| !value.is_empty())
-}
-
-/// Whether the job brings keys of its own, which every SDK prefers to the container credentials.
-pub fn has_own_keys(env: &dyn Environment) -> bool {
-    is_set(env, "AWS_ACCESS_KEY_ID")
 }
 
 #[cfg(test)]
@@ -153,12 +151,13 @@ mod tests {
         let record = record();
         let mut step =
             env(&[(RELATIVE_URI, "/x"), (TOKEN_FILE, "/home/a/token"), (FULL_URI, "http://169.254.170.23/x")]);
-        inject(&mut step, &record, 9999, None).unwrap();
+        inject(&mut step, &record, 9999, None, &Metadata::default()).unwrap();
         let uri = "http://127.0.0.1:9999/sessions/12/cluster/lab/project/genomics?roleSessionName=lab-alice-n1";
         assert_eq!(text(&step, FULL_URI), uri);
         assert_eq!(text(&step, TOKEN), record.token.expose());
-        assert_eq!(step.len(), 2);
-        inject(&mut step, &record, 9999, Some(b"/run/credd/tokens/12")).unwrap();
+        assert_eq!((text(&step, "NO_PROXY"), text(&step, "no_proxy")), ("127.0.0.1".into(), "127.0.0.1".into()));
+        assert_eq!(step.len(), 5);
+        inject(&mut step, &record, 9999, Some(b"/run/credd/tokens/12"), &Metadata::default()).unwrap();
         assert_eq!(text(&step, TOKEN_FILE), "/run/credd/tokens/12");
     }
 
@@ -167,31 +166,58 @@ mod tests {
         let mut record = record();
         record.options.region = Some("eu-west-1".parse().unwrap());
         let mut step = env(&[]);
-        inject(&mut step, &record, 1, None).unwrap();
+        inject(&mut step, &record, 1, None, &Metadata::default()).unwrap();
         assert_eq!((text(&step, REGIONS[0]), text(&step, REGIONS[1])), ("eu-west-1".into(), "eu-west-1".into()));
         let mut step = env(&[("AWS_DEFAULT_REGION", "us-east-1")]);
-        inject(&mut step, &record, 1, None).unwrap();
+        inject(&mut step, &record, 1, None, &Metadata::default()).unwrap();
         assert!(!step.contains_key("AWS_REGION") && text(&step, "AWS_DEFAULT_REGION") == "us-east-1");
     }
 
     #[test]
-    fn loopback_bypasses_a_proxy() {
-        for (before, after) in [
-            (vec![], None),
-            (vec![("http_proxy", "p")], Some(("127.0.0.1", "127.0.0.1"))),
-            (vec![("HTTP_PROXY", "p"), ("no_proxy", "a")], Some(("a,127.0.0.1", "a,127.0.0.1"))),
-            (vec![("ALL_PROXY", "p"), ("NO_PROXY", "a"), ("no_proxy", "b, *")], Some(("a,127.0.0.1", "b, *"))),
-            (vec![("all_proxy", "p"), ("NO_PROXY", "127.0.0.1")], Some(("127.0.0.1", "127.0.0.1"))),
+    fn a_nested_submission_takes_along_nothing_that_was_added() {
+        let mut record = record();
+        record.options.region = Some("eu-west-1".parse().unwrap());
+        let metadata = Metadata { disabled: true, region: record.options.region.clone() };
+        for own in [
+            env(&[]),
+            env(&[("http_proxy", "p:3128"), ("NO_PROXY", "*"), ("no_proxy", "*")]),
+            env(&[("NO_PROXY", "a,b"), ("no_proxy", "c 127.0.0.1"), ("AWS_REGION", "us-east-1")]),
+            env(&[("NO_PROXY", "127.0.0.1"), ("no_proxy", "x,127.0.0.1"), ("AWS_DEFAULT_REGION", "eu-west-1")]),
         ] {
-            let mut step = env(&before);
-            bypass_proxy(&mut step).unwrap();
-            match after {
-                None => assert!(step.is_empty()),
-                Some((upper, lower)) => {
-                    assert_eq!((text(&step, NO_PROXY[0]), text(&step, NO_PROXY[1])), (upper.into(), lower.into()));
-                }
-            }
+            let mut step = own.clone();
+            inject(&mut step, &record, 9999, None, &metadata).unwrap();
+            assert_eq!(text(&step, METADATA_DISABLED), "true");
+            clean_inherited(&mut step, &RunDir::default()).unwrap();
+            assert_eq!(step, own);
+            disable_metadata(&mut step, metadata.region.as_ref()).unwrap();
+            assert_eq!(text(&step, METADATA_DISABLED), "true");
+            clean_inherited(&mut step, &RunDir::default()).unwrap();
+            assert_eq!(step, own);
         }
+    }
+
+    #[test]
+    fn what_the_user_chose_in_the_parent_job_stays() {
+        let mut step = env(&[]);
+        disable_metadata(&mut step, Some(&"eu-west-1".parse().unwrap())).unwrap();
+        step.set(METADATA_DISABLED, b"false").unwrap();
+        step.set("AWS_REGION", b"us-east-1").unwrap();
+        clean_inherited(&mut step, &RunDir::default()).unwrap();
+        assert_eq!(step, env(&[(METADATA_DISABLED, "false"), ("AWS_REGION", "us-east-1")]));
+        // A user's own is nobody's addition.
+        let own = env(&[(METADATA_DISABLED, "true"), ("NO_PROXY", "127.0.0.1"), ("AWS_REGION", "eu-west-1")]);
+        let mut cleaned = own.clone();
+        clean_inherited(&mut cleaned, &RunDir::default()).unwrap();
+        assert_eq!(cleaned, own);
+    }
+
+    #[test]
+    fn metadata_is_disabled_beside_credentials_only_where_the_partition_says_so() {
+        let mut step = env(&[(METADATA_DISABLED, "false")]);
+        inject(&mut step, &record(), 1, None, &Metadata::default()).unwrap();
+        assert_eq!(text(&step, METADATA_DISABLED), "false");
+        inject(&mut step, &record(), 1, None, &Metadata { disabled: true, region: None }).unwrap();
+        assert_eq!(text(&step, METADATA_DISABLED), "true");
     }
 
     proptest! {

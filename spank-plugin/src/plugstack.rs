@@ -6,13 +6,16 @@
 //!
 //! A partition's list stands alone: nothing is taken over from `default=`. A list with a mistake switches that partition
 //! off and is reported; the other partitions work on.
+//!
+//! Slurm takes nearly every character in a partition's name, and the name ends here at the first `=`. In the argument
+//! every character may stand as `%` and two hex digits; a `%`, a `=` and a space must.
 
 use std::fmt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
-use credd_protocol::PartitionName;
 use credd_protocol::record::{JobOptions, OnError, RUN_DIR, RunDir};
+use credd_protocol::{Invalid, PartitionName, Region};
 
 /// The longest `wait=`: a step's start is delayed by so much at most.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -24,8 +27,8 @@ const MAX_UNHEARD: std::ops::RangeInclusive<u32> = 30..=12 * 3600;
 const MAX_RUN_DIR_BYTES: usize = 90;
 
 /// The items of a list, for messages.
-const KNOWN: &str = "on, off, prefetch, token-file, on-error=continue|fail, role=NAME, region=NAME, wait=TIME (5s, 500ms) \
-                     and max-unheard=TIME (60s, 10m)";
+const KNOWN: &str = "on, off, prefetch, token-file, on-error=continue|fail, role=NAME, region=NAME, metadata=off, \
+                     wait=TIME (5s, 500ms) and max-unheard=TIME (60s, 10m)";
 
 /// What a partition gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,22 @@ pub enum Policy {
     On(JobOptions),
     /// Nothing, because its list has a mistake: a sentence for the jobs' users.
     Broken(String),
+}
+
+/// What a partition's steps are told about the EC2 metadata service, also where the partition is off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// `metadata=off`: no SDK asks it.
+    pub disabled: bool,
+    /// `region=`, which an SDK could otherwise ask there.
+    pub region: Option<Region>,
+}
+
+/// A list, read.
+#[derive(Debug, Clone)]
+struct Options {
+    policy: Policy,
+    metadata: Metadata,
 }
 
 /// A mistake in `plugstack.conf`.
@@ -62,15 +81,22 @@ pub struct Plugstack {
     pub run_dir: RunDir,
     /// What is wrong, in the order of the arguments.
     pub problems: Vec<Problem>,
-    default: Option<Policy>,
-    partitions: Vec<(PartitionName, Policy)>,
+    /// What works but may not be meant, a sentence each.
+    pub advice: Vec<String>,
+    default: Option<Options>,
+    partitions: Vec<(PartitionName, Options)>,
 }
 
 impl Plugstack {
     /// Reads the arguments; it never fails, mistakes are in [`Plugstack::problems`].
     pub fn parse(arguments: &[String]) -> Self {
-        let mut site =
-            Plugstack { run_dir: RunDir::new(RUN_DIR), problems: Vec::new(), default: None, partitions: Vec::new() };
+        let mut site = Plugstack {
+            run_dir: RunDir::new(RUN_DIR),
+            problems: Vec::new(),
+            advice: Vec::new(),
+            default: None,
+            partitions: Vec::new(),
+        };
         let mut run_dir_seen = false;
         for (index, argument) in arguments.iter().enumerate() {
             let why = match argument.split_once('=') {
@@ -89,31 +115,55 @@ impl Plugstack {
                 site.problems.push(Problem { position: index + 1, argument: shown(argument), why });
             }
         }
+        site.advise();
         site
     }
 
     /// What a partition gets. Without any `default=`, a partition that is not named is on.
     pub fn policy(&self, partition: &str) -> Policy {
-        let own = self.partitions.iter().find(|(name, _)| name.as_str() == partition).map(|(_, policy)| policy);
-        own.or(self.default.as_ref()).cloned().unwrap_or_else(|| Policy::On(JobOptions::default()))
+        self.options(partition).map_or_else(|| Policy::On(JobOptions::default()), |options| options.policy.clone())
+    }
+
+    /// What a partition's steps are told about the metadata service.
+    pub fn metadata(&self, partition: &str) -> Metadata {
+        self.options(partition).map(|options| options.metadata.clone()).unwrap_or_default()
+    }
+
+    fn options(&self, partition: &str) -> Option<&Options> {
+        let own = self.partitions.iter().find(|(name, _)| name.as_str() == partition).map(|(_, options)| options);
+        own.or(self.default.as_ref())
+    }
+
+    fn advise(&mut self) {
+        let named = self.partitions.iter().map(|(name, options)| (format!("partition {name}"), options));
+        let all = self.default.iter().map(|options| ("default=".to_owned(), options)).chain(named);
+        let without_region = all.filter(|(_, options)| options.metadata.disabled && options.metadata.region.is_none());
+        self.advice = without_region
+            .map(|(what, _)| {
+                format!(
+                    "plugstack.conf: {what} has metadata=off without region=: SDKs cannot ask the metadata service for \
+                     the region, so jobs must set AWS_REGION and AWS_DEFAULT_REGION themselves"
+                )
+            })
+            .collect();
     }
 
     fn add_default(&mut self, list: &str) -> Result<(), String> {
         if self.default.is_some() {
             return Err("it is given twice; the first one counts".into());
         }
-        let (policy, result) = read(list);
-        self.default = Some(policy);
+        let (options, result) = read(list);
+        self.default = Some(options);
         result
     }
 
     fn add_partition(&mut self, name: &str, list: &str) -> Result<(), String> {
-        let name: PartitionName = name.parse().map_err(|e: credd_protocol::Invalid| e.to_string())?;
+        let name: PartitionName = unescaped(name)?.parse().map_err(|e: Invalid| e.to_string())?;
         if self.partitions.iter().any(|(known, _)| *known == name) {
             return Err(format!("partition {name} is given twice; the first one counts"));
         }
-        let (policy, result) = read(list);
-        self.partitions.push((name, policy));
+        let (options, result) = read(list);
+        self.partitions.push((name, options));
         result
     }
 
@@ -129,20 +179,40 @@ impl Plugstack {
     }
 }
 
-/// A list's policy, and its mistake if it has one.
-fn read(list: &str) -> (Policy, Result<(), String>) {
+/// A partition's name as it stands in an argument.
+fn unescaped(name: &str) -> Result<String, String> {
+    let bad = || "in a partition's name, % must be followed by two hex digits (% itself is %25, = is %3D)".to_owned();
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            let (digits, after) = tail.split_at_checked(2).ok_or_else(bad)?;
+            let digits = std::str::from_utf8(digits).ok().filter(|two| !two.starts_with('+')).ok_or_else(bad)?;
+            bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| "the partition's name is no text".to_owned())
+}
+
+/// A list's options, and its mistake if it has one.
+fn read(list: &str) -> (Options, Result<(), String>) {
     match read_list(list) {
-        Ok(policy) => (policy, Ok(())),
+        Ok(options) => (options, Ok(())),
         Err(why) => {
             let told = format!(
                 "the cluster's plugstack.conf has a mistake in this partition's options ({why}); tell your administrator"
             );
-            (Policy::Broken(told), Err(format!("{why}; jobs it is for get no credentials until it is mended")))
+            let options = Options { policy: Policy::Broken(told), metadata: Metadata::default() };
+            (options, Err(format!("{why}; jobs it is for get no credentials until it is mended")))
         }
     }
 }
 
-fn read_list(list: &str) -> Result<Policy, String> {
+fn read_list(list: &str) -> Result<Options, String> {
     let mut items = list.split(',');
     let on = match items.next() {
         Some("on") => true,
@@ -150,6 +220,7 @@ fn read_list(list: &str) -> Result<Policy, String> {
         other => return Err(format!("it must begin with on or off, not {:?}", shown(other.unwrap_or_default()))),
     };
     let mut options = JobOptions::default();
+    let mut metadata = Metadata::default();
     let mut seen: Vec<&str> = Vec::new();
     for (index, item) in items.enumerate() {
         let at = |why: String| format!("item {} {:?}: {why}", index + 2, shown(item));
@@ -164,20 +235,21 @@ fn read_list(list: &str) -> Result<Policy, String> {
             ("on-error", Some("continue")) => options.on_error = OnError::Continue,
             ("on-error", Some("fail")) => options.on_error = OnError::Fail,
             ("on-error", _) => return Err(at("it must be on-error=continue or on-error=fail".into())),
-            ("role", Some(name)) => {
-                options.role = name.parse().map_err(|e: credd_protocol::Invalid| at(e.to_string()))?
-            }
+            ("role", Some(name)) => options.role = name.parse().map_err(|e: Invalid| at(e.to_string()))?,
             ("region", Some(name)) => {
-                options.region = Some(name.parse().map_err(|e: credd_protocol::Invalid| at(e.to_string()))?);
+                options.region = Some(name.parse().map_err(|e: Invalid| at(e.to_string()))?);
             }
+            ("metadata", Some("off")) => metadata.disabled = true,
+            ("metadata", _) => return Err(at("it must be metadata=off".into())),
             ("wait", Some(time)) => options.wait_ms = milliseconds(time).map_err(at)?,
             ("max-unheard", Some(time)) => options.max_unheard_seconds = Some(seconds(time).map_err(at)?),
             ("prefetch" | "token-file", Some(_)) => return Err(at("it takes no value".into())),
             _ => return Err(at(format!("it is not known; known are {KNOWN}"))),
         }
     }
+    metadata.region.clone_from(&options.region);
     // What stands behind `off` is checked too: it comes into force with one word.
-    Ok(if on { Policy::On(options) } else { Policy::Off })
+    Ok(Options { policy: if on { Policy::On(options) } else { Policy::Off }, metadata })
 }
 
 /// `5s`, `500ms`.
@@ -263,6 +335,39 @@ mod tests {
     }
 
     #[test]
+    fn the_metadata_service_is_for_every_step_of_a_partition_also_where_it_is_off() {
+        let site = parse("default=off,metadata=off,region=eu-west-1 partition:a=on partition:b=on,metadata=off");
+        assert_eq!(site.problems, []);
+        let region = Some("eu-west-1".parse().unwrap());
+        assert_eq!(site.metadata("any"), Metadata { disabled: true, region });
+        assert_eq!(site.metadata("a"), Metadata::default());
+        assert_eq!(site.metadata("b"), Metadata { disabled: true, region: None });
+        assert_eq!(parse("").metadata("any"), Metadata::default());
+        assert_eq!(site.advice.len(), 1);
+        assert!(site.advice[0].contains("partition b has metadata=off without region="), "{:?}", site.advice);
+    }
+
+    #[test]
+    fn a_partitions_name_may_be_any_that_slurm_takes() {
+        for (argument, name) in [
+            ("gpu+a100", "gpu+a100"),
+            ("a:b,c/d", "a:b,c/d"),
+            ("a%3Db%25%20c", "a=b% c"),
+            ("é", "é"),
+            ("%c3%a9", "é"),
+            ("<x>&\"y'", "<x>&\"y'"),
+            ("..", ".."),
+        ] {
+            let site = parse(&format!("default=off partition:{argument}=on,wait=2s"));
+            assert_eq!(site.problems, [], "{argument}");
+            assert_eq!(on(site.policy(name)).wait_ms, 2000, "{argument}");
+        }
+        for bad in ["a%", "a%3", "a%zz", "a%+1", "a%ff", "%0a", "%20"] {
+            assert_eq!(parse(&format!("partition:{bad}=on")).problems.len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
     fn a_mistake_is_reported_with_text_and_position_and_hits_its_partition_only() {
         let site = parse("default=on partition:gpu=on,prefech partition:cpu=on,prefetch wrong");
         let shown: Vec<String> = site.problems.iter().map(Problem::to_string).collect();
@@ -282,7 +387,6 @@ mod tests {
             "default=yes",
             "default=on default=off",
             "partition:=on",
-            "partition:a/b=on",
             "partition:a=on partition:a=off",
             "partition:a",
             "partition:a=on,",
@@ -290,6 +394,9 @@ mod tests {
             "partition:a=on,prefetch=yes",
             "partition:a=on,prefetch,prefetch",
             "partition:a=on,on-error=drain",
+            "partition:a=on,metadata=on",
+            "partition:a=on,metadata",
+            "partition:a=on,metadata=off,metadata=off",
             "partition:a=on,role=",
             "partition:a=on,region=EU",
             "partition:a=off,wait=5",
@@ -332,6 +439,7 @@ mod tests {
             "prefetch",
             "role=",
             "region=",
+            "metadata=off",
             "token-file",
             "on-error=continue",
             "on-error=fail",

@@ -259,7 +259,7 @@ mod tests {
     fn a_missing_or_contradicting_fact_leaves_a_note_instead_of_a_record() {
         for (name, value) in [
             ("SLURM_CLUSTER_NAME", None),
-            ("SLURM_JOB_USER", Some("bad user")),
+            ("SLURM_JOB_USER", Some("bad\nuser")),
             ("SLURM_JOB_UID", Some("0")),
             ("SLURM_JOB_ID", Some("13")),
             ("SLURM_JOB_RESTART_COUNT", Some("x")),

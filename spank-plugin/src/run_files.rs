@@ -129,6 +129,12 @@ impl RunFiles {
         std::str::from_utf8(&bytes).ok()?.trim().parse().ok().filter(|port| *port != 0)
     }
 
+    /// Whether this is the first call for a job, so that what its user is told once is not told again. `false` where that
+    /// cannot be noted.
+    pub fn is_first_notice(&self, job: JobId) -> bool {
+        create(&self.paths.job(job).join(file::NOTIFIED), 0o600).is_ok()
+    }
+
     /// Ends a job: moves its directory to `ended/`, then removes what else it left. `false` if it had no directory. What
     /// cannot be removed changes nothing: a token whose record has gone from `jobs/` is nobody's.
     ///
@@ -377,6 +383,7 @@ mod tests {
             assert_eq!(files.endpoint(), port, "{text}");
         }
         fs::create_dir(paths.job(job)).unwrap();
+        assert!(files.is_first_notice(job) && !files.is_first_notice(job));
         fs::write(paths.job(job).join("refused"), "no role\n").unwrap();
         assert_eq!(files.refused(job).unwrap(), "no role");
     }

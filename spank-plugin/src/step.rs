@@ -62,11 +62,15 @@ pub fn init_post_opt(job: &mut dyn Job, site: &Plugstack, asked: Asked) -> Plan 
     if let Err(error) = environment::clean_inherited(job, &site.run_dir) {
         job.log(Level::Error, &format!("spank_credd: a parent job's AWS variables could not be removed: {error}"));
     }
-    if matches!(job.step(), Ok(StepId::Extern)) || asked.aws == Some(false) {
+    if matches!(job.step(), Ok(StepId::Extern)) {
         return plan;
     }
-    match prepare(job, site, asked, &mut plan) {
-        Ok(()) => {}
+    let prepared = if asked.aws == Some(false) { Ok(false) } else { prepare(job, site, asked, &mut plan) };
+    if !matches!(prepared, Ok(true)) {
+        disable_metadata(job, site, prepared.is_err());
+    }
+    match prepared {
+        Ok(_) => {}
         Err(Without { why, on_error: OnError::Continue }) => {
             job.log(Level::Info, &format!("spank_credd: a step starts without AWS credentials: {why}"));
             plan.notices.push(format!("credd: no AWS credentials: {why}"));
@@ -76,8 +80,25 @@ pub fn init_post_opt(job: &mut dyn Job, site: &Plugstack, asked: Asked) -> Plan 
     plan
 }
 
-fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -> Result<(), Without> {
-    let Some((files, record)) = find_record(job, site, asked, plan)? else { return Ok(()) };
+/// A step without credentials must not fall through to the role of the EC2 instance where it should have had its project's
+/// (`expected`), nor where its partition has `metadata=off`. A partition is the environment's word here: whoever forges it
+/// could as well unset the variable.
+fn disable_metadata(job: &mut dyn Job, site: &Plugstack, expected: bool) {
+    let metadata = site.metadata(&partition_by_environment(job));
+    if (expected || metadata.disabled)
+        && let Err(error) = environment::disable_metadata(job, metadata.region.as_ref())
+    {
+        job.log(Level::Error, &format!("spank_credd: the EC2 metadata service could not be disabled: {error}"));
+    }
+}
+
+fn partition_by_environment(job: &dyn Job) -> String {
+    job.get("SLURM_JOB_PARTITION").map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default()
+}
+
+/// Sets the variables of a step that is to have credentials; `false` if it is not.
+fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -> Result<bool, Without> {
+    let Some((files, record)) = find_record(job, site, asked, plan)? else { return Ok(false) };
     let on_error = record.options.on_error;
     let without = |why: String| Without { why, on_error };
     if let Some(reason) = files.refused(record.job) {
@@ -89,19 +110,18 @@ fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -
     let port = credd::poll_until(end, || files.endpoint())
         .ok_or_else(|| without(format!("credd does not serve on node {}; tell your administrator", record.node)))?;
     let token_file = token_file(&files, &site.run_dir, &record, asked, plan);
-    environment::inject(job, &record, port, token_file.as_deref())
+    environment::inject(job, &record, port, token_file.as_deref(), &site.metadata(record.partition.as_str()))
         .map_err(|error| without(format!("Slurm did not take the variables: {error}")))?;
-    if environment::has_own_keys(job) && is_first_step(job) {
-        plan.notices.push(
-            "credd: AWS_ACCESS_KEY_ID is set in the job's environment and wins over the project's role; \
-             unset it to use the role"
-                .into(),
-        );
+    if is_first_step(job) && job.node_index() == Ok(0) {
+        let others = environment::other_identities::notices(job);
+        if !others.is_empty() && files.is_first_notice(record.job) {
+            plan.notices.extend(others);
+        }
     }
     if on_error == OnError::Fail {
         plan.gate = Gate::Ask { job: record.job, end, wait, run_dir: site.run_dir.path().to_owned() };
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The job's record, if this step is to have credentials. Without one the notes and the partition's policy say whether
@@ -112,8 +132,8 @@ fn find_record(
     asked: Asked,
     plan: &mut Plan,
 ) -> Result<Option<(RunFiles, JobRecord)>, Without> {
-    let partition = job.get("SLURM_JOB_PARTITION").map(|name| String::from_utf8_lossy(&name).into_owned());
-    let policy = site.policy(partition.as_deref().unwrap_or_default());
+    let partition = partition_by_environment(job);
+    let policy = site.policy(&partition);
     let on_error = if let Policy::On(options) = &policy { options.on_error } else { OnError::Continue };
     let without = |why: String| Without { why, on_error };
 
@@ -139,7 +159,6 @@ fn find_record(
         }
         (None, Policy::Off) => {
             if asked.aws == Some(true) {
-                let partition = partition.unwrap_or_default();
                 plan.notices.push(format!(
                     "credd: no AWS credentials: they are switched off for partition {partition}, which --aws=on cannot change"
                 ));
@@ -177,7 +196,7 @@ fn token_file(
     }
 }
 
-/// So that one job says one thing once.
+/// A job has few of them: with the note in its directory, one job says one thing once.
 fn is_first_step(job: &dyn Job) -> bool {
     matches!(job.step(), Ok(StepId::Batch | StepId::Interactive | StepId::Number(0)))
 }
@@ -225,7 +244,7 @@ pub fn task_init_privileged(job: &dyn Job, plan: &Plan) -> slurm_spank::Outcome 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::{FULL_URI, TOKEN, TOKEN_FILE};
+    use crate::environment::{FULL_URI, METADATA_DISABLED, TOKEN, TOKEN_FILE};
     use crate::scripted_job::{ScriptedJob, answering, record, run_dir};
     use slurm_spank::{Environment, Outcome as Verdict};
     use std::fs;
@@ -392,12 +411,70 @@ mod tests {
     }
 
     #[test]
-    fn a_users_own_keys_are_mentioned_once() {
+    fn other_identities_are_mentioned_once_a_job() {
         let mut lab = lab("", |_| {});
         lab.job.set("AWS_ACCESS_KEY_ID", b"AKIAEXAMPLE").unwrap();
-        assert!(lab.init(asked(None)).notices[0].contains("AWS_ACCESS_KEY_ID"));
-        lab.job.step = StepId::Number(1);
+        lab.job.set("AWS_PROFILE", b"mine").unwrap();
+        let notices = lab.init(asked(None)).notices;
+        assert!(notices.len() == 2 && notices[0].contains("AWS_ACCESS_KEY_ID is set"), "{notices:?}");
+        assert!(notices[1].contains("AWS_PROFILE is set"), "{notices:?}");
+        // The batch script's first step, then any other.
+        for step in [StepId::Number(0), StepId::Number(1)] {
+            lab.job.step = step;
+            assert_eq!(lab.init(asked(None)), Plan::default());
+        }
+    }
+
+    #[test]
+    fn only_the_node_that_tells_notes_that_the_user_was_told() {
+        let mut lab = lab("", |_| {});
+        lab.job.set("AWS_PROFILE", b"mine").unwrap();
+        lab.job.node_index = 1;
         assert_eq!(lab.init(asked(None)), Plan::default());
+        lab.job.node_index = 0;
+        assert_eq!(lab.init(asked(None)).notices.len(), 1);
+    }
+
+    #[test]
+    fn a_step_without_credentials_leaves_the_metadata_service_alone() {
+        let disabled = |arguments: &str, asked: Asked, edit: fn(&mut Lab)| {
+            let mut lab = lab(arguments, |_| {});
+            lab.job.set("SLURM_JOB_PARTITION", b"batch").unwrap();
+            edit(&mut lab);
+            lab.init(asked);
+            let text = |name: &str| lab.job.get(name).map(|value| String::from_utf8(value).unwrap());
+            (text(METADATA_DISABLED), text("AWS_REGION"))
+        };
+        let refused = |lab: &mut Lab| fs::write(lab.paths.job(lab.record.job).join("refused"), "no").unwrap();
+        let no_endpoint = |lab: &mut Lab| fs::remove_file(lab.paths.endpoint()).unwrap();
+        let no_record = |lab: &mut Lab| fs::remove_dir_all(lab.paths.job(lab.record.job)).unwrap();
+        let fallen = |lab: &mut Lab| {
+            lab.job.set(METADATA_DISABLED, b"false").unwrap();
+            fs::remove_file(lab.paths.endpoint()).unwrap();
+        };
+        let yes = (Some("true".to_owned()), None);
+        let with_region = (Some("true".to_owned()), Some("eu-west-1".to_owned()));
+        let (none, off) = ((None, None), asked(Some(false)));
+        // Wherever the project's role was due and is not there.
+        for edit in [refused, no_endpoint, no_record, fallen] {
+            assert_eq!(disabled("", asked(None), edit), yes);
+            assert_eq!(disabled("default=on,region=eu-west-1", asked(None), edit), with_region);
+        }
+        assert_eq!(disabled("default=on,mistake", asked(None), no_record), yes);
+        // Where it was not, only if the partition says so.
+        assert_eq!(disabled("", asked(None), |_| {}), none);
+        assert_eq!(disabled("", off, |_| {}), none);
+        assert_eq!(disabled("default=off", asked(None), no_record), none);
+        for (arguments, asked, edit) in [
+            ("default=on,metadata=off", asked(None), (|_| {}) as fn(&mut Lab)),
+            ("default=on,metadata=off", off, |_| {}),
+            ("default=off,metadata=off", asked(None), no_record),
+            ("default=off partition:batch=off,metadata=off", off, no_record),
+        ] {
+            assert_eq!(disabled(arguments, asked, edit), yes, "{arguments}");
+        }
+        assert_eq!(disabled("default=off,metadata=off,region=eu-west-1", asked(None), no_record), with_region);
+        assert_eq!(disabled("default=on,metadata=off,region=eu-west-1", off, |_| {}), with_region);
     }
 
     #[test]

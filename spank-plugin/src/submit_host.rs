@@ -26,7 +26,7 @@ pub fn register(job: &mut dyn Job, options: &[JobOption]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::{FULL_URI, TOKEN, TOKEN_FILE};
+    use crate::environment::{FULL_URI, METADATA_DISABLED, TOKEN, TOKEN_FILE};
     use crate::scripted_job::ScriptedJob;
     use std::collections::BTreeMap;
 
@@ -37,6 +37,9 @@ mod tests {
                 (FULL_URI, "http://127.0.0.1:9999/sessions/7/cluster/lab/project/p?roleSessionName=x"),
                 (TOKEN, "credd1-0123"),
                 (TOKEN_FILE, "/run/credd/tokens/7"),
+                ("CREDD_ADDED", "AWS_EC2_METADATA_DISABLED=true no_proxy=127.0.0.1"),
+                (METADATA_DISABLED, "true"),
+                ("no_proxy", "127.0.0.1"),
                 ("AWS_REGION", "eu-west-1"),
             ]
             .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))

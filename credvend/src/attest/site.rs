@@ -70,8 +70,8 @@ impl Settings {
 }
 
 /// The argument of `sinfo --Format` for [`addresses`].
-pub const ADDRESS_FORMAT: &str = "NodeList:65,NodeAddr:0";
-const NAME_WIDTH: usize = 65;
+pub const ADDRESS_FORMAT: &str = "NodeList:129,NodeAddr:0";
+const NAME_WIDTH: usize = 129;
 
 /// The addresses of all nodes from sinfo's answer, which has one row for each of a node's partitions. A name that fills
 /// its column may have been cut, and one that is none of ours cannot prove itself: those are left out.
@@ -146,9 +146,9 @@ mod tests {
 
     #[test]
     fn a_node_has_one_address_in_all_its_partitions() {
-        let header = format!("{:65}NODE_ADDR\n", "NODELIST");
+        let header = format!("{:129}NODE_ADDR\n", "NODELIST");
         let with = |rows: &[(&str, &str)]| {
-            let rows: String = rows.iter().map(|(n, a)| format!("{n:65}{a}\n")).collect();
+            let rows: String = rows.iter().map(|(n, a)| format!("{n:129}{a}\n")).collect();
             addresses(format!("{header}{rows}").as_bytes())
         };
         assert_eq!(with(&[]), Ok(all(&[])));
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(with(&two), Ok(all(&two)));
         assert!(with(&[("n2", "10.0.0.2"), ("n2", "10.0.0.3")]).is_err());
         assert!(with(&[("n2", "")]).is_err());
-        assert_eq!(with(&[(&"n".repeat(65), "10.0.0.2"), ("n1", "10.0.0.1")]), Ok(all(&[("n1", "10.0.0.1")])));
+        assert_eq!(with(&[(&"n".repeat(129), "10.0.0.2"), ("n1", "10.0.0.1")]), Ok(all(&[("n1", "10.0.0.1")])));
         assert!(addresses(b"").is_err());
     }
 
@@ -164,7 +164,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), rows in "[ -~é\n]{0,200}") {
             let _ = (Settings::parse(&bytes), addresses(&bytes));
-            let text = format!("{:65}NODE_ADDR\n{rows}", "NODELIST");
+            let text = format!("{:129}NODE_ADDR\n{rows}", "NODELIST");
             let _ = addresses(text.as_bytes());
         }
 
@@ -205,15 +205,15 @@ mod tests {
             other in "[a-z][a-z0-9.-]{0,30}",
             cut in any::<proptest::sample::Index>(),
         ) {
-            let header = format!("{:65}NODE_ADDR\n", "NODELIST");
-            let text = format!("{header}{}", format!("{name:65}{address_of}\n").repeat(rows));
+            let header = format!("{:129}NODE_ADDR\n", "NODELIST");
+            let text = format!("{header}{}", format!("{name:129}{address_of}\n").repeat(rows));
             let expected = all(&[(&name, &address_of)]);
             prop_assert_eq!(addresses(text.as_bytes()), Ok(expected.clone()));
             if let Ok(part) = addresses(&text.as_bytes()[..cut.index(text.len())]) {
                 prop_assert!(part.is_empty() || part == expected);
             }
             if other != name {
-                let another = format!("{text}{other:65}{address_of}\n");
+                let another = format!("{text}{other:129}{address_of}\n");
                 prop_assert_eq!(addresses(another.as_bytes()), Ok(all(&[(&name, &address_of), (&other, &address_of)])));
             }
         }

@@ -183,7 +183,7 @@ async fn a_strange_job_does_not_hide_the_others_from_a_listing() {
     let dir = tempfile::tempdir().unwrap();
     script(dir.path(), "squeue", "cat answer");
     settings(dir.path(), "none");
-    let strange = row(["2", "0", "6", "NEW_STATE", &"u".repeat(90), "a\nb", "batch"], "n[3-1]");
+    let strange = row(["2", "0", "6", "NEW_STATE", &"u".repeat(130), "a\nb", "batch"], "n[3-1]");
     let over = row(["4", "0", "6", "CANCELLED", "eve", "a", "batch"], "n1");
     answer(dir.path(), &[running("1"), strange, running("3"), over]);
     let slurm = slurm(dir.path(), 1);

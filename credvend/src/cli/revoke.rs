@@ -312,7 +312,7 @@ pub fn subject_shown(subject: &Subject) -> String {
 /// The subject, and the clusters to which it is limited.
 fn subject(config: &Config, whom: Whom, clusters: Vec<ClusterName>) -> anyhow::Result<(Subject, Vec<ClusterName>)> {
     let of_cluster = |text: &str, what: &str| -> anyhow::Result<(ClusterName, String)> {
-        if let Some((cluster, rest)) = text.split_once('/') {
+        if let Some((cluster, rest)) = text.rsplit_once('/') {
             let cluster: ClusterName = cluster.parse()?;
             if !clusters.is_empty() && clusters.iter().any(|other| *other != cluster) {
                 bail!("{what} {text:?} is of cluster {cluster}, and --cluster says otherwise");

@@ -97,7 +97,7 @@ allow-instance-metadata = 5
 region = "US EAST"
 sts-endpoint = "ftp://x"
 [[cluster]]
-name = "a/b"
+name = "a\u0007b"
 attest = "magic"
 [[cluster]]
 name = "lab"

@@ -62,7 +62,7 @@ account = "Cee"
 role-arn = "arn:aws:iam::123456789012:role/a"
 [projects.c.roles."no/name"]
 source-identity = "yes"
-[projects."bad/id"]
+[projects."bad\u0007id"]
 role-arn = "arn:aws:iam::123456789012:role/a"
 "#;
     let told = problems(text);

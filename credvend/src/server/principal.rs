@@ -246,20 +246,25 @@ pub fn certificate_name(der: &[u8]) -> Result<CertificateName, String> {
     }
 }
 
-/// Reads one `credd:` URI, exactly.
+/// Reads one `credd:` URI, exactly. In a cluster's and a node's name `%` and two hex digits stand for what a URI cannot
+/// hold, or for a `:`.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn uri_name(uri: &str) -> Result<CertificateName, String> {
     let bad = |why: String| format!("its name {:?}: {why}", uri.chars().take(80).collect::<String>());
+    if !uri.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(bad("a URI has no space and no character beyond ASCII".into()));
+    }
+    let name = |part: &str| super::route::decode(part).map_err(|e| bad(e.to_string()));
     let parts: Vec<&str> = uri.split(':').collect();
     match parts[..] {
         ["credd", "node", cluster, node] => Ok(CertificateName::Node(
-            cluster.parse().map_err(|e: credd_protocol::Invalid| bad(e.to_string()))?,
-            node.parse().map_err(|e: credd_protocol::Invalid| bad(e.to_string()))?,
+            name(cluster)?.parse().map_err(|e: credd_protocol::Invalid| bad(e.to_string()))?,
+            name(node)?.parse().map_err(|e: credd_protocol::Invalid| bad(e.to_string()))?,
         )),
         ["credd", "head", cluster] => {
-            Ok(CertificateName::Head(cluster.parse().map_err(|e: credd_protocol::Invalid| bad(e.to_string()))?))
+            Ok(CertificateName::Head(name(cluster)?.parse().map_err(|e: credd_protocol::Invalid| bad(e.to_string()))?))
         }
         ["credd", "admin", name] => {
             // An administrator is named as a user is.
@@ -309,8 +314,12 @@ mod tests {
         assert_eq!(uri_name("credd:node:lab:n1").unwrap(), node);
         assert_eq!(uri_name("credd:head:lab").unwrap(), CertificateName::Head("lab".parse().unwrap()));
         assert_eq!(uri_name("credd:admin:root").unwrap(), CertificateName::Admin("root".into()));
+        let escaped = CertificateName::Node("my lab:x%".parse().unwrap(), "n:1".parse().unwrap());
+        assert_eq!(uri_name("credd:node:my%20lab%3ax%25:n%3A1").unwrap(), escaped);
         for bad in [
             "credd:",
+            "credd:node:lab%",
+            "credd:head:lab%0a",
             "credd:node:lab",
             "credd:node:lab:n1:",
             "credd:node::n1",

@@ -223,8 +223,8 @@ impl Upstream {
                         return Err(ended);
                     }
                     tracing::info!(
-                        session = %session.id, cluster = %session.cluster, user = %session.user,
-                        project = %session.project, upstream_session = there.head_session,
+                        session = %session.id, cluster = %session.cluster, user = %session.user.field(),
+                        project = %session.project.field(), upstream_session = there.head_session,
                         submitted = there.submitted, "session opened at the upstream"
                     );
                     return Ok(token);

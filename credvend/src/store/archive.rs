@@ -174,7 +174,7 @@ pub async fn export(store: &dyn Archive, part: Part, from: Option<&str>) -> Resu
         Part::Blocks => whole(store.list_blocks().await?.into_iter().map(Record::Block).collect()),
         Part::News => {
             let clusters = store.newest_of_all().await?;
-            let place = from.and_then(|text| text.split_once(' '));
+            let place = from.and_then(|text| text.rsplit_once(' '));
             let at = |name: &ClusterName| {
                 place.map_or(0, |(c, n)| if c == name.as_str() { n.parse().unwrap_or(0) } else { 0 })
             };

@@ -102,8 +102,8 @@ impl Vending {
             self.end(before.id, SessionStatus::Completed, ANEW).await?;
         }
         tracing::info!(
-            session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user,
-            project = %session.project, "session opened by a head"
+            session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user.field(),
+            project = %session.project.field(), "session opened by a head"
         );
         Ok(HeadOpened { session: session.id, token: Secret::new(token.expose().to_owned()) })
     }
@@ -133,8 +133,8 @@ impl Vending {
             return Err(unknown(&request.session_id));
         }
         tracing::info!(
-            session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user,
-            project = %session.project, "a head opened its session again; it has a new token"
+            session = %session.id, cluster = %session.cluster, head_session = %request.session_id, user = %session.user.field(),
+            project = %session.project.field(), "a head opened its session again; it has a new token"
         );
         Ok(())
     }
@@ -199,7 +199,7 @@ impl Vending {
         result.inspect_err(|refusal| {
             // At debug: the server's bounded log has every refusal.
             tracing::debug!(
-                head_session, %cluster, %project, claimed, code = refusal.code(),
+                head_session, %cluster, project = %project.field(), claimed, code = refusal.code(),
                 why = %refusal, "credentials refused to a session token"
             );
             self.parts.audit.note(Event::Refused(Refused {

@@ -178,7 +178,7 @@ impl Vending {
             && let To::Bearer { claimed, peer } = to
         {
             tracing::info!(
-                session = %id, cluster = %session.cluster, user = %session.user, project = %session.project,
+                session = %id, cluster = %session.cluster, user = %session.user.field(), project = %session.project.field(),
                 head_session = session.origin.head_session(), peer = peer.map(tracing::field::display), claimed,
                 session_name = response.session_name,
                 "credentials served to a session token"
@@ -327,7 +327,7 @@ impl Issuing {
         // A revocation that came meanwhile killed these: who gets them would be refused by AWS until its next refresh.
         self.require_alive(&issuance).await?;
         tracing::info!(
-            session = %session.id, cluster = %session.cluster, user = %session.user, project = %session.project,
+            session = %session.id, cluster = %session.cluster, user = %session.user.field(), project = %session.project.field(),
             job = session.origin.job(), restart = session.origin.restart(), head_session = session.origin.head_session(),
             node = want.named.node.as_ref().map(|n| n.as_str()), role = %want.role,
             role_arn = %credentials.role_arn, session_name, key_id = credentials.access_key_id, expires = %credentials.expiration,

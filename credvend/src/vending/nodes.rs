@@ -121,7 +121,7 @@ impl Vending {
         let (_, roles) = self.project_of(facts)?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, job = %facts.job, restart = facts.restart,
-            user = %session.user, uid = %facts.uid, project = %session.project, partition = %facts.partition,
+            user = %session.user.field(), uid = %facts.uid, project = %session.project.field(), partition = %facts.partition.field(),
             node = %node.name, nodes = facts.nodes.len(), "session {}", if new { "opened" } else { "joined" }
         );
         Ok(OpenResponse {

@@ -198,6 +198,9 @@ impl Client {
         secret: &Secret,
         body: Option<Vec<u8>>,
     ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+        if let Some(name) = path.iter().find(|name| matches!(**name, "." | "..")) {
+            return Err(Trouble::Refused(format!("the name {name:?} cannot stand in a URL's path")));
+        }
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);

@@ -194,7 +194,7 @@ impl Upstream {
         match self.tell_revocation(user).await {
             Err(Untold::Again(why)) => Err(why),
             Err(Untold::Lacking(why)) => {
-                tracing::warn!(upstream = self.client.url(), %user, %why, "the upstream has not revoked everything");
+                tracing::warn!(upstream = self.client.url(), user = %user.field(), %why, "the upstream has not revoked everything");
                 Ok(())
             }
             Ok(_) => Ok(()),

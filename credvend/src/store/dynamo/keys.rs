@@ -1,8 +1,8 @@
 //! Which item is where. Every listing that must be complete at once is a partition of a base table: indexes of DynamoDB's
 //! own are eventually consistent and carry none of the store's promises.
 //!
-//! `#` is in none of the validated names, so that no two names make one key. What is free text stands last, and is hashed
-//! where it is long.
+//! `#` stands between the parts, and a cluster's name is written without it, so that no two places have one key. Any other
+//! name, and what is free text, stands last; the latter is hashed where it is long.
 
 use credd_protocol::{ClusterName, NodeName, ProjectId, RoleArn, SessionId, UserName};
 use sha2::{Digest, Sha256};
@@ -46,6 +46,30 @@ pub(super) fn week_of_place(place: &str) -> Option<i64> {
     i64::try_from(sortable + i128::from(i64::MIN)).ok().map(|micros| micros.div_euclid(WEEK))
 }
 
+/// A cluster's name as a part of a key, and as a key between `" "` and [`HIGHEST`].
+pub(super) fn name(cluster: &ClusterName) -> String {
+    let mut key = String::with_capacity(cluster.as_str().len());
+    for byte in cluster.as_str().bytes() {
+        if matches!(byte, b'#' | b'%' | b'~') || !(b' '..=b'~').contains(&byte) {
+            key.push_str(&format!("%{byte:02X}"));
+        } else {
+            key.push(byte.into());
+        }
+    }
+    key
+}
+
+/// The cluster of such a key.
+pub(super) fn cluster(key: &str) -> Option<ClusterName> {
+    let mut parts = key.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        bytes.extend_from_slice(part.get(2..)?.as_bytes());
+    }
+    String::from_utf8(bytes).ok()?.parse().ok()
+}
+
 pub(super) fn bounded(text: &str) -> String {
     if text.len() <= LONGEST {
         return format!("={text}");
@@ -69,7 +93,7 @@ pub(super) fn session(id: SessionId) -> String {
 
 /// All runs of one job id.
 pub(super) fn runs(cluster: &ClusterName, job: u32) -> String {
-    format!("run#{cluster}#{job}")
+    format!("run#{}#{job}", name(cluster))
 }
 
 /// One of them; those of one restart count have one beginning.
@@ -83,24 +107,24 @@ pub(super) fn restart(restart: u32) -> String {
 
 /// All sessions of one id of a head's.
 pub(super) fn head(cluster: &ClusterName, head_session: &str) -> String {
-    format!("head#{cluster}#{}", bounded(head_session))
+    format!("head#{}#{}", name(cluster), bounded(head_session))
 }
 
 pub(super) fn active(cluster: &ClusterName, id: SessionId) -> String {
-    format!("active#{cluster}#{}", shard(id))
+    format!("active#{}#{}", name(cluster), shard(id))
 }
 
 pub(super) fn all_active(cluster: &ClusterName) -> Vec<String> {
-    (0..SHARDS).map(|shard| format!("active#{cluster}#{shard}")).collect()
+    (0..SHARDS).map(|shard| format!("active#{}#{shard}", name(cluster))).collect()
 }
 
 /// Few sessions end so, and every replica that starts looks at them.
 pub(super) fn invalidated(cluster: &ClusterName, id: SessionId) -> String {
-    format!("invalidated#{cluster}#{}", shard(id))
+    format!("invalidated#{}#{}", name(cluster), shard(id))
 }
 
 pub(super) fn all_invalidated(cluster: &ClusterName) -> Vec<String> {
-    (0..SHARDS).map(|shard| format!("invalidated#{cluster}#{shard}")).collect()
+    (0..SHARDS).map(|shard| format!("invalidated#{}#{shard}", name(cluster))).collect()
 }
 
 pub(super) fn user(user: &UserName) -> String {
@@ -113,11 +137,11 @@ pub(super) fn project(project: &ProjectId) -> String {
 
 /// The log of what was opened in one week.
 pub(super) fn log(cluster: &ClusterName, opened: OffsetDateTime, id: SessionId) -> String {
-    format!("log#{cluster}#{}#{}", week(opened), shard(id))
+    format!("log#{}#{}#{}", name(cluster), week(opened), shard(id))
 }
 
 pub(super) fn log_of_week(cluster: &ClusterName, week: i64) -> Vec<String> {
-    (0..SHARDS).map(|shard| format!("log#{cluster}#{week}#{shard}")).collect()
+    (0..SHARDS).map(|shard| format!("log#{}#{week}#{shard}", name(cluster))).collect()
 }
 
 /// Which clusters there are, and since when.
@@ -140,7 +164,7 @@ fn role_of(role: &RoleArn) -> String {
 }
 
 fn node_of(cluster: &ClusterName, node: &NodeName) -> String {
-    format!("node#{cluster}#{node}")
+    format!("node#{}#{node}", name(cluster))
 }
 
 /// The log of what expires in one week.
@@ -175,7 +199,7 @@ pub(super) fn heard(id: crate::store::OrderId) -> String {
 }
 
 pub(super) fn news(cluster: &ClusterName) -> String {
-    format!("news#{cluster}")
+    format!("news#{}", name(cluster))
 }
 
 pub(super) fn news_number(number: u64) -> String {
@@ -192,7 +216,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn named(text: &str) -> ClusterName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn ordinary_clusters_keep_the_keys_they_had() {
+        assert_eq!(name(&named("My-lab_2.x")), "My-lab_2.x");
+        assert_eq!(runs(&named("lab"), 7), "run#lab#7");
+        assert_ne!(node_of(&named("a"), &"b#n".parse().unwrap()), node_of(&named("a#b"), &"n".parse().unwrap()));
+    }
+
     proptest! {
+        #[test]
+        fn a_clusters_key_is_its_own_and_is_listed(a in "[!-~é漢]{1,16}") {
+            let key = name(&named(&a));
+            prop_assert!(!key.contains('#') && key.as_str() >= " " && key.as_str() < HIGHEST);
+            prop_assert_eq!(cluster(&key).unwrap(), named(&a));
+        }
+
         #[test]
         fn times_sort_as_text(a: i64, b: i64) {
             prop_assert_eq!(sortable(a).cmp(&sortable(b)), a.cmp(&b));

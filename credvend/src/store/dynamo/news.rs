@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::db::{Cancelled, Db, Refused, defect, failed};
 use super::item::{ALONE, Item, PK, Row, SK, TTL, forgotten, key, micros, number, put, text};
 use super::orders::{bare, body, parsed};
+use super::sessions::cluster_of;
 use super::{keys, long_text};
 use crate::store::{NEWS_PAGE, News, NumberedNews, StoreError};
 
@@ -56,7 +57,7 @@ pub(super) async fn publish(
     // Every failure is another's success: so many publish at the same time never.
     for _ in 0..1000 {
         let next = newest + 1;
-        let mut counter = key(keys::NEWEST_NEWS, cluster.as_str());
+        let mut counter = key(keys::NEWEST_NEWS, keys::name(cluster));
         put(&mut counter, NUMBER, number(next));
         let counter = match newest {
             0 => condition(table, counter, format!("attribute_not_exists({PK})"), vec![])?,
@@ -83,7 +84,7 @@ pub(super) async fn publish(
 }
 
 pub(super) async fn newest(db: &Db, cluster: &ClusterName) -> Result<u64, StoreError> {
-    let item = db.get(&db.tables.state, key(keys::NEWEST_NEWS, cluster.as_str())).await?;
+    let item = db.get(&db.tables.state, key(keys::NEWEST_NEWS, keys::name(cluster))).await?;
     Ok(item.as_ref().map(|item| Row(item).number(NUMBER)).transpose()?.unwrap_or(0))
 }
 
@@ -116,7 +117,7 @@ async fn read(db: &Db, item: &Item) -> Result<NumberedNews, StoreError> {
 /// Where each cluster's numbering stands.
 pub(super) async fn newest_of_all(db: &Db) -> Result<Vec<(ClusterName, u64)>, StoreError> {
     let items = db.partition(&db.tables.state, keys::NEWEST_NEWS, (" ", keys::HIGHEST)).await?;
-    items.iter().map(|item| Ok((Row(item).parsed(SK)?, Row(item).number(NUMBER)?))).collect()
+    items.iter().map(|item| Ok((cluster_of(item)?, Row(item).number(NUMBER)?))).collect()
 }
 
 /// Puts a piece of news under its number, for a copy.
@@ -129,7 +130,7 @@ pub(super) async fn put_news(db: &Db, cluster: &ClusterName, numbered: &Numbered
 
 /// Sets where a cluster's numbering stands, for a copy.
 pub(super) async fn put_newest(db: &Db, cluster: &ClusterName, newest: u64) -> Result<(), StoreError> {
-    let mut item = key(keys::NEWEST_NEWS, cluster.as_str());
+    let mut item = key(keys::NEWEST_NEWS, keys::name(cluster));
     put(&mut item, NUMBER, number(newest));
     db.write_all(&db.tables.state, vec![item], vec![]).await
 }
@@ -139,7 +140,7 @@ pub(super) async fn prune(db: &Db, before: OffsetDateTime) -> Result<u64, StoreE
     let table = &db.tables.state;
     let mut gone = 0;
     for counter in db.partition(table, keys::NEWEST_NEWS, (" ", keys::HIGHEST)).await? {
-        let cluster: ClusterName = Row(&counter).parsed(SK)?;
+        let cluster = cluster_of(&counter)?;
         let mut old = vec![];
         for item in db.partition(table, &keys::news(&cluster), (keys::LOWEST, keys::HIGHEST)).await? {
             if Row(&item).number::<i64>(AT)? < micros(before) {

@@ -5,7 +5,7 @@ use credd_protocol::NodeName;
 
 use crate::store::StoreError;
 
-/// `n01`, `n02`, `n03` → `n01*3`. Neither `*` nor space is in a node's name.
+/// `n01`, `n02`, `n03` → `n01*3`. No node's name has a space; one with a `*` always has its count.
 pub(super) fn written(nodes: &[NodeName]) -> String {
     let mut text = String::new();
     let mut rest = nodes;
@@ -18,7 +18,7 @@ pub(super) fn written(nodes: &[NodeName]) -> String {
             text.push(' ');
         }
         text.push_str(first.as_str());
-        if count > 1 {
+        if count > 1 || first.as_str().contains('*') {
             text.push_str(&format!("*{count}"));
         }
         rest = &rest[count..];
@@ -44,7 +44,7 @@ pub(super) fn read(text: &str) -> Result<Vec<NodeName>, StoreError> {
     let broken = |part: &str| StoreError::Broken(format!("a list of nodes in DynamoDB does not read near {part:?}"));
     let mut nodes = vec![];
     for part in text.split_ascii_whitespace() {
-        let (first, count) = match part.split_once('*') {
+        let (first, count) = match part.rsplit_once('*') {
             None => (part, 1),
             Some((first, count)) => (first, count.parse().ok().filter(|n| *n <= 1 << 20).ok_or_else(|| broken(part))?),
         };
@@ -75,14 +75,14 @@ mod tests {
         assert_eq!(written(&odd), "n9 n10*2 m n08*2 n1 n1 7 99999999999999999999");
         assert_eq!(read(&written(&odd)).unwrap(), odd);
         assert_eq!(read("").unwrap(), []);
-        for bad in ["n*3", "n1*x", "n1*9999999999", "n9*2", "a/b"] {
+        for bad in ["n*3", "n1*x", "n1*9999999999", "n9*2", "a,b"] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }
 
     proptest! {
         #[test]
-        fn every_list_comes_back(list in proptest::collection::vec("[a-z]{0,2}[0-9]{1,2}", 0..40)) {
+        fn every_list_comes_back(list in proptest::collection::vec("[a-z*+]{0,2}[0-9]{1,2}", 0..40)) {
             let list: Vec<NodeName> = list.iter().map(|n| n.parse().unwrap()).collect();
             prop_assert_eq!(read(&written(&list)).unwrap(), list);
         }

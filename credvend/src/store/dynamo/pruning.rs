@@ -39,7 +39,8 @@ pub(super) async fn all(db: &Arc<Db>, weeks: &Weeks, before: OffsetDateTime) -> 
             }
         }
         if empty > oldest {
-            let place = (keys::CLUSTERS, cluster.as_str());
+            let name = keys::name(&cluster);
+            let place = (keys::CLUSTERS, name.as_str());
             weeks.forget(db, &db.tables.sessions, place, (oldest, newest), empty).await?;
         }
     }

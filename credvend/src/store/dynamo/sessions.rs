@@ -203,7 +203,7 @@ fn put_any(table: &str, item: Item) -> Result<TransactWriteItem, StoreError> {
 pub(super) async fn open(db: &Db, weeks: &Weeks, session: Session) -> Result<Opened, StoreError> {
     let session = kept(session);
     let table = &db.tables.sessions;
-    weeks.note(db, table, keys::CLUSTERS, session.cluster.as_str(), keys::week(session.opened)).await?;
+    weeks.note(db, table, keys::CLUSTERS, &keys::name(&session.cluster), keys::week(session.opened)).await?;
     let own = item(db, &session).await?;
     let (pk, sk) = first_of(&session);
     let mut writes = vec![put_new(table, entry(&session, pk, sk))?, put_new(table, own.clone())?];
@@ -433,6 +433,11 @@ fn matches(filter: &SessionFilter, session: &Session) -> bool {
         && filter.opened_before.is_none_or(|v| session.opened < v)
 }
 
+/// The cluster by whose name an item is listed.
+pub(super) fn cluster_of(item: &Item) -> Result<ClusterName, StoreError> {
+    keys::cluster(Row(item).text(SK)?).ok_or_else(|| Row(item).broken(SK, "it is no cluster"))
+}
+
 /// The clusters that ever had a session here, and the weeks of their logs.
 pub(super) async fn clusters(db: &Db) -> Result<Vec<(ClusterName, i64, i64)>, StoreError> {
     let items = db.partition(&db.tables.sessions, keys::CLUSTERS, (" ", keys::HIGHEST)).await?;
@@ -440,7 +445,7 @@ pub(super) async fn clusters(db: &Db) -> Result<Vec<(ClusterName, i64, i64)>, St
         .iter()
         .map(|item| {
             let (oldest, newest) = Weeks::of(item)?;
-            Ok((Row(item).parsed(SK)?, oldest, newest))
+            Ok((cluster_of(item)?, oldest, newest))
         })
         .collect()
 }
