@@ -12,6 +12,7 @@
 //! | [`audit`], [`metrics`] | what is put on record, and what is counted |
 //! | [`refusal`] | every way to say no |
 //! | [`events`] | what nodes are told at once |
+//! | [`rates`] | how often each address may do something |
 #![forbid(unsafe_code)]
 
 pub mod attest;
@@ -23,6 +24,7 @@ pub mod deny;
 pub mod events;
 pub mod metrics;
 pub mod projects;
+pub mod rates;
 pub mod refusal;
 pub mod server;
 pub mod session_name;

@@ -54,6 +54,7 @@ labels! {
     OfOperation { operation: Text }
     OfFailure { operation: Text, kind: Text }
     OfResult { result: Text }
+    OfReason { reason: Text }
     OfCertificate { certificate: Text }
 }
 
@@ -63,6 +64,7 @@ pub struct Metrics {
     requests: Family<OfRequest, Counter>,
     request_seconds: Durations<OfVerb>,
     connections_refused: Counter,
+    connections_closed: Family<OfReason, Counter>,
     events: Family<OfEvent, Counter>,
     refusals: Family<OfCode, Counter>,
     assume_role: Family<OfResult, Counter>,
@@ -114,6 +116,7 @@ impl Default for Metrics {
             requests = Family::default(), "requests", "Requests answered, by verb and result (ok, or the refusal's code)";
             request_seconds = slow(), "request_duration_seconds", "Time to an answer, by verb";
             connections_refused = Counter::default(), "connections_refused", "Connections closed at once because [limits] has no place for them";
+            connections_closed = Family::default(), "connections_closed", "Open connections closed: crowded (without proof, for newer ones), late (without proof, asked nothing), unread (did not take an answer)";
             events = Family::default(), "events", "Events of the audit log, whether or not it can be written";
             refusals = Family::default(), "refusals", "Refusals of the audit log, by code";
             assume_role = Family::default(), "assume_role", "AssumeRole calls, by result (ok, refused, unavailable; busy: not made)";
@@ -153,6 +156,9 @@ impl Metrics {
         for result in ["ok", "refused", "unavailable", "busy"] {
             drop(self.assume_role.get_or_create(&OfResult { result }));
         }
+        for reason in ["crowded", "late", "unread"] {
+            drop(self.connections_closed.get_or_create(&OfReason { reason }));
+        }
         for result in ["ok", "failed"] {
             drop(self.iam.get_or_create(&OfResult { result }));
             drop(self.sweeps.get_or_create(&OfResult { result }));
@@ -188,6 +194,11 @@ impl Metrics {
     /// A connection beyond `[limits]` was closed.
     pub fn connection_refused(&self) {
         self.connections_refused.inc();
+    }
+
+    /// An open connection was closed for this reason.
+    pub fn connection_closed(&self, reason: Text) {
+        self.connections_closed.get_or_create(&OfReason { reason }).inc();
     }
 
     /// Something happened that is put on record; with the code, if it is a refusal.

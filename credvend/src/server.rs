@@ -2,7 +2,10 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`listen`] | sockets, connections, their limits, the graceful stop |
+//! | [`listen`] | sockets, connections, the graceful stop |
+//! | [`connections`] | how many there may be, and which give way |
+//! | [`socket`] | a connection whose other end must read |
+//! | [`admin_socket`] | the administrators' own |
 //! | [`tls`] | the certificate: given, or made at first start and pinned |
 //! | [`route`] | method and path → [`route::Verb`] |
 //! | [`principal`] | headers and certificate → [`principal::Principal`] |
@@ -32,7 +35,9 @@ use principal::{Authenticator, Principal};
 use route::Verb;
 
 pub mod admin;
+pub mod admin_socket;
 pub mod answer;
+pub mod connections;
 pub mod head_secrets;
 pub mod listen;
 pub mod metrics_page;
@@ -43,6 +48,7 @@ pub mod refusal_log;
 pub mod revocations;
 pub mod route;
 pub mod seed;
+pub mod socket;
 pub mod stream;
 pub mod tls;
 
@@ -119,8 +125,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Answers one request; never fails, never takes longer than the settings allow.
-    pub async fn handle<B>(self: &Arc<Self>, connection: &Connection, request: Request<B>) -> Response<answer::AnyBody>
+    /// Answers one request; never fails, never takes longer than the settings allow. `on_proof` is called as soon as the
+    /// request has proven a node, a head or an administrator; the bearer of a token may be anybody.
+    pub async fn handle<B>(
+        self: &Arc<Self>,
+        connection: &Connection,
+        request: Request<B>,
+        on_proof: impl Fn(),
+    ) -> Response<answer::AnyBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -130,7 +142,7 @@ impl Server {
         let method = request.method().clone();
         let (verb, result) = match route::route(&method, &target) {
             Ok(verb) => {
-                let result = self.authenticated(connection, &verb, &target, request).await;
+                let result = self.authenticated(connection, &verb, &target, request, on_proof).await;
                 (Some(verb), result)
             }
             Err(refusal) => (None, Err((None, refusal))),
@@ -161,6 +173,7 @@ impl Server {
         verb: &Verb,
         target: &str,
         request: Request<B>,
+        on_proof: impl Fn(),
     ) -> Result<Reply, (Option<String>, Refusal)>
     where
         B: Body<Data = Bytes> + Send,
@@ -179,6 +192,9 @@ impl Server {
             .authenticate(connection, &asked, self.clock.now())
             .await
             .map_err(|refusal| (None, refusal))?;
+        if matches!(principal, Principal::Node(_) | Principal::Head(_) | Principal::Admin(_)) {
+            on_proof();
+        }
         let who = principal.to_string();
         // A caller that hangs up must not leave a revocation half done: the work goes on by itself.
         let work = {

@@ -585,3 +585,36 @@ fn a_bad_configuration_is_refused_with_every_problem() {
     }
     assert_eq!(site.run(&["no-such-command"]).code, 2);
 }
+
+#[test]
+#[cfg_attr(not(own_mounts), ignore = "needs root")]
+fn a_group_that_the_service_cannot_give_its_socket_to_is_refused_with_the_remedy() {
+    use std::os::unix::process::CommandExt;
+    // Somebody without privileges, and in no group but its own; a group that is there on every machine.
+    let (nobody, group) = (65_534, "adm");
+    let site = Site::new();
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    site.write("credvend.toml", &format!("admin-group = \"{group}\"\n{text}"));
+    std::fs::create_dir_all(site.path("state")).unwrap();
+    std::fs::create_dir_all(site.path("run")).unwrap();
+    let files = ["", "credvend.toml", "projects.toml", "secret", "run"];
+    let give = |names: &[&str], to: u32| {
+        for path in names.iter().map(|name| site.path(name)) {
+            std::os::unix::fs::chown(path, Some(to), Some(to)).unwrap();
+        }
+    };
+    give(&["state"], nobody);
+    let remedy = format!("usermod --append --groups {group} nobody");
+    let refused = |args: &[&str], uid: u32| {
+        let output = site.command(args).uid(uid).gid(uid).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(&remedy), "{args:?} as {uid}: {said}");
+    };
+    // Root looks on behalf of whoever owns the state.
+    refused(&["check-config"], 0);
+    give(&files, nobody);
+    refused(&["check-config"], nobody);
+    refused(&["serve"], nobody);
+    let valid = site.command(&["check-config"]).uid(nobody).gid(4).output().unwrap();
+    assert!(valid.status.success(), "{}", String::from_utf8_lossy(&valid.stderr));
+}

@@ -1,14 +1,17 @@
 //! `credvend check-config`.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::bail;
+use nix::unistd::Uid;
 
 use super::parts;
 use crate::attest::command::Commands;
 use crate::attest::submit_bounds::{self, Bounds};
 use crate::audit;
 use crate::config::{self, Config, ConfigError, ProjectsFrom, StoreKind};
+use crate::server::admin_socket::admin_group;
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
 use crate::store::sqlite::{SCHEMA, SqliteStore};
@@ -26,10 +29,8 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     let mut problems = Vec::new();
     let file = config.projects_from == ProjectsFrom::File;
     let projects = file.then(|| parts::projects(&config).map_err(|more| problems.extend(more)).ok()).flatten();
-    if let Some(name) = &config.admin_group
-        && !nix::unistd::Group::from_name(name).is_ok_and(|group| group.is_some())
-    {
-        problems.push(format!("admin-group: there is no group {name:?}; make it (groupadd --system), or leave it out"));
+    if let Some(name) = &config.admin_group {
+        problems.extend(admin_group(name, service_user(&config)).err());
     }
     if let Err(more) = HeadSecrets::open(parts::secret_files(&config)) {
         problems.extend(more);
@@ -77,6 +78,13 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
         bail!("the configuration is valid, but not everything it names works");
     }
     Ok(())
+}
+
+/// Whose process will serve: this one's user, or, where root looks, the owner of the state directory.
+fn service_user(config: &Config) -> Uid {
+    let own = Uid::effective();
+    let owner = std::fs::metadata(&config.state_dir).map(|directory| Uid::from_raw(directory.uid()));
+    if own.is_root() { owner.unwrap_or(own) } else { own }
 }
 
 /// Whether something is wrong.

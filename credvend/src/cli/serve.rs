@@ -23,8 +23,10 @@ use crate::metrics::Metrics;
 use crate::metrics::measured::Measured;
 use crate::projects::{ProjectMap, Projects};
 use crate::server::admin::{About, Admin};
+use crate::server::admin_socket::AdminSocket;
+use crate::server::connections::{Bounds, ConnectionLimits};
 use crate::server::head_secrets::HeadSecrets;
-use crate::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
+use crate::server::listen::{STOP_PATIENCE, serve_tcp};
 use crate::server::metrics_page;
 use crate::server::munge_claim::MungeVerifier;
 use crate::server::principal::Authenticator;
@@ -233,10 +235,9 @@ async fn listen_until_stopped(
     // Before READY: a signal that comes early must not kill the process.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
-    let limits =
-        Arc::new(ConnectionLimits::new(config.limits.max_connections, config.limits.max_connections_per_address));
+    let limits = Arc::new(ConnectionLimits::new(config.limits.bounds()));
     // A revocation keeps one while it goes on, and there may be many of them.
-    let admin_limits = Arc::new(ConnectionLimits::new(256, 256));
+    let admin_limits = Arc::new(ConnectionLimits::new(Bounds::of(256, 256)));
     if let Some(dir) = config.admin_socket.parent() {
         make_socket_dir(dir)?;
     }
@@ -292,7 +293,8 @@ async fn listen_until_stopped(
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     let _ = stop.send(true);
     while tasks.join_next().await.is_some() {}
-    if !limits.drained().await || !admin_limits.drained().await {
+    let patience = STOP_PATIENCE + Duration::from_secs(1);
+    if !limits.drained(patience).await || !admin_limits.drained(patience).await {
         tracing::warn!("some connections were cut off");
     }
     audit.note(Event::ServiceStopped);

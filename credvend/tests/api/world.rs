@@ -17,8 +17,10 @@ use credvend::events::Events;
 use credvend::metrics::Metrics;
 use credvend::projects::{ProjectMap, Projects, Role};
 use credvend::server::admin::{About, Admin};
+use credvend::server::admin_socket::AdminSocket;
+use credvend::server::connections::{Bounds, ConnectionLimits};
 use credvend::server::head_secrets::HeadSecrets;
-use credvend::server::listen::{AdminSocket, ConnectionLimits, serve_tcp};
+use credvend::server::listen::serve_tcp;
 use credvend::server::munge_claim::MungeVerifier;
 use credvend::server::principal::Authenticator;
 use credvend::server::tls::{Certificates, Files};
@@ -37,6 +39,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
+use tokio_rustls::client::TlsStream;
 
 pub const SECRET: &str = "head-secret-0123456789";
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -152,6 +155,13 @@ impl World {
 
     /// With the munged behind this socket, and so many connections of one address.
     pub async fn with(munge_socket: Option<PathBuf>, per_address: u32) -> Self {
+        // Tests ask faster than a node does.
+        let bounds = Bounds { handshakes_per_address: 1000, ..Bounds::of(64, per_address) };
+        Self::bounded(munge_socket, bounds).await
+    }
+
+    /// With the munged behind this socket, and these bounds of connections.
+    pub async fn bounded(munge_socket: Option<PathBuf>, bounds: Bounds) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = authority();
         let (ca_file, secret_file) = (dir.path().join("ca.pem"), dir.path().join("secret"));
@@ -212,7 +222,7 @@ impl World {
             clock: Arc::new(SystemClock),
             stopping,
         });
-        let limits = Arc::new(ConnectionLimits::new(64, per_address));
+        let limits = Arc::new(ConnectionLimits::new(bounds));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (port, plain_port) = (listener.local_addr().unwrap().port(), plain.local_addr().unwrap().port());
@@ -229,7 +239,7 @@ impl World {
     pub async fn stop(&mut self) -> bool {
         self.stop.send(true).unwrap();
         while self.tasks.join_next().await.is_some() {}
-        self.limits.drained().await
+        self.limits.drained(DEADLINE).await
     }
 
     pub fn replace_secrets(&self, lines: &str) {
@@ -257,6 +267,11 @@ impl World {
         as_whom: Option<&Identity>,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, String> {
+        http(self.handshake(as_whom).await?, request).await
+    }
+
+    /// A TLS connection on which nothing has been asked yet.
+    pub async fn handshake(&self, as_whom: Option<&Identity>) -> Result<TlsStream<TcpStream>, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         for own in CertificateDer::pem_file_iter(self.dir.path().join("server.crt")).unwrap() {
@@ -272,8 +287,7 @@ impl World {
         };
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await.map_err(|e| e.to_string())?;
         let name = ServerName::try_from("localhost").unwrap();
-        let connecting = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream);
-        http(connecting.await.map_err(|e| e.to_string())?, request).await
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())
     }
 
     /// One request over plain loopback HTTP.

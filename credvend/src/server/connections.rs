@@ -1,0 +1,407 @@
+//! How many connections there may be: in all, of one address, and of one address without proof.
+//!
+//! Any user of a node can open connections from that node's address. So a connection whose requests have not proven a
+//! node, a head or an administrator counts against a small budget of its own, has a few seconds for each request, and
+//! gives way, the oldest first, to one that comes later. What root of the node holds open is not touched by it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::rates::AddressRates;
+
+/// A connection without proof may wait this long for its handshake, and then for each request's header.
+pub const UNAUTHENTICATED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The bounds of `[limits]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// `max-connections`.
+    pub total: u32,
+    /// `max-connections-per-address`.
+    pub per_address: u32,
+    /// `max-unauthenticated-per-address`.
+    pub unauthenticated_per_address: u32,
+    /// `handshakes-per-address`: TLS handshakes a second.
+    pub handshakes_per_address: u32,
+}
+
+impl Bounds {
+    /// These two, and the others in proportion to the second: whoever raises it for many nodes behind one address needs
+    /// more of the others, too.
+    pub fn of(total: u32, per_address: u32) -> Self {
+        Bounds {
+            total,
+            per_address,
+            unauthenticated_per_address: Bounds::usual_unauthenticated(per_address),
+            handshakes_per_address: Bounds::usual_handshakes(per_address),
+        }
+    }
+
+    /// A quarter of all.
+    pub fn usual_unauthenticated(per_address: u32) -> u32 {
+        (per_address / 4).max(2)
+    }
+
+    /// An eighth of the connections anew each second. A node makes two, and again after an outage.
+    pub fn usual_handshakes(per_address: u32) -> u32 {
+        (per_address / 8).max(8)
+    }
+}
+
+/// Counts connections, and makes room among those without proof.
+pub struct ConnectionLimits {
+    bounds: Bounds,
+    handshakes: AddressRates,
+    book: Arc<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    entries: Mutex<Entries>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct Entries {
+    last: u64,
+    open: u32,
+    addresses: HashMap<IpAddr, OfAddress>,
+    /// All connections without proof, by the number that they were accepted under.
+    unauthenticated: std::collections::BTreeMap<u64, (IpAddr, Arc<Shown>)>,
+}
+
+#[derive(Default)]
+struct OfAddress {
+    open: u32,
+    unauthenticated: BTreeSet<u64>,
+}
+
+/// What a connection has shown so far.
+#[derive(Default)]
+struct Shown {
+    authenticated: AtomicBool,
+    crowded_out: AtomicBool,
+    /// Notified when it must make room.
+    give_way: Notify,
+    requests: Mutex<Requests>,
+}
+
+struct Requests {
+    under_way: u32,
+    /// When the last one ended, or the connection began.
+    since: Instant,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Requests { under_way: 0, since: Instant::now() }
+    }
+}
+
+/// Why a connection is closed although it might go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// Others of its address, or of all, came later and need the place.
+    Crowded,
+    /// No request of it came in time.
+    Late,
+}
+
+impl Closed {
+    /// For the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Closed::Crowded => "crowded",
+            Closed::Late => "late",
+        }
+    }
+}
+
+/// A connection's place, for as long as it lives.
+pub struct Place {
+    number: u64,
+    address: IpAddr,
+    shown: Arc<Shown>,
+    book: Arc<Book>,
+}
+
+impl Book {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    /// Closes the oldest connection without proof, of this address or of all. False: there is none.
+    fn make_room(&mut self, of: Option<IpAddr>) -> bool {
+        let oldest = match of {
+            Some(address) => self.addresses.get(&address).and_then(|own| own.unauthenticated.first().copied()),
+            None => self.unauthenticated.keys().next().copied(),
+        };
+        let Some(number) = oldest else { return false };
+        let Some((address, shown)) = self.unauthenticated.get(&number).cloned() else { return false };
+        shown.crowded_out.store(true, Ordering::Release);
+        shown.give_way.notify_one();
+        self.gone(number, address);
+        true
+    }
+
+    /// Takes a connection off the books.
+    fn gone(&mut self, number: u64, address: IpAddr) {
+        self.unauthenticated.remove(&number);
+        self.open -= 1;
+        if let Some(own) = self.addresses.get_mut(&address) {
+            own.unauthenticated.remove(&number);
+            own.open -= 1;
+            if own.open == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+    }
+}
+
+impl ConnectionLimits {
+    /// With these bounds.
+    pub fn new(bounds: Bounds) -> Self {
+        ConnectionLimits {
+            bounds,
+            // All connections of an address may come at once, as when credvend was away.
+            handshakes: AddressRates::new(
+                bounds.handshakes_per_address,
+                bounds.per_address.max(bounds.handshakes_per_address),
+            ),
+            book: Arc::default(),
+        }
+    }
+
+    /// Whether this address may begin another TLS handshake, which costs credvend more than its peer.
+    ///
+    /// # Errors
+    /// Not now; by the name of the option.
+    pub fn handshake(&self, address: IpAddr) -> Result<(), String> {
+        self.handshakes.take(address, std::time::Instant::now()).map_err(|_| {
+            let most = self.bounds.handshakes_per_address;
+            format!("[limits] handshakes-per-address = {most} a second is reached for this one")
+        })
+    }
+
+    /// A place for a connection of this address; the oldest ones without proof make room.
+    ///
+    /// # Errors
+    /// Which bound is reached, by the name of its option.
+    pub fn enter(&self, address: IpAddr) -> Result<Place, String> {
+        let Bounds { total, per_address, unauthenticated_per_address, .. } = self.bounds;
+        let mut entries = self.book.lock();
+        let (open, unauthenticated) = match entries.addresses.get(&address) {
+            Some(own) => (own.open, own.unauthenticated.len()),
+            None => (0, 0),
+        };
+        let crowded = open >= per_address || unauthenticated >= unauthenticated_per_address as usize;
+        if crowded && !entries.make_room(Some(address)) {
+            return Err(format!("[limits] max-connections-per-address = {per_address} is reached for this one"));
+        }
+        if entries.open >= total && !entries.make_room(None) {
+            return Err(format!("[limits] max-connections = {total} is reached"));
+        }
+        entries.last += 1;
+        entries.open += 1;
+        let (number, shown) = (entries.last, Arc::<Shown>::default());
+        entries.unauthenticated.insert(number, (address, shown.clone()));
+        let own = entries.addresses.entry(address).or_default();
+        own.open += 1;
+        own.unauthenticated.insert(number);
+        Ok(Place { number, address, shown, book: self.book.clone() })
+    }
+
+    /// Waits until every connection has ended, but not for ever.
+    pub async fn drained(&self, patience: Duration) -> bool {
+        let empty = async {
+            loop {
+                let left = self.book.left.notified();
+                let mut left = std::pin::pin!(left);
+                left.as_mut().enable();
+                if self.book.lock().open == 0 {
+                    return;
+                }
+                left.await;
+            }
+        };
+        tokio::time::timeout(patience, empty).await.is_ok()
+    }
+}
+
+impl Place {
+    /// A request has proven a node, a head or an administrator.
+    pub fn authenticated(&self) {
+        if self.shown.authenticated.load(Ordering::Acquire) {
+            return;
+        }
+        let mut entries = self.book.lock();
+        if self.shown.crowded_out.load(Ordering::Acquire) || self.shown.authenticated.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        entries.unauthenticated.remove(&self.number);
+        if let Some(own) = entries.addresses.get_mut(&self.address) {
+            own.unauthenticated.remove(&self.number);
+        }
+    }
+
+    /// A request is under way until the guard goes.
+    pub fn request(self: &Arc<Self>) -> UnderWay {
+        self.shown.requests().under_way += 1;
+        UnderWay(self.clone())
+    }
+
+    /// Whether it was closed to make room.
+    pub fn crowded_out(&self) -> bool {
+        self.shown.crowded_out.load(Ordering::Acquire)
+    }
+
+    /// Waits until the connection must be closed. One that has proven who it is must not.
+    pub async fn over(&self) -> Closed {
+        loop {
+            let give_way = self.shown.give_way.notified();
+            if self.shown.authenticated.load(Ordering::Acquire) {
+                // Never notified any more.
+                give_way.await;
+                return Closed::Crowded;
+            }
+            let (under_way, deadline) = {
+                let requests = self.shown.requests();
+                (requests.under_way > 0, requests.since + UNAUTHENTICATED_PATIENCE)
+            };
+            if !under_way && Instant::now() >= deadline {
+                return Closed::Late;
+            }
+            let next = if under_way { Instant::now() + UNAUTHENTICATED_PATIENCE } else { deadline };
+            tokio::select! {
+                () = give_way => return Closed::Crowded,
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut entries = self.book.lock();
+        if !self.shown.crowded_out.load(Ordering::Acquire) {
+            entries.gone(self.number, self.address);
+        }
+        if entries.open == 0 {
+            self.book.left.notify_waiters();
+        }
+    }
+}
+
+impl Shown {
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`Place::request`].
+pub struct UnderWay(Arc<Place>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut requests = self.0.shown.requests();
+        requests.under_way -= 1;
+        requests.since = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds(total: u32, per_address: u32, unauthenticated_per_address: u32) -> Bounds {
+        Bounds { unauthenticated_per_address, ..Bounds::of(total, per_address) }
+    }
+
+    fn addresses() -> (IpAddr, IpAddr) {
+        (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]))
+    }
+
+    #[test]
+    fn connections_are_bounded_in_all_and_per_address() {
+        let limits = ConnectionLimits::new(bounds(3, 2, 2));
+        let (a, b) = addresses();
+        let known = |address| limits.enter(address).inspect(Place::authenticated);
+        let (one, _two) = (known(a), known(a));
+        assert!(one.is_ok());
+        let third = limits.enter(a).err().unwrap();
+        assert!(third.contains("max-connections-per-address = 2"), "{third}");
+        let _three = known(b);
+        let fourth = limits.enter(b).err().unwrap();
+        assert!(fourth.contains("max-connections = 3"), "{fourth}");
+        drop(one);
+        assert!(limits.enter(a).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_oldest_without_proof_gives_way_and_what_proved_itself_stays() {
+        let limits = ConnectionLimits::new(bounds(100, 10, 2));
+        let (a, b) = addresses();
+        let node = limits.enter(a).unwrap();
+        node.authenticated();
+        let elsewhere = limits.enter(b).unwrap();
+        let (first, second) = (limits.enter(a).unwrap(), limits.enter(a).unwrap());
+        assert!(!first.crowded_out());
+        let third = limits.enter(a).unwrap();
+        assert_eq!(first.over().await, Closed::Crowded);
+        assert!(!node.crowded_out() && !second.crowded_out() && !third.crowded_out() && !elsewhere.crowded_out());
+        // It comes too late to prove anything, and is counted once.
+        first.authenticated();
+        drop(first);
+        let entries = limits.book.lock();
+        assert_eq!((entries.open, entries.unauthenticated.len(), entries.addresses[&a].open), (4, 3, 3));
+    }
+
+    #[test]
+    fn when_all_places_are_taken_those_without_proof_make_room_whosever_they_are() {
+        let limits = ConnectionLimits::new(bounds(3, 10, 10));
+        let (a, b) = addresses();
+        let (stranger, node) = (limits.enter(a).unwrap(), limits.enter(b).unwrap());
+        node.authenticated();
+        let other = limits.enter(a).unwrap();
+        let late = limits.enter(b).unwrap();
+        assert!(stranger.crowded_out() && !other.crowded_out() && !node.crowded_out());
+        drop((stranger, node, other, late));
+        let entries = limits.book.lock();
+        assert_eq!((entries.open, entries.unauthenticated.len(), entries.addresses.len()), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_nothing_for_some_seconds_is_late_unless_it_is_known() {
+        let limits = ConnectionLimits::new(bounds(100, 10, 2));
+        let (a, _) = addresses();
+        let place = Arc::new(limits.enter(a).unwrap());
+        let begun = Instant::now();
+        let request = place.request();
+        let waits = tokio::time::timeout(UNAUTHENTICATED_PATIENCE * 10, place.over()).await;
+        assert!(waits.is_err(), "an answer takes as long as it takes");
+        drop(request);
+        let over = tokio::time::timeout(UNAUTHENTICATED_PATIENCE * 2, place.over()).await;
+        assert_eq!(over.ok(), Some(Closed::Late));
+        assert!(begun.elapsed() >= UNAUTHENTICATED_PATIENCE * 11);
+        place.authenticated();
+        assert!(tokio::time::timeout(UNAUTHENTICATED_PATIENCE * 10, place.over()).await.is_err());
+    }
+
+    #[test]
+    fn handshakes_have_a_rate_that_follows_the_connections() {
+        let limits = ConnectionLimits::new(Bounds::of(1000, 64));
+        let (a, b) = addresses();
+        let granted = (0..1000).filter(|_| limits.handshake(a).is_ok()).count();
+        assert!((64..200).contains(&granted), "{granted}");
+        assert!(limits.handshake(a).unwrap_err().contains("handshakes-per-address = 8"));
+        assert!(limits.handshake(b).is_ok());
+    }
+}
