@@ -142,7 +142,8 @@ text_id!(
 
 text_id!(
     /// A SLUID: Slurm's name for one run of a job (25.11 and later), "s" and 13 digits of Crockford's base 32.
-    Sluid, "SLUID", 14, |b| b == b's' || b.is_ascii_digit() || b.is_ascii_uppercase(), "'s', digits and capital letters"
+    Sluid, "SLUID", 14, |text| text.bytes().all(|b| b == b's' || b.is_ascii_digit() || b.is_ascii_uppercase()),
+    "only 's', digits and capital letters may appear"
 );
 
 impl Default for RoleName {
