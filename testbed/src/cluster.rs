@@ -19,7 +19,7 @@ use crate::plan::Plan;
 use crate::pretend_aws::PretendAws;
 use crate::slurm_daemons as daemons;
 use crate::users::AsUser;
-use crate::{database, ours, people, slurm_files, software};
+use crate::{database, host_etc, ours, people, slurm_files, software};
 
 /// How long one daemon may take to be ready.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
@@ -306,15 +306,7 @@ fn make_run_dir() -> Result<PathBuf> {
 
 /// Puts programs into the run directory; says what hosts shall show in place of the machine's own files.
 fn install(layout: &Layout, plan: &Plan) -> Result<Vec<(PathBuf, PathBuf)>> {
-    let etc = layout.etc();
-    let mut binds: Vec<(PathBuf, PathBuf)> = ["passwd", "group", "nsswitch.conf", "hosts"]
-        .iter()
-        .map(|file| (etc.join(file), Path::new("/etc").join(file)))
-        .collect();
-    // For who forgets SLURM_CONF; not every package makes the directory.
-    if Path::new("/etc/slurm").is_dir() {
-        binds.push((etc.join("slurm"), "/etc/slurm".into()));
-    }
+    let mut binds = vec![(host_etc::make(layout)?, PathBuf::from("/etc"))];
     if plan.aws {
         binds.push((software::python_environment()?, layout.run.join("venv")));
         software::install_aws_cli(layout)?;

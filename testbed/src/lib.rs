@@ -56,6 +56,7 @@ pub mod database;
 pub mod deadline;
 pub mod demo;
 pub mod host;
+pub mod host_etc;
 pub mod host_init;
 pub mod init_protocol;
 pub mod keeper;

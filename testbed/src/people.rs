@@ -1,5 +1,5 @@
 //! Who exists on the test hosts: the machine's own accounts, four users, and our daemons' accounts. They stand in
-//! private copies of `passwd` and `group` that only the test hosts see.
+//! copies of `passwd` and `group` that only the test hosts see, in an `/etc` of their own ([`crate::host_etc`]).
 
 use std::fs;
 use std::io;

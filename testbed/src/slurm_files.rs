@@ -101,7 +101,8 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
     }
     for (nth, partition) in plan.partitions.iter().enumerate() {
         let default = if nth == 0 { " Default=YES" } else { "" };
-        text.push_str(&format!("PartitionName={} Nodes=ALL{default} {}\n", partition.name, partition.slurm));
+        let name = if partition.name.contains(' ') { format!("\"{}\"", partition.name) } else { partition.name.clone() };
+        text.push_str(&format!("PartitionName={name} Nodes=ALL{default} {}\n", partition.slurm));
     }
     text.push_str(&plan.slurm_conf.replace("{run}", &run.to_string()));
     text
@@ -116,7 +117,8 @@ fn plugstack(layout: &Layout, plan: &Plan) -> String {
             let mut line = format!("required {plugin} {}", plan.plugin_options);
             for partition in &plan.partitions {
                 if let Some(options) = &partition.plugin {
-                    line.push_str(&format!(" partition:{}={options}", partition.name));
+                    let name = partition.name.replace('%', "%25").replace('=', "%3D").replace(' ', "%20");
+                    line.push_str(&format!(" partition:{name}={options}"));
                 }
             }
             line + "\n"

@@ -71,6 +71,45 @@ fn users_run_jobs_on_every_node_as_themselves() {
     assert_nothing_left(&run, pid);
 }
 
+/// A cluster whose "machine" has an `/etc` that can be spoiled, and what becomes of its users when an installation replaces
+/// the machine's files by rename(2). `testbed up` is `$0`, the copy of the machine's `/etc` goes to `$1`.
+const REPLACED_FILES: &str = r#"
+set -eu
+cp -a /etc "$1"
+mount --bind "$1" /etc
+coproc up { exec "$0" up --bare; }
+read -r run <&"${up[0]}"
+read -r name head <&"${up[0]}"
+who() { nsenter -t "$head" -m -r id alice; nsenter -t "$head" -m -r getent hosts n1; }
+who
+for file in passwd group hosts nsswitch.conf; do
+    cp "/etc/$file" "/etc/$file.new"
+    mv "/etc/$file.new" "/etc/$file"
+done
+who
+nsenter -t "$head" -m -r -u -n -i -p env SLURM_CONF="$run/etc/slurm/slurm.conf" \
+    setpriv --reuid=alice --regid=alice --init-groups srun -D / id -un
+exec {up[1]}>&-
+wait "$up_PID"
+"#;
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
+fn users_stay_when_the_machines_files_are_replaced() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let done = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "bash", "-c", REPLACED_FILES, env!("CARGO_BIN_EXE_testbed")])
+        .arg(temp.path().join("etc"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("unshare is of util-linux");
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(said.matches("uid=5001(alice)").count(), 2, "{said}");
+    assert_eq!(said.matches("10.77.0.11").count(), 2, "{said}");
+    assert_eq!(said.lines().last(), Some("alice"), "{said}");
+}
+
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
 fn nothing_is_left_when_the_owner_is_killed() {
