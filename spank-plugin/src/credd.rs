@@ -44,6 +44,23 @@ pub fn outcome(run_dir: &RunDir, job: JobId, end: Instant) -> io::Result<Outcome
     last
 }
 
+/// Why a job that demands credentials has none by `end`, in a sentence; `None` if its session is open.
+pub fn why_not_open(run_dir: &RunDir, job: JobId, end: Instant, wait: Duration) -> Option<String> {
+    let waited = wait.as_millis();
+    match outcome(run_dir, job, end) {
+        Ok(Outcome::Open) => None,
+        Ok(Outcome::Refused { reason }) => Some(reason),
+        Ok(Outcome::Opening { reason }) => {
+            let obstacle = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+            Some(format!("they were not there within {waited} ms{obstacle}"))
+        }
+        Ok(Outcome::Unknown) => Some("credd on this node does not know the job; tell your administrator".into()),
+        Err(error) => {
+            Some(format!("credd on this node did not answer within {waited} ms ({error}); tell your administrator"))
+        }
+    }
+}
+
 /// The first thing that `look` finds, looking again until `end`; once at least.
 pub fn poll_until<T>(end: Instant, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     loop {

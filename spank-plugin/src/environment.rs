@@ -5,8 +5,9 @@ mod no_proxy;
 pub mod other_identities;
 
 use additions::Additions;
+use credd_protocol::late::LateRecord;
 use credd_protocol::record::{JobRecord, RUN_DIR, RunDir};
-use credd_protocol::{Region, endpoint, secret::TOKEN_PREFIX};
+use credd_protocol::{JobToken, Region, endpoint, secret::TOKEN_PREFIX};
 use slurm_spank::{Environment, Error};
 
 use crate::plugstack::Metadata;
@@ -62,18 +63,44 @@ pub fn inject(
 ) -> Result<(), Error> {
     let uri =
         endpoint::full_uri(port, record.job, &record.cluster, record.account.as_ref(), &record.user, &record.node);
+    offer(env, &uri, &record.token, token_file, record.options.region.as_ref(), metadata)
+}
+
+/// As [`inject`], for a job of which the node does not know yet whose project it is in.
+///
+/// # Errors
+/// As [`inject`].
+pub fn inject_late(
+    env: &mut dyn Environment,
+    late: &LateRecord,
+    port: u16,
+    token_file: Option<&[u8]>,
+    region: Option<&Region>,
+    metadata: &Metadata,
+) -> Result<(), Error> {
+    offer(env, &endpoint::late_uri(port, late.job), &late.token, token_file, region, metadata)
+}
+
+fn offer(
+    env: &mut dyn Environment,
+    uri: &str,
+    token: &JobToken,
+    token_file: Option<&[u8]>,
+    region: Option<&Region>,
+    metadata: &Metadata,
+) -> Result<(), Error> {
     env.unset(RELATIVE_URI)?;
     match token_file {
         Some(path) => env.set(TOKEN_FILE, path)?,
         None => env.unset(TOKEN_FILE)?,
     }
     env.set(FULL_URI, uri.as_bytes())?;
-    env.set(TOKEN, record.token.expose().as_bytes())?;
+    env.set(TOKEN, token.expose().as_bytes())?;
     let mut additions = Additions::to(env);
     if metadata.disabled {
         additions.set(METADATA_DISABLED, b"true")?;
     }
-    if let Some(region) = &record.options.region {
+    if let Some(region) = region {
         set_region(&mut additions, region)?;
     }
     no_proxy::bypass(&mut additions)?;

@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | [`submit_host`] | srun, sbatch, salloc | the user | registers the options, removes what a parent job left in the environment |
 //! | [`prolog`] | `slurmstepd spank prolog` | root | writes the job's record, tells credd |
-//! | [`step`] | a step's slurmstepd | root | sets the step's variables; refuses the job only where `on-error=fail` |
+//! | [`step`], [`late`] | a step's slurmstepd | root | sets the step's variables; refuses the job only where `on-error=fail` |
 //! | [`epilog`] | `slurmstepd spank epilog` | root | ends the record, tells credd |
 //!
 //! [`dispatch`] chooses among them by SPANK context, `export` is what Slurm calls and holds all `unsafe` code. A hook
@@ -22,6 +22,7 @@ pub mod epilog;
 #[allow(unsafe_code)]
 pub mod export;
 pub mod job_options;
+pub mod late;
 pub mod live_steps;
 pub mod node_list;
 pub mod plugstack;

@@ -14,6 +14,8 @@ use std::fmt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
+use credd_protocol::late::Policies;
+pub use credd_protocol::late::Policy;
 use credd_protocol::record::{JobOptions, OnError, RUN_DIR, RunDir};
 use credd_protocol::{Invalid, PartitionName, Region};
 
@@ -29,17 +31,6 @@ const MAX_RUN_DIR_BYTES: usize = 90;
 /// The items of a list, for messages.
 const KNOWN: &str = "on, off, prefetch, token-file, on-error=continue|fail, role=NAME, region=NAME, metadata=off, \
                      wait=TIME (5s, 500ms) and max-unheard=TIME (60s, 10m)";
-
-/// What a partition gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Policy {
-    /// Nothing: its jobs run as if the plugin were not there.
-    Off,
-    /// Credentials, with these options.
-    On(JobOptions),
-    /// Nothing, because its list has a mistake: a sentence for the jobs' users.
-    Broken(String),
-}
 
 /// What a partition's steps are told about the EC2 metadata service, also where the partition is off.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -146,6 +137,25 @@ impl Plugstack {
                 )
             })
             .collect();
+    }
+
+    /// What each partition gets, for a late record.
+    pub fn policies(&self) -> Policies {
+        let default = self.default.as_ref().map(|options| options.policy.clone());
+        let default = default.unwrap_or_else(|| Policy::On(JobOptions::default()));
+        let named = self.partitions.iter().map(|(name, options)| (name.clone(), options.policy.clone()));
+        let named = named.filter(|(_, policy)| *policy != default).collect();
+        Policies { default, named }
+    }
+
+    /// The longest `wait=` of the partitions with `on-error=fail`; `None` if there are none.
+    pub fn demanded_wait(&self) -> Option<Duration> {
+        let all = self.partitions.iter().map(|(_, options)| options).chain(&self.default);
+        let waits = all.filter_map(|options| match &options.policy {
+            Policy::On(options) if options.on_error == OnError::Fail => Some(options.wait_ms),
+            _ => None,
+        });
+        waits.max().map(|wait| Duration::from_millis(wait.into()))
     }
 
     fn add_default(&mut self, list: &str) -> Result<(), String> {
@@ -365,6 +375,21 @@ mod tests {
         for bad in ["a%", "a%3", "a%zz", "a%+1", "a%ff", "%0a", "%20"] {
             assert_eq!(parse(&format!("partition:{bad}=on")).problems.len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_late_record_gets_every_partitions_policy() {
+        let line = "default=on partition:debug=off partition:gpu=on,on-error=fail,wait=7s \
+                    partition:like=on partition:bad=on,x partition:short=on,on-error=fail,wait=1s";
+        let (site, policies) = (parse(line), parse(line).policies());
+        for name in ["debug", "gpu", "like", "bad", "short", "other"] {
+            assert_eq!(*policies.of(&name.parse().unwrap()), site.policy(name), "{name}");
+        }
+        assert_eq!(policies.named.len(), 4, "what is as the default needs no entry");
+        assert_eq!(site.demanded_wait(), Some(Duration::from_secs(7)));
+        assert_eq!(parse("partition:a=off,on-error=fail").demanded_wait(), None);
+        assert_eq!(parse("default=on,on-error=fail").demanded_wait(), Some(Duration::from_secs(5)));
+        assert_eq!(*parse("").policies().of(&"any".parse().unwrap()), parse("").policy("any"));
     }
 
     #[test]

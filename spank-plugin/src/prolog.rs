@@ -27,6 +27,8 @@ pub fn job_prolog(job: &mut dyn Job, env: &dyn Environment, site: &Plugstack, as
         return job.log(Level::Error, "spank_credd: Slurm gave the prolog no job id; the job gets no AWS credentials");
     };
     let plan = match site.policy(&variable(env, "SLURM_JOB_PARTITION").unwrap_or_default()) {
+        // Steps ask where it matters: whether the prolog ran, and found the partition off.
+        Policy::Off if site.demanded_wait().is_some() => Start::Note(Skipped::Off),
         Policy::Off => Start::Nothing,
         Policy::Broken(why) => Start::Note(Skipped::Failed { on_error: OnError::Continue, why }),
         Policy::On(_) if asked.aws == Some(false) => Start::Note(Skipped::Asked),
@@ -64,6 +66,13 @@ fn start(site: &Plugstack, id: JobId, plan: Start, proc: &Path) -> io::Result<()
             && live_steps::any(proc, id)
         {
             // The prolog runs once more for a job that is running: its processes hold the old token.
+            return Ok(());
+        }
+        if let (Start::Record(record), Ok(Some(late))) = (&plan, files.read_late(id))
+            && late.uid == record.uid
+            && live_steps::any(proc, id)
+        {
+            // It runs for the first time, and so do they; Slurm says the rest.
             return Ok(());
         }
         // Any other directory of this id belongs to a life before: the id came again, or a requeue without an epilog.
@@ -215,6 +224,8 @@ mod tests {
         let (_temp, paths) = run_dir();
         let (files, _, id) = prolog(&paths, "default=off", Asked { aws: Some(true), token_file: true });
         assert_eq!((files.read_record(id).unwrap(), files.skipped(id)), (None, None));
+        let (files, _, id) = prolog(&paths, "default=off partition:gpu=on,on-error=fail", Asked::default());
+        assert_eq!((files.read_record(id).unwrap(), files.skipped(id)), (None, Some(Skipped::Off)));
         let (files, _, id) = prolog(&paths, "default=on", Asked { aws: Some(false), token_file: true });
         assert_eq!((files.read_record(id).unwrap(), files.skipped(id)), (None, Some(Skipped::Asked)));
         assert!(!paths.token_file(id).exists());
@@ -253,6 +264,25 @@ mod tests {
         // A requeued job is another run, whatever of the first still hangs about.
         assert_ne!(token("1"), first);
         assert_eq!(std::fs::read_dir(paths.ended()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_prolog_that_comes_late_leaves_the_tokens_that_steps_hold() {
+        let (_temp, paths) = run_dir();
+        let proc = tempfile::tempdir().unwrap();
+        let (mut job, site) = (ScriptedJob::new(), site(&paths, ""));
+        crate::step::init_post_opt(&mut job, &site, Asked::default());
+        let files = RunFiles::open(&paths).unwrap().unwrap();
+        let id = JobId::try_from(12).unwrap();
+        let late = files.read_late(id).unwrap().unwrap();
+        std::fs::create_dir(proc.path().join("9")).unwrap();
+        std::fs::write(proc.path().join("9/cmdline"), "slurmstepd: [12.batch]\0").unwrap();
+        job_prolog(&mut job, &prolog_environment(), &site, Asked::default(), 0, proc.path());
+        assert_eq!(files.read_late(id).unwrap().unwrap(), late);
+        // Where none is running any more, it was another run's.
+        job_prolog(&mut job, &prolog_environment(), &site, Asked::default(), 0, Path::new("/nonexistent"));
+        assert_ne!(files.read_record(id).unwrap().unwrap().token, late.token);
+        assert_eq!((files.read_late(id).unwrap(), std::fs::read_dir(paths.ended()).unwrap().count()), (None, 1));
     }
 
     #[test]

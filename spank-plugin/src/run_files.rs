@@ -8,8 +8,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use credd_protocol::late::{LateRecord, MAX_LATE_BYTES};
 use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, OnError, RunDir, file};
-use credd_protocol::{JobId, secret::JobToken};
+use credd_protocol::{Invalid, JobId, secret::JobToken};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
@@ -30,6 +31,9 @@ pub struct RunFiles {
 pub enum Skipped {
     /// The job was submitted with `--aws=off`.
     Asked,
+    /// Its partition is off. Noted only where another partition has `on-error=fail`, so that a step need not believe its
+    /// environment in that.
+    Off,
     /// The prolog could not write one.
     Failed {
         /// What its partition makes of that.
@@ -74,12 +78,29 @@ impl RunFiles {
     /// # Errors
     /// Where a file operation fails.
     pub fn write_record(&self, record: &JobRecord) -> io::Result<()> {
+        self.write_job(record.job, file::RECORD, &record.to_json())
+    }
+
+    /// Leaves a late record, whole or not at all.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`]: the job has a directory with something in it by now. Otherwise a file operation
+    /// failed.
+    pub fn write_late(&self, record: &LateRecord) -> io::Result<()> {
+        let bytes = record.to_json().map_err(io::Error::other)?;
+        self.write_job(record.job, file::LATE, &bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty => io::ErrorKind::AlreadyExists.into(),
+            _ => error,
+        })
+    }
+
+    fn write_job(&self, job: JobId, name: &str, bytes: &[u8]) -> io::Result<()> {
         // Not made in `jobs/`, where credd would stumble over it.
-        let new = self.new_path(record.job)?;
+        let new = self.new_path(job)?;
         let written = (|| {
             DirBuilder::new().mode(0o700).create(&new)?;
-            create(&new.join(file::RECORD), 0o600)?.write_all(&record.to_json())?;
-            fs::rename(&new, self.paths.job(record.job))
+            create(&new.join(name), 0o600)?.write_all(bytes)?;
+            fs::rename(&new, self.paths.job(job))
         })();
         if written.is_err() {
             // What stays all the same is swept by credd.
@@ -99,7 +120,25 @@ impl RunFiles {
     /// # Errors
     /// A sentence: a file that is not root's alone, or is no record.
     pub fn read_record(&self, job: JobId) -> Result<Option<JobRecord>, String> {
-        let path = self.paths.job(job).join(file::RECORD);
+        self.read_job(job, file::RECORD, MAX_RECORD_BYTES, JobRecord::from_json)
+    }
+
+    /// A running job's late record; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`RunFiles::read_record`].
+    pub fn read_late(&self, job: JobId) -> Result<Option<LateRecord>, String> {
+        self.read_job(job, file::LATE, MAX_LATE_BYTES, LateRecord::from_json)
+    }
+
+    fn read_job<T>(
+        &self,
+        job: JobId,
+        name: &str,
+        max: u64,
+        parse: impl FnOnce(&[u8]) -> Result<T, Invalid>,
+    ) -> Result<Option<T>, String> {
+        let path = self.paths.job(job).join(name);
         let file = match open_read(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -110,10 +149,15 @@ impl RunFiles {
             if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
                 return Err(io::Error::other("it is not a file of root's alone"));
             }
-            read_bounded(file, MAX_RECORD_BYTES + 1)
+            read_bounded(file, max + 1)
         })();
         let bytes = bytes.map_err(|error| format!("{}: {error}", path.display()))?;
-        JobRecord::from_json(&bytes).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+        parse(&bytes).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Whether Slurm's partition of a job with a late record is off.
+    pub fn is_off(&self, job: JobId) -> bool {
+        self.paths.job(job).join(file::OFF).exists()
     }
 
     /// Why credvend refused the job, if it did.
@@ -206,6 +250,7 @@ impl Skipped {
         };
         match self {
             Skipped::Asked => "asked\n".to_owned(),
+            Skipped::Off => "off\n".to_owned(),
             Skipped::Failed { on_error: OnError::Continue, why } => format!("continue {}\n", sentence(why)),
             Skipped::Failed { on_error: OnError::Fail, why } => format!("fail {}\n", sentence(why)),
         }
@@ -218,6 +263,7 @@ impl Skipped {
             Some(("continue", why)) => Some(Skipped::Failed { on_error: OnError::Continue, why: why.into() }),
             Some(("fail", why)) => Some(Skipped::Failed { on_error: OnError::Fail, why: why.into() }),
             None if line == "asked" => Some(Skipped::Asked),
+            None if line == "off" => Some(Skipped::Off),
             _ => None,
         }
     }
@@ -346,6 +392,7 @@ mod tests {
         fs::create_dir(paths.path().join("skipped")).unwrap();
         for (text, meant) in [
             ("asked\n", Some(Skipped::Asked)),
+            ("off\n", Some(Skipped::Off)),
             ("", None),
             ("asked", None),
             ("ask\n", None),

@@ -2,18 +2,19 @@
 //! `on-error=fail`, refuses the job if there are no credentials.
 //!
 //! The step's environment comes from the user and is believed in nothing that gives anything: job id and uid are
-//! Slurm's items, all else is the record's. Its `SLURM_JOB_PARTITION` is read only where there is no record, to choose
-//! between keeping silent, a message and a refusal; whoever forges it changes the fate of his own job alone.
+//! Slurm's items, all else is the record's. Its `SLURM_JOB_PARTITION` is read only where the job's start left nothing here:
+//! see [`crate::late`].
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use credd_protocol::local::Outcome;
-use credd_protocol::record::{JobRecord, OnError, RunDir};
-use credd_protocol::{JobId, Uid};
+use credd_protocol::late::LateRecord;
+use credd_protocol::record::{JobOptions, JobRecord, OnError, RunDir};
+use credd_protocol::{JobId, JobToken, Uid};
 use slurm_spank::{Job, Level, StepId};
 
 use crate::job_options::Asked;
+use crate::late::{self, Left, Owner, Question};
 use crate::plugstack::{Plugstack, Policy};
 use crate::run_files::{RunFiles, Skipped};
 use crate::{credd, environment};
@@ -47,6 +48,8 @@ pub enum Gate {
         /// Where credd is asked.
         run_dir: PathBuf,
     },
+    /// credvend knows: the job has a late record, and some partition demands credentials.
+    AskLate(Question),
 }
 
 /// Why a step has no credentials, and what its partition makes of that.
@@ -98,7 +101,11 @@ fn partition_by_environment(job: &dyn Job) -> String {
 
 /// Sets the variables of a step that is to have credentials; `false` if it is not.
 fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -> Result<bool, Without> {
-    let Some((files, record)) = find_record(job, site, asked, plan)? else { return Ok(false) };
+    let (files, record) = match find_record(job, site, asked, plan)? {
+        Found::Nothing => return Ok(false),
+        Found::Record(files, record) => (files, record),
+        Found::Late(files, late, claimed) => return prepare_late(job, site, asked, plan, (&files, &late, &claimed)),
+    };
     let on_error = record.options.on_error;
     let without = |why: String| Without { why, on_error };
     if let Some(reason) = files.refused(record.job) {
@@ -109,7 +116,9 @@ fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -
     let end = Instant::now() + wait;
     let port = credd::poll_until(end, || files.endpoint())
         .ok_or_else(|| without(format!("credd does not serve on node {}; tell your administrator", record.node)))?;
-    let token_file = token_file(&files, &site.run_dir, &record, asked, plan);
+    let wanted = record.options.token_file || asked.token_file;
+    let token_file = wanted.then(|| token_file(&files, &site.run_dir, (record.job, record.uid, &record.token), plan));
+    let token_file = token_file.flatten();
     environment::inject(job, &record, port, token_file.as_deref(), &site.metadata(record.partition.as_str()))
         .map_err(|error| without(format!("Slurm did not take the variables: {error}")))?;
     if is_first_step(job) && job.node_index() == Ok(0) {
@@ -124,52 +133,100 @@ fn prepare(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -
     Ok(true)
 }
 
-/// The job's record, if this step is to have credentials. Without one the notes and the partition's policy say whether
-/// that is as it should be.
-fn find_record(
+/// Sets the variables of a step whose job has a late record only, if the claimed partition is on: at once, since an SDK's
+/// request waits for Slurm's word anyway. Only the tasks of a site where some partition demands credentials wait for it.
+fn prepare_late(
     job: &mut dyn Job,
     site: &Plugstack,
     asked: Asked,
     plan: &mut Plan,
-) -> Result<Option<(RunFiles, JobRecord)>, Without> {
+    (files, late, claimed): (&RunFiles, &LateRecord, &Policy),
+) -> Result<bool, Without> {
+    let without = |why: String| Without { why, on_error: on_error(claimed) };
+    if files.is_off(late.job) {
+        return Ok(false);
+    }
+    if let Some(reason) = files.refused(late.job) {
+        return Err(without(reason));
+    }
+    let question = Question::of(site, late.job, claimed);
+    if let Policy::On(options) = claimed {
+        let end = question.as_ref().filter(|_| options.on_error == OnError::Fail).map_or_else(Instant::now, |q| q.end);
+        let port = credd::poll_until(end, || files.endpoint())
+            .ok_or_else(|| without("credd does not serve on this node; tell your administrator".into()))?;
+        let wanted = options.token_file || asked.token_file;
+        let token_file = wanted.then(|| token_file(files, &site.run_dir, (late.job, late.uid, &late.token), plan));
+        let metadata = site.metadata(&partition_by_environment(job));
+        environment::inject_late(job, late, port, token_file.flatten().as_deref(), options.region.as_ref(), &metadata)
+            .map_err(|error| without(format!("Slurm did not take the variables: {error}")))?;
+    }
+    if let Policy::Broken(why) = claimed {
+        plan.notices.push(format!("credd: no AWS credentials: {why}"));
+    }
+    plan.gate = question.map_or(Gate::Pass, Gate::AskLate);
+    Ok(matches!(claimed, Policy::On(_)))
+}
+
+/// What a partition makes of a job without credentials.
+fn on_error(policy: &Policy) -> OnError {
+    if let Policy::On(JobOptions { on_error, .. }) = policy { *on_error } else { OnError::Continue }
+}
+
+/// What is on the node of this step's job.
+enum Found {
+    /// Its record.
+    Record(RunFiles, Box<JobRecord>),
+    /// A late one, and the policy of the partition that the environment claims.
+    Late(RunFiles, Box<LateRecord>, Policy),
+    /// It is to have no credentials.
+    Nothing,
+}
+
+/// The job's record, if this step is to have credentials. Without one the notes and the partition's policy say whether
+/// that is as it should be; where nothing does, a late record is left.
+fn find_record(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Plan) -> Result<Found, Without> {
     let partition = partition_by_environment(job);
     let policy = site.policy(&partition);
-    let on_error = if let Policy::On(options) = &policy { options.on_error } else { OnError::Continue };
-    let without = |why: String| Without { why, on_error };
-
-    let id = job.id().ok().and_then(|id| JobId::try_from(id).ok());
-    let (Some(id), Ok(uid)) = (id, job.uid()) else {
-        return Err(without("Slurm did not say whose job this is".into()));
-    };
+    let claims_on_error = on_error(&policy);
+    let without = |why: String| Without { why, on_error: claims_on_error };
+    let Some(owner) = Owner::of(job) else { return Err(without("Slurm did not say whose job this is".into())) };
+    let (id, uid) = (owner.job, owner.uid);
     let files = RunFiles::open(&site.run_dir).map_err(|error| without(error.to_string()))?;
     if let Some(files) = &files {
         match files.read_record(id).map_err(without)? {
-            Some(record) if record.job == id && record.uid == Uid(uid) => return Ok(Some((files.clone(), record))),
+            Some(record) if record.job == id && record.uid == uid => {
+                return Ok(Found::Record(files.clone(), Box::new(record)));
+            }
             Some(_) => return Err(without(format!("the record of job {id} on this node is another job's"))),
             None => {}
         }
     }
-    match (files.and_then(|files| files.skipped(id)), policy) {
+    let off = |plan: &mut Plan| {
+        if asked.aws == Some(true) {
+            plan.notices.push(format!(
+                "credd: no AWS credentials: they are switched off for partition {partition}, which --aws=on cannot change"
+            ));
+        }
+        Ok(Found::Nothing)
+    };
+    match (files.and_then(|files| files.skipped(id)), &policy) {
         (Some(Skipped::Failed { on_error, why }), _) => Err(Without { why, on_error }),
         (Some(Skipped::Asked), _) => {
             if asked.aws == Some(true) {
                 plan.notices.push("credd: no AWS credentials: the job itself was submitted with --aws=off".into());
             }
-            Ok(None)
+            Ok(Found::Nothing)
         }
-        (None, Policy::Off) => {
-            if asked.aws == Some(true) {
-                plan.notices.push(format!(
-                    "credd: no AWS credentials: they are switched off for partition {partition}, which --aws=on cannot change"
-                ));
-            }
-            Ok(None)
+        (Some(Skipped::Off), _) => off(plan),
+        (None, policy) if late::is_of_use(site, policy) => {
+            let (files, left) = late::leave(site, owner).map_err(without)?;
+            Ok(match left {
+                Left::Record(record) => Found::Record(files, record),
+                Left::Late(late) => Found::Late(files, late, policy.clone()),
+            })
         }
-        (None, Policy::Broken(why)) => Err(without(why)),
-        (None, Policy::On(_)) => Err(without(format!(
-            "the start of job {id} left no record on this node: slurmd ran no prolog here, as on a node that joined the \
-             job later, or the job is older than this cluster's credd; if neither is so, tell your administrator"
-        ))),
+        (None, Policy::Broken(why)) => Err(without(why.clone())),
+        (None, _) => off(plan),
     }
 }
 
@@ -177,16 +234,12 @@ fn find_record(
 fn token_file(
     files: &RunFiles,
     run_dir: &RunDir,
-    record: &JobRecord,
-    asked: Asked,
+    (job, uid, token): (JobId, Uid, &JobToken),
     plan: &mut Plan,
 ) -> Option<Vec<u8>> {
-    if !record.options.token_file && !asked.token_file {
-        return None;
-    }
-    let path = run_dir.token_file(record.job);
+    let path = run_dir.token_file(job);
     // The prolog has written it, unless only this step asks for it.
-    let result = if path.exists() { Ok(path) } else { files.write_token_file(record.job, &record.token, record.uid.0) };
+    let result = if path.exists() { Ok(path) } else { files.write_token_file(job, token, uid.0) };
     match result {
         Ok(path) => Some(path.into_os_string().into_encoded_bytes()),
         Err(error) => {
@@ -213,23 +266,12 @@ pub fn user_init(job: &dyn Job, plan: &Plan) {
 /// Whether the task may start; if not, says why.
 pub fn task_init_privileged(job: &dyn Job, plan: &Plan) -> slurm_spank::Outcome {
     let why = match &plan.gate {
-        Gate::Pass => return slurm_spank::Outcome::Proceed,
-        Gate::Closed(why) => why.clone(),
-        Gate::Ask { job, end, wait, run_dir } => match credd::outcome(&RunDir::new(run_dir), *job, *end) {
-            Ok(Outcome::Open) => return slurm_spank::Outcome::Proceed,
-            Ok(Outcome::Refused { reason }) => reason,
-            Ok(Outcome::Opening { reason }) => format!(
-                "they were not there within {} ms{}",
-                wait.as_millis(),
-                reason.map_or(String::new(), |reason| format!(" ({reason})"))
-            ),
-            Ok(Outcome::Unknown) => "credd on this node does not know the job; tell your administrator".into(),
-            Err(error) => format!(
-                "credd on this node did not answer within {} ms ({error}); tell your administrator",
-                wait.as_millis()
-            ),
-        },
+        Gate::Pass => None,
+        Gate::Closed(why) => Some(why.clone()),
+        Gate::Ask { job, end, wait, run_dir } => credd::why_not_open(&RunDir::new(run_dir), *job, *end, *wait),
+        Gate::AskLate(question) => question.ask(),
     };
+    let Some(why) = why else { return slurm_spank::Outcome::Proceed };
     if job.task_index().is_ok_and(|index| index == 0) {
         job.log(
             Level::Error,
@@ -296,7 +338,7 @@ mod tests {
     #[test]
     fn inherited_variables_go_whatever_follows() {
         type Case = fn(&mut Lab) -> Asked;
-        let cases: [(&str, Case); 7] = [
+        let cases: [(&str, Case); 8] = [
             ("", |_| asked(Some(false))),
             ("", |lab| {
                 lab.job.step = StepId::Extern;
@@ -319,6 +361,11 @@ mod tests {
                 asked(None)
             }),
             ("default=on,nonsense", |lab| {
+                fs::remove_dir_all(lab.paths.path()).unwrap();
+                asked(None)
+            }),
+            // What a step leaves where there is no record needs a credd that serves.
+            ("", |lab| {
                 fs::remove_dir_all(lab.paths.path()).unwrap();
                 asked(None)
             }),
@@ -375,9 +422,10 @@ mod tests {
         assert_eq!(told("default=on", asked(None), Some(Skipped::Asked)), Plan::default());
         assert!(told("default=off", asked(Some(true)), None).notices[0].contains("switched off for partition batch"));
         assert!(told("", asked(Some(true)), Some(Skipped::Asked)).notices[0].contains("--aws=off"));
-        assert!(told("", asked(None), None).notices[0].contains("left no record"));
         assert!(told("default=on,x", asked(None), None).notices[0].contains("mistake"));
-        assert!(matches!(told("default=on,on-error=fail", asked(None), None).gate, Gate::Closed(_)));
+        let elsewhere = "default=off partition:gpu=on,on-error=fail";
+        assert_eq!(told(elsewhere, asked(None), Some(Skipped::Off)), Plan::default());
+        assert!(told(elsewhere, asked(Some(true)), Some(Skipped::Off)).notices[0].contains("switched off"));
         let note = Skipped::Failed { on_error: OnError::Fail, why: "disk full".into() };
         assert_eq!(told("", asked(None), Some(note)).gate, Gate::Closed("disk full".into()));
     }
