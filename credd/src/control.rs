@@ -188,6 +188,12 @@ pub enum ToKeeper {
         /// For the job's user.
         reason: String,
     },
+    /// The run is over by Slurm's word, though not ended on this node: note it in `jobs/ID/over`, for a step that begins
+    /// all the same.
+    Over {
+        /// Which run.
+        run: RunId,
+    },
     /// Still trying; `reason` is the last obstacle.
     Waiting {
         /// Which run.

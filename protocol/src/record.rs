@@ -11,6 +11,7 @@
 //!   jobs/ID/session            written by credd: credvend's session UUID
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
 //!   jobs/ID/notified           written by the plugin: its user has been told of variables that win over the role
+//!   jobs/ID/over               written by credd: the run is over by Slurm's word, though its epilog did not note it
 //!   ended/ID.RESTART.NONCE/    an ended job's directory, until credvend has been told
 //!   tokens/ID                  root's, readable to the job's user by its ACL: the token, only with `token-file`
 //!   new/ID.NONCE               a job's directory or note that the plugin is writing; one rename puts it in its place
@@ -118,6 +119,8 @@ pub mod file {
     pub const OFF: &str = "off";
     /// credvend's session UUID, as text.
     pub const SESSION: &str = "session";
+    /// By Slurm's word the record's run is over. A step that begins all the same is of another run.
+    pub const OVER: &str = "over";
     /// Why the job was refused, one sentence.
     pub const REFUSED: &str = "refused";
     /// Empty: the job's user has been told which variables win over the project's role.

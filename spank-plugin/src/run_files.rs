@@ -179,6 +179,19 @@ impl RunFiles {
         create(&self.paths.job(job).join(file::NOTIFIED), 0o600).is_ok()
     }
 
+    /// Ends the run that this record is of, if Slurm's word is that it is over: a step begins, so its epilog was lost.
+    ///
+    /// # Errors
+    /// As [`RunFiles::end`].
+    pub fn end_if_over(&self, record: &JobRecord) -> io::Result<bool> {
+        if !self.paths.job(record.job).join(file::OVER).exists() {
+            return Ok(false);
+        }
+        // Another step may have done it just now, and left a record of the new run.
+        let same = self.read_record(record.job).is_ok_and(|now| now.is_some_and(|now| now.token == record.token));
+        if same { self.end(record.job) } else { Ok(true) }
+    }
+
     /// Ends a job: moves its directory to `ended/`, then removes what else it left. `false` if it had no directory. What
     /// cannot be removed changes nothing: a token whose record has gone from `jobs/` is nobody's.
     ///

@@ -18,6 +18,7 @@ use crate::late::{self, Left, Owner, Question};
 use crate::plugstack::{Plugstack, Policy};
 use crate::run_files::{RunFiles, Skipped};
 use crate::{credd, environment};
+use credd_protocol::local::Request;
 
 /// What the hooks after `init_post_opt` have left to do. Those run where root's files cannot be read (`user_init`), or in
 /// the forked child of each task.
@@ -194,6 +195,9 @@ fn find_record(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Pla
     let files = RunFiles::open(&site.run_dir).map_err(|error| without(error.to_string()))?;
     if let Some(files) = &files {
         match files.read_record(id).map_err(without)? {
+            Some(record) if record.job == id && files.end_if_over(&record).map_err(|e| without(e.to_string()))? => {
+                let _ = credd::tell(&site.run_dir, &Request::Ended { job: id });
+            }
             Some(record) if record.job == id && record.uid == uid => {
                 return Ok(Found::Record(files.clone(), Box::new(record)));
             }

@@ -59,8 +59,10 @@ fn nodes_leave_and_join(cluster: &Cluster) {
 
     // Back on a node that it left a moment ago: slurmd has not forgotten that the job ended there, and runs no prolog.
     grow(cluster, id, "n2");
-    let again = srun(cluster, "alice", &[&on_n3, "--overlap", "-N1", "-w", "n2"], "echo ran");
-    assert!(again.stdout.contains("ran") && again.stderr.contains("no prolog"), "{again:?}");
+    assert!(records(cluster, "n2").is_empty());
+    let again = srun(cluster, "alice", &[&on_n3, "--overlap", "-N1", "-w", "n2"], &whoami(cluster));
+    assert_eq!(again.expect_ok(), arn("genomics", "alice", "n2"));
+    assert_eq!(sessions(cluster, id).len(), 1);
 
     job.release();
     wait_status(cluster, id, "COMPLETED");

@@ -12,6 +12,7 @@ mod forgery;
 mod growing;
 mod head_push;
 mod interrupted;
+mod late_records;
 mod launch;
 mod lazy_prolog;
 mod lifecycle;

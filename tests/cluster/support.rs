@@ -18,6 +18,7 @@ fn plan() -> Plan {
     let train = ExtraRole { name: "train".into(), project: "genomics".into() };
     Plan { more_roles: vec![train], ..Plan::default() }
         .partition("train", "", Some("on,role=train,region=eu-west-1"))
+        .partition("strict-train", "", Some("on,role=train,on-error=fail,wait=20s"))
         .partition("unheard", "", Some("on,max-unheard=30s"))
 }
 

@@ -389,6 +389,10 @@ impl Keeper {
             // Looked at with the pokes; never sent here.
             ToKeeper::Look { .. } => {}
             ToKeeper::Attested { run, facts } => self.attested(&run, facts),
+            ToKeeper::Over { run } => {
+                let path = self.runs.get(&run).and_then(|known| known.path.clone());
+                self.note(path, &run, file::OVER, "");
+            }
             ToKeeper::Opened { run: id, session } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };
                 run.job.session = Some(session);

@@ -316,7 +316,7 @@ impl Cache {
                     };
                     entry.not_before = Some(now.mono + wait);
                     entry.not_ahead_before = Some(now.mono + behind);
-                    if matches!(trouble, Trouble::Never(_) | Trouble::Gone(_)) {
+                    if matches!(trouble, Trouble::Never(_) | Trouble::Over(_) | Trouble::Gone(_)) {
                         entry.document = None;
                     } else if flight.refetch && failures < REFETCHES {
                         // credvend gives nothing under a name that it has just revoked, for some seconds.

@@ -154,7 +154,9 @@ impl Credvend {
         match trouble {
             Trouble::Outage(reason) => *self.problem.borrow_mut() = Some(reason.clone()),
             // A refusal is an answer.
-            Trouble::Busy(..) | Trouble::No(_) | Trouble::Never(_) | Trouble::Gone(_) => self.heard(),
+            Trouble::Busy(..) | Trouble::No(_) | Trouble::Never(_) | Trouble::Over(_) | Trouble::Gone(_) => {
+                self.heard()
+            }
         }
     }
 }
@@ -171,6 +173,15 @@ fn understood<A: DeserializeOwned>(path: &str, body: &[u8]) -> Result<A, Trouble
     })
 }
 
+/// Whether a refusal says that the run is over: by Slurm's word, unlike a session that somebody INVALIDATED.
+fn is_over(error: &ApiError) -> bool {
+    match error.code.as_str() {
+        "JobNotRunning" => true,
+        "SessionEnded" => error.message.contains(" is COMPLETED: "),
+        _ => false,
+    }
+}
+
 /// What an answer other than success means.
 pub fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
     let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
@@ -182,6 +193,7 @@ pub fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
         && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
     match (error.retry, about_the_job) {
         (false, _) if error.code == "UnknownSession" => Trouble::Gone(reason),
+        (false, _) if is_over(&error) => Trouble::Over(reason),
         (false, _) => Trouble::Never(reason),
         (true, true) => Trouble::No(reason),
         (true, false) => match error.retry_after {
@@ -269,6 +281,16 @@ mod tests {
         };
         let of = |status: u16, retry| refusal(StatusCode::from_u16(status).unwrap(), &body(retry));
         assert_eq!(of(403, false), Trouble::Never("ab".into()));
+        for (code, message, over) in [
+            ("JobNotRunning", "job 7 of cluster lab is not running: Slurm has it waiting for nodes", true),
+            ("SessionEnded", "session x is COMPLETED: Slurm has restart 1", true),
+            ("SessionEnded", "session x is INVALIDATED: by root", false),
+            ("NotOnNode", "job 7 does not run on node n1", false),
+        ] {
+            let error = ApiError { code: code.into(), message: message.into(), retry: false, retry_after: None };
+            let trouble = refusal(StatusCode::FORBIDDEN, &serde_json::to_vec(&error).unwrap());
+            assert_eq!(matches!(trouble, Trouble::Over(_)), over, "{trouble:?}");
+        }
         assert_eq!(of(403, true), Trouble::No("ab".into()));
         assert_eq!(of(401, true), Trouble::Outage("ab".into()));
         assert_eq!(of(503, true), Trouble::Outage("ab".into()));

@@ -171,7 +171,7 @@ async fn attest(server: Rc<Server>, late: Rc<LateRun>, mut failures: u32) {
                 server.keeper.tell(ToKeeper::Attested { run: late.job.run.clone(), facts });
                 return;
             }
-            Err(Trouble::Never(reason) | Trouble::Gone(reason)) => {
+            Err(Trouble::Never(reason) | Trouble::Over(reason) | Trouble::Gone(reason)) => {
                 tracing::warn!(job = %request.job, why = reason, "job refused");
                 set(&server, &late, State::Refused(reason.clone()));
                 server.keeper.tell(ToKeeper::Refused { run: late.job.run.clone(), reason });

@@ -171,7 +171,7 @@ pub async fn answer(server: Rc<Server>) {
                 failures = 0;
                 news.answered(&answer);
             }
-            Err(Trouble::Never(reason) | Trouble::Gone(reason)) => {
+            Err(Trouble::Never(reason) | Trouble::Over(reason) | Trouble::Gone(reason)) => {
                 failures = 0;
                 news.answered(&answer);
                 tracing::info!(events = answer.seqs.len(), why = reason, "credvend has no use for this answer");

@@ -103,6 +103,10 @@ async fn open(server: Rc<Server>, run: Rc<Run>) {
                 }
                 break;
             }
+            Err(Trouble::Over(reason)) => {
+                over(&server, &run, &reason);
+                break;
+            }
             Err(Trouble::Never(reason) | Trouble::Gone(reason)) => {
                 refuse(&server, &run, &reason);
                 break;
@@ -186,6 +190,15 @@ fn refuse(server: &Server, run: &Run, reason: &str) {
     server.keeper.tell(ToKeeper::Refused { run: run.job.run.clone(), reason: reason.to_owned() });
 }
 
+/// Refuses a run that is over by Slurm's word. Should a step of the job begin here all the same, the record was an earlier
+/// run's, whose end nobody noted: the step sees it by the keeper's note, and makes another one.
+fn over(server: &Server, run: &Run, reason: &str) {
+    if !run.ended() {
+        server.keeper.tell(ToKeeper::Over { run: run.job.run.clone() });
+    }
+    refuse(server, run, reason);
+}
+
 /// Tells credvend that the run is over, as often as it takes.
 async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
     let mut failures = 0u32;
@@ -197,7 +210,7 @@ async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
         server.look_after_credvend();
         match outcome {
             Ok(()) => break,
-            Err(Trouble::Never(reason) | Trouble::Gone(reason)) => {
+            Err(Trouble::Never(reason) | Trouble::Over(reason) | Trouble::Gone(reason)) => {
                 tracing::info!(job = %run.job.job, %session, why = reason, "credvend has no use for this end");
                 break;
             }
@@ -223,6 +236,16 @@ impl Server {
         let runs = self.jobs.borrow().of_sessions(sessions);
         for run in runs {
             refuse(self, &run, reason);
+        }
+    }
+
+    /// Sessions are over by Slurm's word: nothing of them is served from now on.
+    pub(super) fn end_sessions(&self, sessions: &HashSet<SessionId>, reason: &str) {
+        self.metrics.invalidated(sessions.len());
+        self.cache.borrow_mut().forget(sessions);
+        let runs = self.jobs.borrow().of_sessions(sessions);
+        for run in runs {
+            over(self, &run, reason);
         }
     }
 

@@ -17,6 +17,9 @@ pub enum Trouble {
     /// It answered no for good.
     #[error("{0}")]
     Never(String),
+    /// It answered no for good: by Slurm's word the run that was asked for is over.
+    #[error("{0}")]
+    Over(String),
     /// It does not know the session, although it opened it: its store was replaced, perhaps.
     #[error("{0}")]
     Gone(String),
@@ -30,6 +33,7 @@ impl Trouble {
             | Trouble::Outage(reason)
             | Trouble::No(reason)
             | Trouble::Never(reason)
+            | Trouble::Over(reason)
             | Trouble::Gone(reason) => reason,
         }
     }

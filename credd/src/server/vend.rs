@@ -129,7 +129,7 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
             }
             Next::Step(Step::Hold { until, trouble }, _) => match trouble {
                 Trouble::No(reason) => return Err(Denial::RefusedForNow { job, reason }),
-                Trouble::Never(reason) => return Err(Denial::Refused { job, reason }),
+                Trouble::Never(reason) | Trouble::Over(reason) => return Err(Denial::Refused { job, reason }),
                 Trouble::Outage(reason) | Trouble::Gone(reason) | Trouble::Busy(reason, _) => {
                     if until >= deadline {
                         return Err(Denial::NotNow { job, reason });
@@ -184,6 +184,7 @@ pub async fn fly(server: Rc<Server>, key: Key, flight: Rc<Flight>) {
     server.cache.borrow_mut().landed(&key, &flight, outcome, now);
     match trouble {
         None => tracing::debug!(session = %key.session, role = %key.role, "credentials fetched"),
+        Some(Trouble::Over(reason)) => server.end_sessions(&HashSet::from([key.session]), &reason),
         Some(Trouble::Never(reason)) => server.refuse_sessions(&HashSet::from([key.session]), &reason),
         Some(Trouble::Gone(reason)) => server.reopen_session(key.session, &reason),
         Some(trouble) => {

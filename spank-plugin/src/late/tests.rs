@@ -239,3 +239,26 @@ fn a_note_that_a_full_tmpfs_cut_short_is_no_note() {
     assert_eq!(lab.init(), Plan::default());
     assert!(lab.late().is_some() && lab.variable(TOKEN).is_some());
 }
+
+#[test]
+fn an_earlier_runs_record_whose_end_was_lost_is_not_taken_for_this_run() {
+    let mut lab = lab("", "batch");
+    lab.init();
+    lab.complete("batch");
+    let old = lab.files().read_record(lab.id()).unwrap().unwrap();
+    lab.init();
+    assert_eq!(lab.variable(TOKEN).unwrap(), old.token.expose(), "nobody has said that it is over");
+    let dir = lab.paths.job(lab.id());
+    fs::write(dir.join(file::REFUSED), "session x is COMPLETED: Slurm has restart 1").unwrap();
+    fs::write(dir.join(file::OVER), "").unwrap();
+    assert_eq!(lab.init(), Plan::default());
+    let late = lab.late().unwrap();
+    assert_ne!(late.token, old.token);
+    assert_eq!(lab.variable(TOKEN).unwrap(), late.token.expose());
+    assert_eq!(fs::read_dir(lab.paths.ended()).unwrap().count(), 1);
+    // A step that had read the old record before finds the new one, and leaves it alone.
+    assert!(!lab.files().end_if_over(&old).unwrap());
+    fs::write(lab.paths.job(lab.id()).join(file::OVER), "").unwrap();
+    assert!(lab.files().end_if_over(&old).unwrap());
+    assert_eq!(lab.late().unwrap().token, late.token);
+}

@@ -126,3 +126,31 @@ fn a_records_partition_must_be_slurms() {
         assert_eq!(queries, [Some("partition=batch".to_owned()), Some("partition=gpu".to_owned())]);
     });
 }
+
+#[test]
+fn a_run_that_is_over_by_slurms_word_is_noted_and_a_revoked_one_is_not() {
+    in_a_house(async || {
+        for (code, message, over) in [
+            ("JobNotRunning", "the session is of its restart 0, Slurm is at restart 1", true),
+            ("SessionEnded", "session x is COMPLETED: it is over", true),
+            ("SessionEnded", "session x is INVALIDATED: by root", false),
+        ] {
+            for opened in [false, true] {
+                let mut house = House::new().await;
+                let refusal = Some((403, error(code, message, false)));
+                let mut script = house.credvend.script.borrow_mut();
+                if opened {
+                    script.refuse_credentials = refusal
+                } else {
+                    script.refuse_open = refusal
+                }
+                drop(script);
+                let (job, token) = house.job(7).await;
+                assert_eq!(house.ask(7, &token).await.word(), "Refused");
+                let refused = ToKeeper::Refused { run: job.run.clone(), reason: message.to_owned() };
+                house.until("the refusal", |h| h.heard(&refused)).await;
+                assert_eq!(house.heard(&ToKeeper::Over { run: job.run.clone() }), over, "{code} {message}");
+            }
+        }
+    });
+}

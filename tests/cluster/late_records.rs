@@ -1,0 +1,198 @@
+//! Steps on a node whose slurmd ran no prolog for the job: what the node finds of it is taken away before the step begins.
+//! (`growing` has a slurmd that really runs none.) And what a user can do to a node's `/run`.
+
+use testbed::{Cluster, Output, wait_for};
+
+use crate::support::{SOON, admin, alone, arn, cluster, hold, records, sessions, srun, wait_status, whoami};
+
+/// An allocation without a step on n1, and its job id.
+#[track_caller]
+fn allocate(cluster: &Cluster, user: &str, partition: &str) -> u32 {
+    let made = cluster.as_user(user).run(&["salloc", "--no-shell", "-w", "n1", "-p", partition]);
+    let words = made.stderr.split_whitespace().map(|word| word.trim_end_matches(|c: char| !c.is_ascii_digit()));
+    words.filter_map(|word| word.parse().ok()).next().unwrap_or_else(|| panic!("{made:?}"))
+}
+
+/// As if slurmd had run no prolog for the job on n1.
+#[track_caller]
+fn without_prolog(cluster: &Cluster, job: u32) {
+    let script = format!("rm -rf /run/credd/jobs/{job} /run/credd/skipped/{job} /run/credd/tokens/{job}");
+    cluster.node("n1").run_as_root(&script).expect_ok();
+}
+
+/// srun sets the partition's variable as slurmctld told it; a user may have an srun that sets another.
+const CLAIM: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stdlib.h>
+    #include <string.h>
+    int setenv(const char *name, const char *value, int overwrite) {
+        int (*real)(const char *, const char *, int) = dlsym(RTLD_NEXT, "setenv");
+        const char *claimed = getenv("CLAIMED");
+        if (claimed && strcmp(name, "SLURM_JOB_PARTITION") == 0)
+            value = claimed;
+        return real(name, value, overwrite);
+    }
+"#;
+
+/// A step of the job on n1 whose environment claims this partition.
+#[track_caller]
+fn step(cluster: &Cluster, user: &str, job: u32, claimed: &str, script: &str) -> Output {
+    let as_user = cluster.as_user(user);
+    let source = as_user.write_file("claim.c", CLAIM).expect("the home is writable");
+    let object = source.replace(".c", ".so");
+    as_user.run(&["cc", "-shared", "-fPIC", "-o", &object, &source, "-ldl"]).expect_ok();
+    let job = format!("--jobid={job}");
+    let script = format!("echo claimed=$SLURM_JOB_PARTITION >&2; {script}");
+    let arguments = [&job, "--overlap", "-N1", "-n1", "-w", "n1", "bash", "-c", &script];
+    let done = as_user.srun_with(&[("LD_PRELOAD", &object), ("CLAIMED", claimed)], &arguments);
+    let started = done.stderr.contains("claimed=");
+    assert!(!started || done.stderr.contains(&format!("claimed={claimed}\n")), "the claim was not carried: {done:?}");
+    done
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_step_that_finds_no_record_has_its_projects_credentials_all_the_same() {
+    let cluster = cluster();
+    let held = hold(&cluster, "alice", &["-w", "n1"]);
+    let (id, session) = (held.job, sessions(&cluster, held.job)[0]["session"].clone());
+    assert_eq!(held.get_as("alice").status, 200);
+    without_prolog(&cluster, id);
+    let me = whoami(&cluster);
+    // Whatever partition it claims: Slurm says batch, whose role is the project's own.
+    for claimed in ["batch", "train", "no-such"] {
+        let done = step(&cluster, "alice", id, claimed, &&me);
+        assert_eq!(done.expect_ok(), arn("genomics", "alice", "n1"), "{claimed}: {done:?}");
+        if claimed == "train" {
+            without_prolog(&cluster, id);
+        }
+    }
+    // The next step finds what the first one left, completed.
+    let record = format!("/run/credd/jobs/{id}/record");
+    let kept = cluster.node("n1").run_as_root(&format!("cat {record}; ls /run/credd/jobs/{id}"));
+    assert!(kept.expect_ok().contains(r#""account":"genomics""#) && !kept.stdout.contains("late"), "{kept:?}");
+    let uri = step(&cluster, "alice", id, "batch", "echo $AWS_CONTAINER_CREDENTIALS_FULL_URI");
+    assert!(uri.expect_ok().contains("/project/genomics?roleSessionName=lab-alice-n1"), "{uri:?}");
+    let all = sessions(&cluster, id);
+    assert_eq!((all.len(), &all[0]["session"]), (1, &session), "the run's session is joined: {all:?}");
+    held.finish();
+    wait_status(&cluster, id, "COMPLETED");
+    wait_for("its record to go", SOON, || (!records(&cluster, "n1").contains(&id.to_string())).then_some(())).unwrap();
+    cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_partition_that_is_off_gives_nothing_whatever_a_step_claims() {
+    let cluster = cluster();
+    let id = allocate(&cluster, "alice", "debug");
+    let show = format!("echo [$AWS_CONTAINER_CREDENTIALS_FULL_URI]; {} 2>&1; true", whoami(&cluster));
+    // The prolog ran, and noted that.
+    let done = step(&cluster, "alice", id, "batch", &show);
+    assert!(done.expect_ok().starts_with("[]"), "{done:?}");
+    without_prolog(&cluster, id);
+    let done = step(&cluster, "alice", id, "batch", &show);
+    assert!(!done.expect_ok().contains("assumed-role"), "{done:?}");
+    assert!(done.stdout.contains("switched off for partition debug"), "{done:?}");
+    // By now the node knows.
+    let done = step(&cluster, "alice", id, "batch", &show);
+    assert!(done.expect_ok().starts_with("[]"), "{done:?}");
+    assert!(sessions(&cluster, id).is_empty(), "no session is opened for it");
+    cluster.as_user("alice").scancel(id).expect_ok();
+    cluster.as_user("alice").wait_job(id, SOON).unwrap();
+    wait_for("what it left to go", SOON, || (!records(&cluster, "n1").contains(&id.to_string())).then_some(()))
+        .unwrap();
+    cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn on_error_fail_holds_without_a_prolog_and_whatever_a_step_claims() {
+    let cluster = cluster();
+    // genomics has the role `train`, climate has not.
+    for (user, project, stopped) in [("alice", "train", false), ("bob", "climate", true)] {
+        let id = allocate(&cluster, user, "strict-train");
+        for claimed in ["strict-train", "batch", "debug"] {
+            without_prolog(&cluster, id);
+            let done = step(&cluster, user, id, claimed, &format!("echo ran; {}; true", whoami(&cluster)));
+            assert_eq!(done.stdout.contains("ran"), !stopped, "{user} as {claimed}: {done:?}");
+            if stopped {
+                assert!(!done.ok() && done.stderr.contains("has no role named train"), "{claimed}: {done:?}");
+            } else if claimed != "debug" {
+                assert!(done.stdout.contains(&arn(project, user, "n1")), "{claimed}: {done:?}");
+            }
+        }
+        cluster.as_user(user).scancel(id).expect_ok();
+        cluster.as_user(user).wait_job(id, SOON).unwrap();
+    }
+    cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_job_of_several_partitions_is_of_the_one_it_runs_in() {
+    let cluster = cluster();
+    let alice = cluster.as_user("alice");
+    for (partitions, role) in [("batch,train", ["genomics", "train"]), ("train,batch", ["train", "genomics"])] {
+        let script = format!("echo $SLURM_JOB_PARTITION; {}", whoami(&cluster));
+        let job = alice.sbatch(&script, &["-w", "n1", "-p", partitions]).unwrap();
+        assert_eq!(alice.wait_job(job, SOON).unwrap(), "COMPLETED", "{}", alice.job_output(job));
+        let output = alice.job_output(job);
+        assert!(role.iter().any(|role| output.contains(&arn(role, "alice", "n1"))), "{output}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_token_file_is_neither_grown_nor_mounted_upon_and_its_jobs_end_is_an_end() {
+    let cluster = cluster();
+    // As root of a user namespace the user may mount; that is seen there alone.
+    let attack = "f=$AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE; \
+                  (echo more >> $f) 2>/dev/null && echo grown; chmod u+w $f 2>/dev/null && echo writable; \
+                  rm -f $f 2>/dev/null && echo removed; mv $f $f.old 2>/dev/null && echo moved; \
+                  unshare -rm sh -c \"mount --bind /etc/passwd $f && exec sleep 600\" >/dev/null 2>&1 & \
+                  sleep 0; cat $f; echo";
+    let held = crate::support::hold_script(&cluster, "alice", &["-w", "n1", "-p", "tokenfile"], attack);
+    let output = cluster.as_user("alice").job_output(held.job);
+    for done in ["grown", "writable", "removed", "moved"] {
+        assert!(!output.contains(done), "{output}");
+    }
+    assert!(output.contains(&held.token), "{output}");
+    let (id, uri, token) = (held.job, held.uri.clone(), held.token.clone());
+    assert_eq!(held.get_as("alice").status, 200);
+    held.finish();
+    let node = cluster.node("n1");
+    wait_for("the token to be nobody's", SOON, || {
+        let answer = crate::support::get(node, "alice", &uri, &[&format!("Authorization: {token}")]);
+        (answer.status == 403).then_some(())
+    })
+    .unwrap();
+    assert!(!node.path(&format!("/run/credd/tokens/{id}")).exists());
+    cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_full_run_directory_stops_the_jobs_that_demand_credentials_and_tells_the_others() {
+    let cluster = alone();
+    let node = cluster.node("n1");
+    let full = node.run_as_root(
+        "used=$(df --output=used -k /run | tail -1); mount -o remount,size=$((used + 64))k /run; \
+         dd if=/dev/zero of=/run/filler bs=4k 2>/dev/null; df -k /run",
+    );
+    let strict = srun(&cluster, "alice", &["-w", "n1", "-p", "strict"], "echo ran");
+    let plain = srun(&cluster, "alice", &["-w", "n1"], "echo ran");
+    let noted = node.run_as_root("find /run/credd/skipped /run/credd/new -type f -size 0 2>/dev/null; true");
+    node.run_as_root("rm -f /run/filler; mount -o remount,size=64m /run").expect_ok();
+    assert!(
+        !strict.ok() && !strict.stdout.contains("ran") && strict.stderr.contains("job is stopped"),
+        "{strict:?} {full:?}"
+    );
+    assert!(plain.stdout.contains("ran") && plain.stderr.contains("no AWS credentials"), "{plain:?} {full:?}");
+    assert_eq!(noted.expect_ok(), "", "no empty note");
+    let after = srun(&cluster, "alice", &["-w", "n1", "-p", "strict"], &whoami(&cluster));
+    assert_eq!(after.expect_ok(), arn("genomics", "alice", "n1"));
+    assert!(admin(&cluster, &["status"]).is_object());
+    cluster.assert_nodes_healthy();
+}
