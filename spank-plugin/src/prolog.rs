@@ -277,6 +277,7 @@ mod tests {
         let late = files.read_late(id).unwrap().unwrap();
         std::fs::create_dir(proc.path().join("9")).unwrap();
         std::fs::write(proc.path().join("9/cmdline"), "slurmstepd: [12.batch]\0").unwrap();
+        std::fs::write(proc.path().join("9/status"), "Uid:\t0\t0\t0\t0\n").unwrap();
         job_prolog(&mut job, &prolog_environment(), &site, Asked::default(), 0, proc.path());
         assert_eq!(files.read_late(id).unwrap().unwrap(), late);
         // Where none is running any more, it was another run's.

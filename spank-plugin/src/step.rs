@@ -508,11 +508,12 @@ mod tests {
         let with_region = (Some("true".to_owned()), Some("eu-west-1".to_owned()));
         let (none, off) = ((None, None), asked(Some(false)));
         // Wherever the project's role was due and is not there.
-        for edit in [refused, no_endpoint, no_record, fallen] {
+        for edit in [refused, no_endpoint, fallen] {
             assert_eq!(disabled("", asked(None), edit), yes);
             assert_eq!(disabled("default=on,region=eu-west-1", asked(None), edit), with_region);
         }
         assert_eq!(disabled("default=on,mistake", asked(None), no_record), yes);
+        assert_eq!(disabled("default=on,metadata=off", asked(None), no_record), yes, "also with a late record");
         // Where it was not, only if the partition says so.
         assert_eq!(disabled("", asked(None), |_| {}), none);
         assert_eq!(disabled("", off, |_| {}), none);
