@@ -29,6 +29,8 @@ enum Command {
     Run(ConfigPath),
     /// Check the configuration and list everything that is wrong with it
     CheckConfig(ConfigPath),
+    /// Have the running credd read its configuration again; exits with 1 if the new one is not in force
+    Reload(RunDirectory),
     /// Show the jobs on this node: all to root, one's own to others
     Status(Ask),
     /// Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(ConfigPath { config }) => return run(&config),
         Command::CheckConfig(ConfigPath { config }) => return check_config(&config),
+        Command::Reload(RunDirectory { run_dir }) => reload(&run_dir),
         Command::Status(ask) => status(&ask),
         Command::Health(ask) => health(&ask),
         Command::Metrics(RunDirectory { run_dir }) => metrics(&run_dir),
@@ -90,13 +93,18 @@ fn load(path: &std::path::Path) -> Result<Config, ExitCode> {
 fn run(path: &std::path::Path) -> ExitCode {
     let config = match load(path) {
         Ok(config) => config,
-        Err(code) => return code,
+        Err(code) => {
+            keeper::withdraw_endpoint(&RunDir::new(config::run_dir_of(path)));
+            return code;
+        }
     };
     logging::apply(&config.log);
+    let run_dir = config.run_dir();
     match keeper::run(path, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "credd cannot start");
+            keeper::withdraw_endpoint(&run_dir);
             ExitCode::from(if matches!(error, StartError::Config(_)) { EXIT_BAD_CONFIG } else { 1 })
         }
     }
@@ -147,6 +155,20 @@ fn health(ask: &Ask) -> anyhow::Result<ExitCode> {
         Response::Error(reason) => anyhow::bail!(reason),
         _ => anyhow::bail!("credd answered something else than what was asked"),
     }
+}
+
+fn reload(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
+    match query::reload(&RunDir::new(run_dir))? {
+        Response::Reloaded { note } => {
+            println!("a new configuration is in force");
+            if let Some(note) = note {
+                println!("{note}");
+            }
+        }
+        Response::Error(reason) => anyhow::bail!("the configuration in force stays: {reason}"),
+        _ => anyhow::bail!("credd answered something else than what was asked"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn metrics(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {

@@ -12,7 +12,7 @@ use credd_protocol::{ClusterName, NodeName, Secret};
 use serde::{Deserialize, Serialize};
 
 pub use document::Problem;
-pub use file::{LoadError, load, parse};
+pub use file::{LoadError, load, parse, run_dir_of};
 
 /// Where the file is looked for.
 pub const DEFAULT_PATH: &str = "/etc/credd/credd.toml";
@@ -53,7 +53,7 @@ impl Config {
 }
 
 /// How to reach credvend, and how both sides know each other.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credvend {
     /// `url`, without a trailing slash: https, or http on loopback.
     pub url: String,
@@ -82,7 +82,7 @@ pub enum Trust {
 }
 
 /// A certificate of this node and its key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// PEM, the chain.
     pub certificate_pem: String,

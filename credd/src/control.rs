@@ -136,6 +136,16 @@ pub enum ToServer {
         /// Of this question.
         id: u64,
     },
+    /// Are you there? Answered by [`ToKeeper::Here`].
+    Ping {
+        /// Comes back with the answer.
+        id: u64,
+    },
+    /// Another configuration, which follows this line in so many bytes of JSON. Answered by [`ToKeeper::Configured`].
+    Configure {
+        /// The length of what follows.
+        bytes: u32,
+    },
     /// End in order: finish what is being answered, then exit.
     Stop,
 }
@@ -146,6 +156,16 @@ pub enum ToServer {
 pub enum ToKeeper {
     /// The listeners are being served.
     Ready,
+    /// The answer to [`ToServer::Ping`].
+    Here {
+        /// Of the question.
+        id: u64,
+    },
+    /// The answer to [`ToServer::Configure`].
+    Configured {
+        /// Why the earlier configuration stays in force; `None` if it does not.
+        problem: Option<String>,
+    },
     /// Sign a request to credvend as this node's root. Cluster, node, time and nonce are the keeper's to fill in.
     Sign {
         /// Comes back with the answer.

@@ -32,11 +32,32 @@ pub fn give(control: &UnixStream, http: &TcpListener, user: &UnixListener, confi
         return Err(io::Error::other("no room for two descriptors"));
     }
     rustix::net::sendmsg(control, &[IoSlice::new(b"L")], &mut ancillary, SendFlags::NOSIGNAL)?;
-    let json = zeroize::Zeroizing::new(serde_json::to_vec(config).map_err(io::Error::other)?);
+    let json = json(config)?;
     let length = u32::try_from(json.len()).map_err(io::Error::other)?;
     let mut control = control;
     control.write_all(&length.to_be_bytes())?;
     control.write_all(&json)
+}
+
+/// A configuration as it goes over the control socket; it may hold a key.
+///
+/// # Errors
+/// It is too long.
+pub fn json(config: &Config) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
+    let json = zeroize::Zeroizing::new(serde_json::to_vec(config).map_err(io::Error::other)?);
+    bounded(u32::try_from(json.len()).map_err(io::Error::other)?)?;
+    Ok(json)
+}
+
+/// The length of a configuration, if one can be so long.
+///
+/// # Errors
+/// `InvalidData`: it cannot.
+pub fn bounded(length: u32) -> io::Result<usize> {
+    match usize::try_from(length) {
+        Ok(length) if length <= MAX_CONFIG_BYTES => Ok(length),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the configuration is too long")),
+    }
 }
 
 /// Takes over.
@@ -65,11 +86,7 @@ pub fn take(control: &UnixStream) -> io::Result<(Listeners, Config)> {
     let mut control = control;
     let mut length = [0u8; 4];
     control.read_exact(&mut length)?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > MAX_CONFIG_BYTES {
-        return Err(bad("the configuration is too long"));
-    }
-    let mut json = zeroize::Zeroizing::new(vec![0u8; length]);
+    let mut json = zeroize::Zeroizing::new(vec![0u8; bounded(u32::from_be_bytes(length))?]);
     control.read_exact(&mut json)?;
     let config = serde_json::from_slice(&json).map_err(|_| bad("the configuration is not one"))?;
     Ok((Listeners { http: TcpListener::from(http), user: UnixListener::from(user) }, config))

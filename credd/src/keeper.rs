@@ -6,8 +6,10 @@
 pub mod board;
 mod launch;
 mod listeners;
+mod liveness;
 pub mod process;
 mod records;
+mod reload;
 pub mod root_socket;
 mod run_dir;
 mod runs;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use credd_protocol::local::{Health, JobStatus};
+use credd_protocol::record::RunDir;
 use credd_protocol::{JobId, NodeName};
 use munge::Munge;
 use nix::sys::signal::Signal;
@@ -45,6 +48,8 @@ pub enum Event {
     Look(JobId, Option<SyncSender<()>>),
     /// Somebody wants to know how things are.
     Report(SyncSender<Report>),
+    /// Read the configuration again, and say what came of it.
+    Reload(SyncSender<Result<Option<String>, String>>),
     /// The server process of this generation spoke.
     Server(u64, ToKeeper),
     /// Its socket is closed.
@@ -167,6 +172,16 @@ impl Clean {
         {
             tracing::error!(%error, "cannot remove the endpoint file");
         }
+    }
+}
+
+/// Sends no new job to an endpoint that nobody serves: credd cannot start, and the service manager holds the port. Nothing is
+/// done if another credd runs.
+pub fn withdraw_endpoint(run_dir: &RunDir) {
+    if let Ok(_lock) = run_dir::lock(run_dir)
+        && let Err(error) = run_dir::remove_endpoint(run_dir)
+    {
+        daemon_log::complain(&format!("credd: cannot remove {}: {error}", run_dir.endpoint().display()));
     }
 }
 

@@ -13,4 +13,5 @@ pub mod keeper;
 pub mod line;
 mod logging;
 mod query;
+pub mod sandbox;
 pub mod server;

@@ -16,21 +16,29 @@ use crate::line;
 /// For the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// credd gives up sooner.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(40);
+
 /// Asks the running credd: root over root's socket, others over the users'.
 pub fn ask(run_dir: &RunDir, request: &Request) -> anyhow::Result<Response> {
     let path = if nix::unistd::geteuid().is_root() { run_dir.root_socket() } else { run_dir.user_socket() };
-    exchange(&path, request)
+    exchange(&path, request, PATIENCE)
+}
+
+/// Has the running credd read its configuration again: root alone may.
+pub fn reload(run_dir: &RunDir) -> anyhow::Result<Response> {
+    exchange(&run_dir.root_socket(), &Request::Reload, RELOAD_PATIENCE)
 }
 
 /// Asks the process that serves the jobs, over the users' socket, whoever asks.
 pub fn ask_server(run_dir: &RunDir, request: &Request) -> anyhow::Result<Response> {
-    exchange(&run_dir.user_socket(), request)
+    exchange(&run_dir.user_socket(), request, PATIENCE)
 }
 
-fn exchange(path: &Path, request: &Request) -> anyhow::Result<Response> {
+fn exchange(path: &Path, request: &Request, patience: Duration) -> anyhow::Result<Response> {
     let stream = UnixStream::connect(path)
         .with_context(|| format!("credd does not run here: nobody answers at {}", path.display()))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     line::send(&stream, request, MAX_LINE_BYTES)?;
     line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES)

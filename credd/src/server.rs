@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::config::Config;
 use crate::control::{ToKeeper, ToServer};
+use crate::{logging, sandbox};
 
 mod answer;
 mod backoff;
@@ -63,7 +65,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What all tasks share.
 struct Server {
-    settings: settings::Settings,
+    settings: settings::InForce,
     keeper: Rc<keeper::Keeper>,
     credvend: credvend::Credvend,
     clock: Rc<dyn clock::Clock>,
@@ -135,11 +137,19 @@ struct World {
 }
 
 impl World {
+    /// The real one, which this process can no longer leave.
     fn real() -> anyhow::Result<Self> {
+        let kernel = whois::Kernel::new().context("the kernel cannot be asked who calls (SOCK_DIAG)")?;
+        let cgroups = kernel.cgroups().map(Path::to_owned);
+        // Jobs are served without it, too: it is the second line.
+        match sandbox::enter(cgroups.as_deref()) {
+            Ok(files) => tracing::debug!(?files, "the server process is confined"),
+            Err(error) => tracing::error!(%error, "the server process is not confined as it should be"),
+        }
         Ok(World {
             clock: Rc::new(clock::SystemClock),
             dice: Rc::new(clock::SystemDice::default()),
-            whois: Box::new(whois::Kernel::new().context("the kernel cannot be asked who calls (SOCK_DIAG)")?),
+            whois: Box::new(kernel),
         })
     }
 }
@@ -149,11 +159,13 @@ impl World {
 /// # Errors
 /// What made serving impossible; the keeper starts another server after a pause.
 pub fn run(control: UnixStream, listeners: Listeners, config: Config) -> anyhow::Result<()> {
+    // First: the sandbox counts for threads that are made in it, and nothing of a job or of the network has been read.
+    let world = World::real()?;
     // Blocking threads resolve credvend's name, nothing else.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
     let served = tokio::task::LocalSet::new().block_on(&runtime, async {
         let settings = settings::Settings::of(&config);
-        serve(control, listeners, &config, settings, World::real()?).await
+        serve(control, listeners, &config, settings, world).await
     });
     // A resolver that hangs must not keep the process.
     runtime.shutdown_background();
@@ -175,7 +187,7 @@ async fn serve(
     let http = tokio::net::TcpListener::from_std(listeners.http)?;
     let user = tokio::net::UnixListener::from_std(listeners.user)?;
     let keeper = keeper::Keeper::new(out);
-    let credvend = credvend::Credvend::new(Box::new(credvend::https::Https::new(&config.credvend, keeper.clone())?));
+    let credvend = credvend::Credvend::new(wire(config, &keeper)?);
     let server = Server::new(keeper, credvend, http.local_addr()?.port(), settings, world);
 
     let mut tasks = tokio::task::JoinSet::new();
@@ -187,24 +199,38 @@ async fn serve(
     tasks.spawn_local(async move { sweeping.watch.sweep_all(sweeping.settings.limits.idle).await });
     tasks.spawn_local(credvend::stream::keep_open(server.clone()));
     tasks.spawn_local(news::answer(server.clone()));
-    if let Some(address) = config.metrics {
-        tasks.spawn_local(metrics::serve(server.clone(), address));
-    }
+    let mut page = metrics::Listening::at(&server, config.metrics);
     server.keeper.tell(ToKeeper::Ready);
 
     let mut from_keeper = BufReader::new(from_keeper);
     let mut line = Vec::new();
+    let mut config = config.clone();
     while let Some(message) = keeper::next_message(&mut from_keeper, &mut line).await? {
-        if message == ToServer::Stop {
-            accepting.abort();
-            server.stop().await;
-            server.keeper.close();
-            let _ = tokio::time::timeout(STOP_PATIENCE, writer).await;
-            return Ok(());
+        match message {
+            ToServer::Stop => {
+                server.stop(accepting).await;
+                server.keeper.close();
+                let _ = tokio::time::timeout(STOP_PATIENCE, writer).await;
+                return Ok(());
+            }
+            ToServer::Configure { bytes } => {
+                let new = keeper::configuration(&mut from_keeper, bytes).await?;
+                let outcome = server.configure(&config, &new);
+                if outcome.is_ok() {
+                    page.move_to(&server, new.metrics);
+                    config = new;
+                }
+                server.keeper.tell(ToKeeper::Configured { problem: outcome.err().map(|error| format!("{error:#}")) });
+            }
+            message => server.told(message),
         }
-        server.told(message);
     }
     anyhow::bail!("the keeper is gone")
+}
+
+/// The way to credvend that a configuration describes.
+fn wire(config: &Config, keeper: &Rc<keeper::Keeper>) -> anyhow::Result<Box<dyn credvend::Wire>> {
+    Ok(Box::new(credvend::https::Https::new(&config.credvend, keeper.clone())?))
 }
 
 impl Server {
@@ -220,7 +246,7 @@ impl Server {
             cache: RefCell::new(cache::Cache::new(settings.cache, world.dice.clone())),
             watch: watch::Watch::new(settings.limits.endpoint),
             user_watch: watch::Watch::new(settings.limits.user_socket),
-            settings,
+            settings: settings::InForce::new(settings),
             keeper,
             clock: world.clock,
             dice: world.dice,
@@ -252,11 +278,29 @@ impl Server {
             ToServer::Scanned => self.jobs.borrow_mut().scan_complete(),
             ToServer::Looked { id } => self.keeper.looked(id),
             ToServer::Signed { id, credential } => self.keeper.signed(id, credential),
+            ToServer::Ping { id } => self.keeper.tell(ToKeeper::Here { id }),
             ToServer::Report { id } => {
                 self.keeper.tell(ToKeeper::Report { id, health: self.health(), jobs: self.jobs_of(None) });
             }
-            ToServer::Stop => {}
+            // Of the loop that reads these.
+            ToServer::Stop | ToServer::Configure { .. } => {}
         }
+    }
+
+    /// Works as `new` says from now on; jobs, sessions, open connections and the cached credentials stay.
+    fn configure(&self, old: &Config, new: &Config) -> anyhow::Result<()> {
+        // What can fail first: all is in force, or nothing is.
+        if new.credvend != old.credvend {
+            self.credvend.replace(wire(new, &self.keeper)?);
+        }
+        logging::apply(&new.log);
+        let settings = settings::Settings::of(new);
+        self.watch.bound(settings.limits.endpoint);
+        self.user_watch.bound(settings.limits.user_socket);
+        self.cache.borrow_mut().configure(settings.cache);
+        self.settings.replace(settings);
+        self.look.notify_one();
+        Ok(())
     }
 
     /// What one user has; made when first seen.
@@ -264,9 +308,13 @@ impl Server {
         self.loads.borrow_mut().entry(uid).or_insert_with(|| Load::of(uid)).clone()
     }
 
-    /// Ends every connection after the answer it waits for.
-    async fn stop(&self) {
+    /// Ends every connection after an answer. New ones are accepted meanwhile and get one answer each, so that nobody waits
+    /// for those who take their time; who comes later waits in the kernel's queue for the next server.
+    async fn stop(&self, accepting: tokio::task::JoinHandle<()>) {
         self.watch.stop();
+        let _ = tokio::time::timeout(STOP_PATIENCE, self.watch.earlier_closed()).await;
+        accepting.abort();
+        let _ = accepting.await;
         let _ = tokio::time::timeout(STOP_PATIENCE, self.watch.emptied()).await;
     }
 }

@@ -1,190 +1,21 @@
 //! The real program, both of its processes, as root: what each may do, and what happens when one of them dies.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, Permissions};
+mod node;
+
+use std::fs;
 use std::io::BufReader;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use credd_protocol::local::{MAX_LINE_BYTES, Outcome, Request, Response};
-use credd_protocol::record::{JobRecord, RunDir};
-use credd_protocol::{JobId, JobToken, SessionId, Uid};
+use credd_protocol::local::{Outcome, Request, Response};
+use credd_protocol::{JobId, SessionId};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
-
-/// For what takes milliseconds, on a machine that is busy otherwise.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Whom the server process runs as here: on every system, and nobody's.
-const USER: &str = "nobody";
-
-struct Node {
-    dir: TempDir,
-    address: SocketAddr,
-    keeper: Option<Child>,
-}
-
-impl Node {
-    /// A node whose credd does not run yet.
-    fn new(address: SocketAddr) -> Node {
-        assert!(nix::unistd::geteuid().is_root(), "run these tests as root: credd is root's");
-        let dir = tempfile::tempdir().unwrap();
-        // The users' socket is for users, who must get there.
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-        let text = format!(
-            "cluster = \"lab\"\nnode = \"n1\"\nuser = {USER:?}\nrun-dir = {:?}\n[munge]\nsocket = {:?}\n\
-             [credvend]\nurl = \"http://127.0.0.1:1\"\nconnect-timeout = \"200ms\"\n[http]\nlisten = \"{address}\"\n",
-            dir.path().join("run"),
-            dir.path().join("no-munge"),
-        );
-        fs::write(dir.path().join("credd.toml"), text).unwrap();
-        Node { dir, address, keeper: None }
-    }
-
-    fn started() -> Node {
-        let mut node = Node::new(free_address());
-        node.start();
-        node
-    }
-
-    fn start(&mut self) {
-        let child = credd(["run", "--config", self.config().to_str().unwrap()])
-            .env("SECRET_OF_THE_ADMIN", "x")
-            .stdin(Stdio::null())
-            .stderr(fs::File::options().create(true).append(true).open(self.log_path()).unwrap())
-            .spawn();
-        self.keeper = Some(child.unwrap());
-        self.until("ready", |node| node.log().contains("credd is ready"));
-    }
-
-    fn run_dir(&self) -> RunDir {
-        RunDir::new(self.dir.path().join("run"))
-    }
-
-    fn config(&self) -> PathBuf {
-        self.dir.path().join("credd.toml")
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.dir.path().join("log")
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn keeper(&self) -> Pid {
-        Pid::from_raw(self.keeper.as_ref().unwrap().id().cast_signed())
-    }
-
-    /// The server process.
-    fn server(&self) -> Option<Pid> {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.keeper())).ok()?;
-        let mut children = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
-        let pid = children.find_map(|list| list.split_whitespace().next().map(str::to_owned))?;
-        Some(Pid::from_raw(pid.parse().ok()?))
-    }
-
-    fn until(&self, what: &str, mut reached: impl FnMut(&Node) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !reached(self) {
-            assert!(Instant::now() < deadline, "in vain: {what}");
-            #[expect(clippy::disallowed_methods, reason = "a poll with a deadline: another process is watched")]
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn ask(&self, request: &Request) -> Response {
-        let stream = UnixStream::connect(self.run_dir().root_socket()).unwrap();
-        credd::line::send(&stream, request, MAX_LINE_BYTES).unwrap();
-        credd::line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES).unwrap().unwrap()
-    }
-
-    fn jobs(&self) -> Vec<u32> {
-        match self.ask(&Request::Status) {
-            Response::Status(jobs) => jobs.iter().map(|job| job.job.get()).collect(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn stop(&mut self) -> ExitStatus {
-        kill(self.keeper(), Signal::SIGTERM).unwrap();
-        self.keeper.take().unwrap().wait().unwrap()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(keeper) = &mut self.keeper {
-            let _ = keeper.kill();
-            let _ = keeper.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("credd's log:\n{}", self.log());
-        }
-    }
-}
-
-fn credd<const N: usize>(arguments: [&str; N]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_credd"));
-    command.args(arguments).env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
-    command
-}
-
-fn output(mut command: Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap()
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// Leaves a record as the plugin does.
-fn start_job(run_dir: &RunDir, job: u32, uid: u32) -> JobRecord {
-    let record = JobRecord {
-        version: JobRecord::VERSION,
-        job: JobId::try_from(job).unwrap(),
-        restart: 0,
-        cluster: "lab".parse().unwrap(),
-        node: "n1".parse().unwrap(),
-        user: "alice".parse().unwrap(),
-        uid: Uid(uid),
-        gid: uid,
-        account: Some("genomics".parse().unwrap()),
-        partition: "batch".parse().unwrap(),
-        first_node: true,
-        sluid: None,
-        het_leader: None,
-        created: 1_700_000_000,
-        token: JobToken::mint().unwrap(),
-        options: Default::default(),
-    };
-    let directory = run_dir.job(record.job);
-    fs::create_dir(&directory).unwrap();
-    fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
-    let temporary = directory.join(".record.new");
-    fs::write(&temporary, record.to_json()).unwrap();
-    fs::set_permissions(&temporary, Permissions::from_mode(0o600)).unwrap();
-    fs::rename(&temporary, directory.join("record")).unwrap();
-    record
-}
-
-fn runs(pid: Pid) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
-
-/// A line of /proc/PID/status.
-fn status_of(pid: Pid, name: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
-    line.split_once(':').unwrap().1.split_whitespace().collect::<Vec<_>>().join(" ")
-}
+use node::{Node, PATIENCE, USER, credd, free_address, output, runs, start_job, status_of};
 
 #[test]
 #[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
@@ -198,6 +29,8 @@ fn the_server_process_has_no_powers() {
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
         assert_eq!(status_of(server, set), "0000000000000000", "{set}");
     }
+    assert_eq!((status_of(server, "Seccomp"), status_of(server, "Seccomp_filters")), ("2".into(), "3".into()));
+    assert!(!node.log().contains("is not confined"), "{}", node.log());
     assert_eq!(status_of(server, "Name"), "credd-server", "its file is /proc/self/exe");
     assert_eq!(status_of(node.keeper(), "Name"), "credd");
     assert!(!fs::read_to_string(format!("/proc/{server}/environ")).unwrap().contains("SECRET_OF_THE_ADMIN"));
@@ -242,12 +75,11 @@ fn the_capabilities_of_the_unit_are_enough() {
     start_job(&node.run_dir(), 9, 1001);
     node.ask(&Request::Started { job: JobId::try_from(9).unwrap() });
     node.until("the job is known", |node| node.jobs() == [9]);
-    // A server process that does not read any more is ended by force: that takes CAP_KILL, its uid is another one.
+    // A server process that does nothing any more is ended by force: that takes CAP_KILL, its uid is another one.
     let server = node.server().unwrap();
     kill(server, Signal::SIGSTOP).unwrap();
-    kill(node.keeper(), Signal::SIGHUP).unwrap();
     node.until("the one that hangs is gone", |_| !runs(server));
-    assert_eq!(node.jobs(), [9]);
+    node.until("the job is known to another", |node| node.jobs() == [9]);
     assert!(node.stop().success());
 }
 
@@ -306,16 +138,7 @@ fn a_stop_is_orderly_and_leaves_the_records() {
 fn a_listener_of_the_service_manager_outlives_credd() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut node = Node::new(listener.local_addr().unwrap());
-    // What systemd does: descriptor 3, and the process's own id in the environment.
-    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec \"$@\"";
-    let child = Command::new("bash")
-        .args(["-c", script, "bash", env!("CARGO_BIN_EXE_credd"), "run", "--config"])
-        .arg(node.config())
-        .stdin(OwnedFd::from(listener.try_clone().unwrap()))
-        .stderr(fs::File::create(node.log_path()).unwrap())
-        .spawn();
-    node.keeper = Some(child.unwrap());
-    node.until("ready", |node| node.log().contains("credd is ready"));
+    node.start_on(&listener);
     assert!(!node.log().contains("no socket unit"));
     assert!(node.stop().success());
     assert!(node.run_dir().endpoint().exists(), "the listener is still ours: jobs may be sent there");
@@ -378,23 +201,6 @@ fn a_bad_configuration_is_told_whole_and_ends_with_78() {
         assert_eq!(told.status.code(), Some(78));
         assert!(String::from_utf8_lossy(&told.stderr).contains(reason), "{told:?}");
     }
-}
-
-#[test]
-#[cfg_attr(not(is_root), ignore = "credd is root's: run this test as root")]
-fn a_reload_takes_a_good_configuration_and_keeps_the_old_one_for_a_bad_one() {
-    let node = Node::started();
-    let good = fs::read_to_string(node.config()).unwrap();
-    fs::write(node.config(), "bad").unwrap();
-    kill(node.keeper(), Signal::SIGHUP).unwrap();
-    node.until("refused", |node| node.log().contains("the configuration in force stays"));
-    let server = node.server().unwrap();
-    fs::write(node.config(), good.replace("200ms", "300ms")).unwrap();
-    kill(node.keeper(), Signal::SIGHUP).unwrap();
-    node.until("the old one goes, a new one comes", |node| {
-        !runs(server) && node.server().is_some_and(|other| other != server)
-    });
-    assert_eq!(node.jobs(), [] as [u32; 0]);
 }
 
 #[test]

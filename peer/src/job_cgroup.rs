@@ -89,6 +89,11 @@ impl JobCgroups {
         JobCgroups { root: Some(root), owner }
     }
 
+    /// Where the hierarchy is mounted, if it is: what [`JobCgroups::made_in`] must be able to list.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
     /// Whether a socket of this cgroup was made in the job. Reads some directories (see the constants), and none if the
     /// cgroup was seen below the job's before.
     pub fn made_in(&self, socket: Option<CgroupId>, job: JobName<'_>, seen: &mut Seen) -> Verdict {

@@ -38,6 +38,8 @@ pub enum Request {
     Status,
     /// The server's metrics: numbers about the node, nothing about a user. The users' socket alone answers this.
     Metrics,
+    /// Read the configuration again. The root socket alone answers this, when the outcome is known.
+    Reload,
 }
 
 /// The answer to [`Request::Outcome`].
@@ -121,6 +123,11 @@ pub enum Response {
     Status(Vec<JobStatus>),
     /// To `metrics`: Prometheus' text format.
     Metrics(String),
+    /// To `reload`: the new configuration is in force.
+    Reloaded {
+        /// What in it a restart alone changes, a sentence.
+        note: Option<String>,
+    },
     /// The request was not understood or not allowed; a sentence.
     Error(String),
 }

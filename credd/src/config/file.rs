@@ -58,6 +58,14 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     parse(&source).map_err(|problems| LoadError::Wrong { path: path.to_owned(), problems })
 }
 
+/// The run directory that a configuration names, which may be out of order otherwise; else the usual one.
+pub fn run_dir_of(path: &Path) -> PathBuf {
+    let source = read_text(path).unwrap_or_default();
+    let (document, _) = DeTable::parse_recoverable(&source);
+    let mut root = Section::root(&source, document.get_ref());
+    absolute_path(&mut root, "run-dir").map_or_else(|| RUN_DIR.into(), |found| found.value)
+}
+
 /// Checks the text of a configuration, and the files it names.
 ///
 /// # Errors

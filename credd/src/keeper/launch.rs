@@ -52,6 +52,9 @@ impl Launch for ServerProgram {
         command.arg0("credd").arg("server").env_clear().current_dir("/").process_group(0);
         // glibc's: one heap for the few threads, and what a burst of requests took goes back to the kernel.
         command.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");
+        // glibc's: a lookup sends its two questions one by one. Together they would take sendmmsg, which can pass descriptors
+        // on and which this process is therefore not allowed.
+        command.env("RES_OPTIONS", "single-request");
         if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
             command.env("JOURNAL_STREAM", journal);
         }

@@ -29,6 +29,9 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// For the main loop to look at the records.
 const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// For a new configuration to be in force. A server process that hangs is replaced sooner.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What a connection needs to answer.
 #[derive(Debug, Clone)]
 pub struct Desk {
@@ -129,6 +132,7 @@ fn answer(request: &Request, desk: &Desk) -> Response {
         Request::Outcome { job, wait_ms } => Response::Outcome(outcome(job, wait_ms, desk)),
         Request::Health => report(desk).map_or_else(Response::Error, |report| Response::Health(report.health)),
         Request::Metrics => Response::Error("the users' socket answers that".to_owned()),
+        Request::Reload => reload(desk),
         Request::Status => report(desk).map_or_else(Response::Error, |report| Response::Status(report.jobs)),
     }
 }
@@ -142,6 +146,20 @@ fn outcome(job: JobId, wait_ms: u32, desk: &Desk) -> Outcome {
         let _ = wait.recv_timeout(LOOK_PATIENCE);
     }
     desk.board.wait(job, deadline)
+}
+
+fn reload(desk: &Desk) -> Response {
+    let (reply, wait) = sync_channel(1);
+    if desk.events.send(Event::Reload(reply)).is_err() {
+        return Response::Error("credd is stopping".to_owned());
+    }
+    match wait.recv_timeout(RELOAD_PATIENCE) {
+        Ok(Ok(note)) => Response::Reloaded { note },
+        Ok(Err(problem)) => Response::Error(problem),
+        Err(_) => {
+            Response::Error("credd does not say whether the new configuration is in force: see its log".to_owned())
+        }
+    }
 }
 
 fn report(desk: &Desk) -> Result<Report, String> {

@@ -7,7 +7,11 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
 use super::Event;
+use super::liveness::{Liveness, Verdict};
 use super::server_link::ServerLink;
 use super::signer::{self, Signer};
 use crate::control::{MAX_LINE_BYTES, ToKeeper};
@@ -23,28 +27,38 @@ pub struct Server {
     pub child: Option<Child>,
     pub started: Instant,
     pub ready: bool,
+    pub liveness: Liveness,
 }
 
 impl Server {
+    /// One that was started just now.
+    pub fn new(generation: u64, link: Arc<ServerLink>, child: Option<Child>, now: Instant) -> Self {
+        Server { generation, link, child, started: now, ready: false, liveness: Liveness::new(now) }
+    }
+
+    /// What its silence, if it is silent, calls for.
+    pub fn look(&mut self, now: Instant) -> Verdict {
+        let child = self.child.as_ref();
+        self.liveness.look(now, || child.is_some_and(is_stopped))
+    }
+
     /// Ends what is left of it, and says how it ended.
     pub fn end(mut self) -> String {
+        self.link.close();
         let Some(child) = &mut self.child else { return "closed its socket".to_owned() };
-        // A process without its control socket is of no use, so it may as well be killed.
+        // A process without its control socket is of no use, and it has the listener: it is dead when this returns. Its
+        // sandbox lets it have no other process that could.
         let _ = child.kill();
         child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
     }
+}
 
-    /// Waits for a server that was told to stop.
-    pub fn finish(mut self) {
-        let deadline = Instant::now() + STOP_PATIENCE;
-        if let Some(child) = &mut self.child {
-            while Instant::now() < deadline && !matches!(child.try_wait(), Ok(Some(_))) {
-                #[expect(clippy::disallowed_methods, reason = "wait(2) has no deadline; nobody waits for this thread")]
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-        self.end();
-    }
+/// Whether a signal has stopped the process (SIGSTOP, SIGTTIN and their like).
+fn is_stopped(child: &Child) -> bool {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    // Only looked at: whoever waits for the process is told all the same.
+    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::Stopped(..)))
 }
 
 /// The way of one server's words.

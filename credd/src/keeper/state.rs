@@ -19,14 +19,16 @@ use sd_notify::NotifyState;
 
 use self::late::LateRuns;
 use super::launch::Launch;
+use super::liveness::Verdict;
 use super::records::Refused;
+use super::reload::Reloads;
 use super::root_socket::Desk;
 use super::runs::{Runs, sift};
 use super::server_link::ServerLink;
 use super::server_process::{Route, STOP_PATIENCE, Server};
 use super::signer::{Identity, Signer};
 use super::{Event, Report, listeners, records, run_dir};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::control::{Job, RunId, ToKeeper, ToServer, late_status};
 use crate::handover;
 
@@ -61,14 +63,15 @@ pub struct Parts {
 }
 
 pub struct Keeper {
-    config: Config,
+    pub(super) config: Config,
     run_dir: RunDir,
-    parts: Parts,
+    pub(super) parts: Parts,
     http: Option<TcpListener>,
     endpoint_ours: bool,
-    endpoint_problem: Option<String>,
+    pub(super) endpoint_problem: Option<String>,
     try_port_at: Instant,
-    server: Option<Server>,
+    pub(super) server: Option<Server>,
+    pub(super) reloads: Reloads,
     generation: u64,
     launch_at: Instant,
     backoff: Duration,
@@ -96,6 +99,7 @@ impl Keeper {
             endpoint_problem: None,
             try_port_at: now,
             server: None,
+            reloads: Reloads::default(),
             generation: 0,
             launch_at: now,
             backoff: BACKOFF.0,
@@ -137,7 +141,8 @@ impl Keeper {
                     }
                     Event::Server(generation, message) => self.hear(generation, message),
                     Event::ServerGone(generation) => self.server_gone(generation),
-                    Event::Signal(Signal::SIGHUP) => self.reload(),
+                    Event::Signal(Signal::SIGHUP) => self.reload(vec![]),
+                    Event::Reload(reply) => self.reload(vec![reply]),
                     Event::Signal(signal) => {
                         tracing::info!(%signal, "stopping");
                         return self.stop(events);
@@ -145,6 +150,7 @@ impl Keeper {
                 }
             }
             let now = Instant::now();
+            self.look_after_server(now);
             self.hold_endpoint(now);
             self.launch(now);
             let mut unseen = BTreeSet::new();
@@ -182,6 +188,9 @@ impl Keeper {
             next = next.min(self.try_port_at);
         } else if self.server.is_none() {
             next = next.min(self.launch_at);
+        }
+        if let Some(server) = &self.server {
+            next = next.min(server.liveness.next());
         }
         if let Some(asked) = self.reports.values().map(|(asked, _)| *asked).min() {
             next = next.min(asked + REPORT_PATIENCE);
@@ -243,7 +252,7 @@ impl Keeper {
             control.set_write_timeout(Some(STOP_PATIENCE))?;
             let reader = control.try_clone()?;
             let link = Arc::new(ServerLink::new(control.try_clone()?));
-            let server = Server { generation, link, child, started: now, ready: false };
+            let server = Server::new(generation, link, child, now);
             handover::give(&control, http, &self.parts.user, &self.config)?;
             let route = Route {
                 generation,
@@ -278,6 +287,20 @@ impl Keeper {
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
     }
 
+    /// Asks the server process whether it is there, and ends one that is not.
+    fn look_after_server(&mut self, now: Instant) {
+        let Some(server) = &mut self.server else { return };
+        match server.look(now) {
+            Verdict::Wait => {}
+            Verdict::Ask(id) => self.tell(&ToServer::Ping { id }),
+            Verdict::Replace(why) => {
+                tracing::error!(why, "the server process is ended");
+                let generation = server.generation;
+                self.server_gone(generation);
+            }
+        }
+    }
+
     fn server_gone(&mut self, generation: u64) {
         let Some(server) = self.server.take_if(|server| server.generation == generation) else { return };
         let now = Instant::now();
@@ -288,6 +311,7 @@ impl Keeper {
         }
         self.back_off(now);
         tracing::error!(status, ?lived, "the server process is gone; another one takes its place");
+        self.configured(Some("the server process ended before it had the new configuration".to_owned()));
     }
 
     fn tell(&self, message: &ToServer) {
@@ -371,7 +395,7 @@ impl Keeper {
         }
     }
 
-    fn identify(&self) {
+    pub(super) fn identify(&self) {
         let recorded = self.runs.identity();
         let (cluster, node) = recorded.map_or((None, None), |(cluster, node)| (Some(cluster), Some(node)));
         let cluster = self.config.cluster.clone().or(cluster);
@@ -384,6 +408,8 @@ impl Keeper {
         let Some(server) = self.server.as_mut().filter(|server| server.generation == generation) else { return };
         match message {
             ToKeeper::Ready => server.ready = true,
+            ToKeeper::Here { id } => server.liveness.answered(id, Instant::now()),
+            ToKeeper::Configured { problem } => self.configured(problem.as_deref().map(sentence)),
             // Signed on another thread; never sent here.
             ToKeeper::Sign { .. } => {}
             // Looked at with the pokes; never sent here.
@@ -479,7 +505,7 @@ impl Keeper {
             credvend_problem: match health {
                 Some(health) => health.credvend_problem,
                 None if self.endpoint_ours => {
-                    Some("the server process does not answer; credd replaces it if it died".to_owned())
+                    Some("the server process does not answer; credd replaces one that died or hangs".to_owned())
                 }
                 None => None,
             },
@@ -531,38 +557,6 @@ impl Keeper {
         let status = self.endpoint_problem.clone().unwrap_or_else(|| "serving".to_owned());
         tracing::info!(status, jobs = self.runs.counts().0, "credd is ready");
         let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    }
-
-    /// A new configuration is a new server process; the listeners stay, connections wait meanwhile.
-    fn reload(&mut self) {
-        let reloading = NotifyState::monotonic_usec_now();
-        let _ = match reloading {
-            Ok(now) => sd_notify::notify(&[NotifyState::Reloading, now]),
-            Err(_) => Ok(()),
-        };
-        match config::load(&self.parts.config_path) {
-            Err(error) => tracing::error!(%error, "the configuration in force stays"),
-            Ok(new) => {
-                let fixed = |config: &Config| {
-                    (config.http.listen, config.run_dir.clone(), config.user.clone(), config.munge.socket.clone())
-                };
-                if fixed(&new) != fixed(&self.config) {
-                    tracing::warn!("http.listen, run-dir, user and munge.socket change with a restart only");
-                }
-                let old = std::mem::replace(&mut self.config, new);
-                self.config.http.listen = old.http.listen;
-                self.config.run_dir = old.run_dir;
-                self.identify();
-                tracing::info!("a new configuration is in force");
-                if let Some(server) = self.server.take() {
-                    let _ = server.link.send(&ToServer::Stop);
-                    // Reaped aside: it may be answering still, while its successor takes new connections.
-                    std::thread::spawn(move || server.finish());
-                }
-                self.launch_at = Instant::now();
-            }
-        }
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 
     fn stop(mut self, events: &Receiver<Event>) {

@@ -136,7 +136,12 @@ impl FakeServer {
     }
 
     fn hear(&mut self) -> ToServer {
-        line::receive(&mut self.control, MAX_LINE_BYTES).unwrap().expect("the keeper hung up")
+        loop {
+            match line::receive(&mut self.control, MAX_LINE_BYTES).unwrap().expect("the keeper hung up") {
+                ToServer::Ping { id } => self.say(&ToKeeper::Here { id }),
+                message => return message,
+            }
+        }
     }
 
     fn hear_job(&mut self) -> Job {

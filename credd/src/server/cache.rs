@@ -214,6 +214,14 @@ impl Cache {
         }
     }
 
+    /// How it is to work from now on. Without a store nothing that is held is served again.
+    pub fn configure(&mut self, settings: CacheSettings) {
+        self.settings = settings;
+        if !settings.store {
+            self.entries.values_mut().for_each(|entry| entry.document = None);
+        }
+    }
+
     /// Somebody wants the credentials of `key`. Nothing is served from here beyond the bound on `silence`.
     pub fn ask(&mut self, key: &Key, now: Now, silence: Silence) -> Step {
         let generation = self.generation;

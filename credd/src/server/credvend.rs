@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use credd_protocol::node_api::{
@@ -12,7 +13,7 @@ use credd_protocol::{Secret, SessionId};
 use reqwest::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use zeroize::Zeroizing;
 
 use super::trouble::Trouble;
@@ -39,7 +40,9 @@ pub trait Wire {
 
 /// A client of credvend.
 pub struct Credvend {
-    wire: Box<dyn Wire>,
+    wire: RefCell<Rc<dyn Wire>>,
+    /// There is another wire: the stream is to be opened anew.
+    replaced: Notify,
     under_way: Semaphore,
     problem: RefCell<Option<String>>,
     came_back: Cell<bool>,
@@ -49,11 +52,23 @@ impl Credvend {
     /// A client on this wire. Nothing is sent yet.
     pub fn new(wire: Box<dyn Wire>) -> Self {
         Credvend {
-            wire,
+            wire: RefCell::new(wire.into()),
+            replaced: Notify::new(),
             under_way: Semaphore::new(UNDER_WAY),
             problem: RefCell::new(Some("credvend has not been asked yet".to_owned())),
             came_back: Cell::new(false),
         }
+    }
+
+    /// Asks on another wire from now on. What is under way ends on the one that it began on.
+    pub fn replace(&self, wire: Box<dyn Wire>) {
+        *self.wire.borrow_mut() = wire.into();
+        *self.problem.borrow_mut() = Some("credvend has not been asked yet".to_owned());
+        self.replaced.notify_one();
+    }
+
+    fn wire(&self) -> Rc<dyn Wire> {
+        self.wire.borrow().clone()
     }
 
     /// Opens or joins a job's session.
@@ -113,7 +128,8 @@ impl Credvend {
     /// # Errors
     /// Why there is none.
     pub async fn open_stream(&self, known: Option<(String, u64)>) -> Result<reqwest::Response, Trouble> {
-        self.wire.stream(stream_path(known.as_ref().map(|(epoch, seq)| (epoch.as_str(), *seq)))).await
+        let path = stream_path(known.as_ref().map(|(epoch, seq)| (epoch.as_str(), *seq)));
+        self.wire().stream(path).await
     }
 
     /// The obstacle of the last exchange, if it failed.
@@ -136,7 +152,7 @@ impl Credvend {
     async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, Trouble> {
         let _permit = self.under_way.acquire().await.expect("never closed");
         // Written only now: a thousand jobs may wait for the permit.
-        let answer = self.wire.post(path, serde_json::to_vec(body).expect("plain values")).await;
+        let answer = self.wire().post(path, serde_json::to_vec(body).expect("plain values")).await;
         match answer {
             Ok(bytes) => {
                 self.heard();

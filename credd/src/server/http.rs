@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use credd_protocol::TokenHash;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -27,6 +28,8 @@ use super::{Load, STOP_PATIENCE, Server, gate, newcomer, vend};
 
 /// hyper answers 431 to longer heads, and to more than its own hundred headers (a bound of ours would cost time).
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// In a stop: how long a connection may still ask.
+const STILL_ASKS: Duration = Duration::from_secs(1);
 /// Connections whose caller the kernel does not name are counted together under this.
 const NOBODY: u32 = u32::MAX;
 
@@ -71,8 +74,13 @@ async fn connection(
     http.max_buf_size(MAX_HEAD_BYTES);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     // Whatever else ends a connection is the client's matter.
-    if watched.run(connection.as_mut()).await == Some(Close::Stopping) {
-        connection.as_mut().graceful_shutdown();
+    if watched.run(connection.as_mut()).await != Some(Close::Stopping) {
+        return;
+    }
+    // Who has just been accepted is about to ask, and who keeps a connection may be asking at this moment. Both would see it
+    // closed instead of an answer, also by hyper's graceful shutdown. So what is asked soon is answered, and `respond` adds
+    // that this was the last answer.
+    if tokio::time::timeout(STILL_ASKS, connection.as_mut()).await.is_err() && watched.is_answering() {
         let _ = tokio::time::timeout(STOP_PATIENCE, connection).await;
     }
 }
@@ -86,14 +94,18 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let _answering = watched.answering();
-    Ok(match credentials(server, caller, load, last, &request).await {
+    let mut response = match credentials(server, caller, load, last, &request).await {
         Ok(body) => answer::json(body),
         Err(denial) => {
             server.metrics.denied(denial.code());
             server.denials.borrow_mut().note(&denial, caller);
             denial.response()
         }
-    })
+    };
+    if server.watch.is_stopping() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
 
 /// The checks in their order, then the credentials.

@@ -10,8 +10,11 @@ use credd_protocol::JobId;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
+use crate::config::Config;
 use crate::control::{MAX_LINE_BYTES, ToKeeper, ToServer};
+use crate::handover;
 
 /// The keeper signs with a local munged in well under a millisecond; if it does not answer, munged hangs.
 const SIGN_PATIENCE: Duration = Duration::from_secs(5);
@@ -136,6 +139,17 @@ pub async fn next_message(from: &mut BufReader<OwnedReadHalf>, line: &mut Vec<u8
     }
     anyhow::ensure!(line.ends_with(b"\n"), "the keeper sent a line of more than {MAX_LINE_BYTES} bytes, or broke off");
     serde_json::from_slice(line).map(Some).context("the keeper sent a line that this server does not understand")
+}
+
+/// Reads the configuration that follows [`ToServer::Configure`].
+///
+/// # Errors
+/// The keeper is gone, or what it sent is no configuration: the two processes are of different builds.
+pub async fn configuration(from: &mut BufReader<OwnedReadHalf>, bytes: u32) -> anyhow::Result<Config> {
+    let mut json = Zeroizing::new(vec![0; handover::bounded(bytes)?]);
+    from.read_exact(&mut json).await.context("reading the configuration from the keeper")?;
+    // Not with its cause, which could quote a key.
+    serde_json::from_slice(&json).map_err(|_| anyhow::anyhow!("the keeper sent a configuration that is none"))
 }
 
 /// Writes what is queued until the queue or the socket closes.

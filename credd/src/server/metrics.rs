@@ -178,11 +178,41 @@ impl Page {
     }
 }
 
+/// Where the page is served, if it is; until dropped.
+#[derive(Debug)]
+pub struct Listening {
+    address: Option<SocketAddr>,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Listening {
+    /// At this address.
+    pub fn at(server: &Rc<Server>, address: Option<SocketAddr>) -> Self {
+        let task = address.map(|address| tokio::task::spawn_local(serve(server.clone(), address)));
+        Listening { address, task }
+    }
+
+    /// At this one from now on.
+    pub fn move_to(&mut self, server: &Rc<Server>, address: Option<SocketAddr>) {
+        if address != self.address {
+            *self = Self::at(server, address);
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
 /// Serves `GET /metrics` for as long as the server lives. One request a connection: hyper's machinery is for the jobs.
 ///
 /// While credd restarts, a job's process may have taken the port: until it is given back there is no page, and jobs do not
 /// suffer for it.
-pub async fn serve(server: Rc<Server>, address: SocketAddr) {
+async fn serve(server: Rc<Server>, address: SocketAddr) {
     let mut last = None;
     let listener = loop {
         match TcpListener::bind(address).await {

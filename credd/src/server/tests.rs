@@ -12,5 +12,6 @@ mod late;
 mod lives;
 mod metrics;
 mod outages;
+mod reload;
 mod sockets;
 mod taken_back;

@@ -62,7 +62,7 @@ impl Holder {
 /// All connections of a listener.
 #[derive(Debug)]
 pub struct Watch {
-    bounds: Bounds,
+    bounds: Cell<Bounds>,
     sweep: Cell<u32>,
     stopping: Cell<bool>,
     /// Connections that are not being closed, and those of them that are of users without a job here.
@@ -72,6 +72,9 @@ pub struct Watch {
     all: RefCell<Vec<Rc<Watched>>>,
     empty: Notify,
     logged: Cell<Option<Instant>>,
+    /// Of the connections that were open when the stop began, how many still are.
+    earlier: Cell<usize>,
+    earlier_closed: Notify,
 }
 
 /// One connection, watched until dropped.
@@ -91,6 +94,8 @@ struct Watched {
     /// The sweep before which it last did something.
     active: Cell<u32>,
     answering: Cell<bool>,
+    /// It was open when the stop began.
+    earlier: Cell<bool>,
     close: Cell<Option<Close>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -99,7 +104,7 @@ impl Watch {
     /// Nobody is connected yet.
     pub fn new(bounds: Bounds) -> Rc<Self> {
         Rc::new(Watch {
-            bounds,
+            bounds: Cell::new(bounds),
             sweep: Cell::default(),
             stopping: Cell::default(),
             open: Cell::default(),
@@ -108,13 +113,20 @@ impl Watch {
             all: RefCell::default(),
             empty: Notify::new(),
             logged: Cell::default(),
+            earlier: Cell::default(),
+            earlier_closed: Notify::new(),
         })
+    }
+
+    /// Other bounds from now on; nobody is closed for it.
+    pub fn bound(&self, bounds: Bounds) {
+        self.bounds.set(bounds);
     }
 
     /// A place for a new connection of `holder`; `stranger`: a user without a job here. `None` if nobody makes room: then
     /// the connection is to be closed without an answer, which SDKs take as a passing fault.
     pub fn admit(self: &Rc<Self>, holder: &Rc<Holder>, stranger: bool) -> Option<Connection> {
-        let Bounds { all, per_user, strangers } = self.bounds;
+        let Bounds { all, per_user, strangers } = self.bounds.get();
         if holder.open.get() >= per_user && !self.make_room(holder, |other| Rc::ptr_eq(&other.holder, holder)) {
             return None;
         }
@@ -133,6 +145,7 @@ impl Watch {
             place: Cell::new(connections.len()),
             active: Cell::new(self.sweep.get()),
             answering: Cell::default(),
+            earlier: Cell::default(),
             close: Cell::new(None),
             waker: RefCell::default(),
         });
@@ -195,7 +208,23 @@ impl Watch {
     /// Asks every connection to end after the answer it waits for.
     pub fn stop(&self) {
         self.stopping.set(true);
+        let all = self.all.borrow();
+        all.iter().for_each(|watched| watched.earlier.set(true));
+        self.earlier.set(all.len());
+        drop(all);
         self.each(|_| Some(Close::Stopping));
+    }
+
+    /// Whether an answer is its connection's last one.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Waits until the connections that were open when the stop began are closed.
+    pub async fn earlier_closed(&self) {
+        while self.earlier.get() > 0 {
+            self.earlier_closed.notified().await;
+        }
     }
 
     /// Waits until no connection is left.
@@ -248,6 +277,10 @@ impl Drop for Connection {
         }
         let (mut all, place) = (self.watch.all.borrow_mut(), self.watched.place.get());
         all.swap_remove(place);
+        if self.watched.earlier.get() {
+            self.watch.earlier.set(self.watch.earlier.get() - 1);
+            self.watch.earlier_closed.notify_one();
+        }
         if let Some(moved) = all.get(place) {
             moved.place.set(place);
         }
@@ -262,6 +295,11 @@ impl Connection {
     pub fn answering(&self) -> Answering<'_> {
         self.watched.answering.set(true);
         Answering(self)
+    }
+
+    /// Whether a request is being answered.
+    pub fn is_answering(&self) -> bool {
+        self.watched.answering.get()
     }
 
     /// Runs the connection until it ends (`None`) or must end.

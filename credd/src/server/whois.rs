@@ -1,6 +1,7 @@
 //! Who is on the other end of a connection: the kernel's word, behind a trait so that tests can say it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use credd_protocol::Uid;
 use peer::{CgroupId, JobCgroups, JobName, Seen, TcpPeers, Verdict};
@@ -53,6 +54,13 @@ impl Kernel {
     /// The kernel or a sandbox does not let it.
     pub fn new() -> std::io::Result<Self> {
         Ok(Kernel { peers: TcpPeers::new()?, cgroups: JobCgroups::new() })
+    }
+}
+
+impl Kernel {
+    /// Where the cgroup v2 hierarchy is mounted, which is read to know a caller's job.
+    pub fn cgroups(&self) -> Option<&Path> {
+        self.cgroups.root()
     }
 }
 

@@ -33,7 +33,10 @@ pub async fn keep_open(server: Rc<Server>) {
                 }
             }
         }
-        tokio::time::sleep(RECONNECT.wait(failures, &*server.dice)).await;
+        tokio::select! {
+            () = tokio::time::sleep(RECONNECT.wait(failures, &*server.dice)) => {}
+            () = server.credvend.replaced.notified() => failures = 0,
+        }
     }
 }
 
@@ -42,9 +45,17 @@ async fn follow(server: &Rc<Server>, mut response: reqwest::Response, failures: 
     let mut lines = Lines::default();
     let silence = server.settings.silence;
     loop {
-        let chunk = match tokio::time::timeout(silence, response.chunk()).await {
+        let heard = tokio::select! {
+            heard = tokio::time::timeout(silence, response.chunk()) => heard,
+            () = server.credvend.replaced.notified() => {
+                // The loop that opens streams is to hear of it, too.
+                server.credvend.replaced.notify_one();
+                return Trouble::Outage("another credvend is configured".to_owned());
+            }
+        };
+        let chunk = match heard {
             Err(_) => return Trouble::Outage(format!("no sign of life for {} s", silence.as_secs())),
-            Ok(Err(error)) => return server.credvend.wire.broken(&error),
+            Ok(Err(error)) => return server.credvend.wire().broken(&error),
             Ok(Ok(None)) => return Trouble::Outage("credvend closed the stream".to_owned()),
             Ok(Ok(Some(chunk))) => chunk,
         };

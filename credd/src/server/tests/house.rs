@@ -184,6 +184,10 @@ impl House {
         self.to_server.write_all(&line).await.unwrap();
     }
 
+    pub async fn tell_bytes(&mut self, bytes: &[u8]) {
+        self.to_server.write_all(bytes).await.unwrap();
+    }
+
     /// A job of this process' uid starts.
     pub async fn job(&mut self, id: u32) -> (Job, JobToken) {
         self.job_with(id, |_| {}).await
