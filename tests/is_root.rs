@@ -1,5 +1,6 @@
-//! Build script of the crates some of whose tests need root, a cgroup v2 hierarchy, or Prometheus: they are ignored, with a reason, where another
-//! user builds and so presumably runs them, or where it is missing. Nothing but tests looks at it.
+//! Build script of the crates some of whose tests need root, a cgroup v2 hierarchy, Prometheus or systemd: they are
+//! ignored, with a reason, where another user builds and so presumably runs them, or where it is missing. Nothing but tests
+//! looks at it.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -11,8 +12,11 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(has_prometheus, has_cgroup2)");
     println!("cargo::rerun-if-env-changed=PATH");
     let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|dir| dir.join("prometheus").is_file()) {
-        println!("cargo::rustc-cfg=has_prometheus");
+    println!("cargo::rustc-check-cfg=cfg(has_systemd_analyze)");
+    for (program, cfg) in [("prometheus", "has_prometheus"), ("systemd-analyze", "has_systemd_analyze")] {
+        if std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+            println!("cargo::rustc-cfg={cfg}");
+        }
     }
     // The directory belongs to the process's effective uid.
     if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {

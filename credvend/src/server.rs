@@ -51,6 +51,7 @@ pub mod seed;
 pub mod socket;
 pub mod stream;
 pub mod tls;
+pub mod visible_group;
 
 /// How long a request's body may take to arrive.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);

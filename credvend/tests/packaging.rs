@@ -74,6 +74,70 @@ fn the_sockets_are_there_before_slurmd_and_are_those_that_credd_takes() {
     assert_eq!(passed, taken, "what the units pass and what credd takes");
 }
 
+/// Another process on the port must not make each request at the other sockets a start that fails at once: PID 1 would do
+/// nothing else.
+#[test]
+fn credd_starts_without_its_port_and_stops_with_its_socket() {
+    let unit = read("packaging/systemd/credd.service");
+    let words = |name: &str| settings(&unit, name).join(" ");
+    for strong in ["Requires", "Requisite", "BindsTo"] {
+        assert!(!words(strong).contains("credd-http.socket"), "{strong}= makes a start fail while the port is taken");
+    }
+    assert!(words("Wants").contains("credd-http.socket") && words("PartOf") == "credd-http.socket");
+    assert_eq!(words("Requires"), "credd-root.socket credd-user.socket");
+    for other in ["root", "user"] {
+        let socket = read(&format!("packaging/systemd/credd-{other}.socket"));
+        assert_eq!(settings(&socket, "PartOf"), ["credd-http.socket"], "it would start credd again");
+    }
+}
+
+/// A reload's failure is its exit code: the command waits for the outcome, a signal does not.
+#[test]
+fn a_reload_waits_for_its_outcome() {
+    for program in ["credd", "credvend"] {
+        let unit = read(&format!("packaging/systemd/{program}.service"));
+        assert_eq!(settings(&unit, "ExecReload"), [format!("/usr/sbin/{program} reload")]);
+    }
+}
+
+/// The whole of it is judged by systemd where it is there; what must not be lost, here.
+#[test]
+fn the_services_are_confined() {
+    let [credd, credvend] = ["credd", "credvend"].map(|program| read(&format!("packaging/systemd/{program}.service")));
+    for unit in [&credd, &credvend] {
+        assert!(settings(unit, "SystemCallFilter").contains(&"~@privileged @resources"));
+        assert_eq!(settings(unit, "ProcSubset"), ["pid"]);
+        assert!(settings(unit, "MemoryMax").len() == 1 && settings(unit, "TasksMax").len() == 1);
+    }
+    // root of a user namespace is nobody to munged and to the records.
+    assert!(settings(&credd, "PrivateUsers").is_empty());
+    assert_eq!(settings(&credvend, "PrivateUsers"), ["yes"]);
+    assert!(settings(&credd, "IPAddressDeny")[0].contains("169.254.169.254"), "the node's own role");
+    // Without these the server process could not confine itself.
+    for call in ["seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"] {
+        assert!(settings(&credd, "SystemCallFilter").iter().any(|line| line.split(' ').any(|word| word == call)));
+    }
+}
+
+/// Units that systemd itself finds nothing wrong with; the programs stand in a directory of the test's.
+#[test]
+#[cfg_attr(not(has_systemd_analyze), ignore = "systemd-analyze is not here (Debian: systemd)")]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in packaged().iter().filter(|file| file.contains("/systemd/")) {
+        let text = read(file).replace("/usr/sbin/credvend", "/bin/true").replace("/usr/sbin/credd", "/bin/true");
+        std::fs::write(dir.path().join(file.rsplit('/').next().unwrap()), text).unwrap();
+    }
+    let units = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    // Manual pages and the units of munge and slurmd are not this project's.
+    let run =
+        Command::new("systemd-analyze").args(["verify", "--man=no", "--recursive-errors=no"]).args(units).output();
+    let run = run.unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("cred")).collect();
+    assert!(ours.is_empty(), "{}", ours.join("\n"));
+}
+
 /// `http.listen` of credd, as its example shows the default.
 fn default_listen() -> String {
     let example = read("packaging/credd.toml");

@@ -101,7 +101,8 @@ fn slurm_conf(layout: &Layout, plan: &Plan) -> String {
     }
     for (nth, partition) in plan.partitions.iter().enumerate() {
         let default = if nth == 0 { " Default=YES" } else { "" };
-        let name = if partition.name.contains(' ') { format!("\"{}\"", partition.name) } else { partition.name.clone() };
+        let name =
+            if partition.name.contains(' ') { format!("\"{}\"", partition.name) } else { partition.name.clone() };
         text.push_str(&format!("PartitionName={name} Nodes=ALL{default} {}\n", partition.slurm));
     }
     text.push_str(&plan.slurm_conf.replace("{run}", &run.to_string()));

@@ -31,7 +31,7 @@ use crate::server::metrics_page;
 use crate::server::munge_claim::MungeVerifier;
 use crate::server::principal::Authenticator;
 use crate::server::tls::{Certificates, Files};
-use crate::server::{Server, Settings};
+use crate::server::{Server, Settings, visible_group};
 use crate::source::Source;
 use crate::source::upstream::Upstream;
 use crate::store::dynamo::DynamoStore;
@@ -134,7 +134,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let munge = MungeVerifier::new(nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect(), store)?;
     let authenticator =
         Authenticator { clusters: config.clusters.iter().map(|c| c.name.clone()).collect(), secrets, munge };
-    let warnings = parts::warnings(&config);
+    let mut warnings = parts::warnings(&config);
+    warnings.extend(config.admin_group.as_deref().and_then(visible_group::hidden));
     for warning in warnings.iter().chain(&parts::map_warnings(&config, &projects.current())) {
         tracing::warn!("{warning}");
     }
@@ -241,7 +242,9 @@ async fn listen_until_stopped(
     if let Some(dir) = config.admin_socket.parent() {
         make_socket_dir(dir)?;
     }
-    let admin = AdminSocket::bind(&config.admin_socket, config.admin_group.as_deref())?;
+    // One that is hidden has been warned of; the service is not to fail for it.
+    let group = config.admin_group.as_deref().filter(|group| visible_group::hidden(group).is_none());
+    let admin = AdminSocket::bind(&config.admin_socket, group)?;
     let mut tasks = tokio::task::JoinSet::new();
     for address in &config.listen {
         let listener = TcpListener::bind(address).await.with_context(|| format!("listen = {address}"))?;
