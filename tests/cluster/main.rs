@@ -7,6 +7,7 @@
 mod changed;
 mod dead_nodes;
 mod endpoint;
+mod environment;
 mod failover;
 mod forgery;
 mod growing;

@@ -20,6 +20,10 @@ fn plan() -> Plan {
         .partition("train", "", Some("on,role=train,region=eu-west-1"))
         .partition("strict-train", "", Some("on,role=train,on-error=fail,wait=20s"))
         .partition("unheard", "", Some("on,max-unheard=30s"))
+        .partition("meta", "", Some("on,metadata=off,region=eu-west-1"))
+        .partition("nometa", "", Some("off,metadata=off,region=eu-west-1"))
+        .partition("gpu+a100", "", Some("on"))
+        .partition("a=b c%", "", Some("on"))
 }
 
 /// The cluster in a test's hands. If the test fails, the daemons' last log lines are printed with it.
