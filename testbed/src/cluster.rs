@@ -15,7 +15,7 @@ use crate::deadline::wait_for;
 use crate::host::Host;
 use crate::host_init::HostSpec;
 use crate::layout::Layout;
-use crate::plan::Plan;
+use crate::plan::{Plan, Programs};
 use crate::pretend_aws::PretendAws;
 use crate::slurm_daemons as daemons;
 use crate::users::AsUser;
@@ -122,6 +122,12 @@ impl Cluster {
             None => Ok(()),
             Some(node) => bail!("slurmd on {node} ended"),
         }
+    }
+
+    /// Puts other programs in place, as an upgrade does: the plugin takes effect with the next step, a daemon with its next
+    /// start. Those that are not named are the ones that were built with the test.
+    pub fn put_programs(&self, programs: &Programs) -> Result<()> {
+        put_programs(&self.layout, programs)
     }
 
     /// Pulls a host's plug out of the network, for all but itself: to Slurm and credvend it is gone.
@@ -312,12 +318,19 @@ fn install(layout: &Layout, plan: &Plan) -> Result<Vec<(PathBuf, PathBuf)>> {
         software::install_aws_cli(layout)?;
     }
     if !plan.bare {
-        for name in ["credd", "credvend"] {
-            software::take(&software::program(name)?, &layout.run.join("bin").join(name))?;
-        }
-        software::take(&software::plugin()?, &layout.run.join("lib/spank_credd.so"))?;
+        put_programs(layout, &plan.programs)?;
     }
     Ok(binds)
+}
+
+/// Puts our programs where hosts run them; those that are not named are the ones that were built with the test.
+fn put_programs(layout: &Layout, programs: &Programs) -> Result<()> {
+    for (name, named) in [("credd", &programs.credd), ("credvend", &programs.credvend)] {
+        let built = named.clone().map_or_else(|| software::program(name), Ok)?;
+        software::take(&built, &layout.run.join("bin").join(name))?;
+    }
+    let plugin = programs.plugin.clone().map_or_else(software::plugin, Ok)?;
+    software::take(&plugin, &layout.run.join("lib/spank_credd.so"))
 }
 
 fn start_hosts(layout: &Arc<Layout>, plan: &Plan, binds: &[(PathBuf, PathBuf)]) -> Result<(Keeper, Vec<Host>)> {

@@ -42,6 +42,8 @@
 //!   the network. The head node's secret is [`ours::HEAD_SECRET`], credvend is at [`Cluster::credvend_url`].
 //! - **Plans**: see [`Plan`]. TOML given there is laid over what the testbed writes, key by key.
 //! - **Our programs** come from `CREDD_BIN_DIR` and `CREDD_PLUGIN_SO`, else from where the test was built.
+//! - **Other releases**: [`Programs`] in a plan, or [`Cluster::put_programs`] in a cluster that runs;
+//!   [`previous_release::programs`] builds the release before this one, once.
 //! - **Torture**: [`soak`] deals faults from a seed and checks what must hold.
 //! - **The end**: dropping the [`Cluster`] ends it; so does the death of the program that owns it, since a keeper
 //!   process waits for that. `CREDD_TESTBED_KEEP=1` keeps the run directory with its logs, `CREDD_TESTBED_VERBOSE=1`
@@ -70,6 +72,7 @@ pub mod overlay;
 pub mod people;
 pub mod plan;
 pub mod pretend_aws;
+pub mod previous_release;
 pub mod shell;
 pub mod slurm_daemons;
 pub mod slurm_files;
@@ -83,6 +86,6 @@ pub use daemon::Daemon;
 pub use deadline::wait_for;
 pub use host::{Host, Output};
 pub use init_protocol::Listener;
-pub use plan::{ExtraRole, Partition, Plan};
+pub use plan::{ExtraRole, Partition, Plan, Programs};
 pub use pretend_aws::{AwsRequest, PretendAws};
 pub use users::AsUser;

@@ -1,5 +1,7 @@
 //! What a cluster should look like.
 
+use std::path::PathBuf;
+
 /// One partition of the cluster; every node is in every partition.
 #[derive(Debug, Clone)]
 pub struct Partition {
@@ -18,6 +20,17 @@ pub struct ExtraRole {
     pub name: String,
     /// The project that has it.
     pub project: String,
+}
+
+/// Programs to run in place of those that were built with the test. [`crate::previous_release::programs`] has some.
+#[derive(Debug, Clone, Default)]
+pub struct Programs {
+    /// Every node's daemon.
+    pub credd: Option<PathBuf>,
+    /// The service.
+    pub credvend: Option<PathBuf>,
+    /// The plugin's shared object.
+    pub plugin: Option<PathBuf>,
 }
 
 /// The plan of a cluster. [`Plan::default`] is the usual one; `Plan { nodes: 3, ..Plan::default() }` and the methods
@@ -57,6 +70,8 @@ pub struct Plan {
     pub credvend_env: Vec<(String, String)>,
     /// Environment that every `credd` gets.
     pub credd_env: Vec<(String, String)>,
+    /// Programs of another release.
+    pub programs: Programs,
     /// The pretend AWS.
     pub aws: bool,
     /// Slurm alone: no plugin, no credd, no credvend.
@@ -94,6 +109,7 @@ impl Default for Plan {
             more_roles: Vec::new(),
             credvend_env: Vec::new(),
             credd_env: Vec::new(),
+            programs: Programs::default(),
             aws: true,
             bare: false,
         }

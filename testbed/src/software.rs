@@ -107,14 +107,24 @@ pub fn python_environment() -> Result<PathBuf> {
 }
 
 /// Copies or links a file into the run directory, so that it is there whatever the build does meanwhile, and readable
-/// by users who cannot get into the build directory.
+/// by users who cannot get into the build directory. What was there is replaced at one moment.
 pub fn take(from: &Path, to: &Path) -> Result<()> {
     let from = fs::canonicalize(from).with_context(|| from.display().to_string())?;
-    let _ = fs::remove_file(to);
-    if fs::hard_link(&from, to).is_err() {
-        fs::copy(&from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+    let new = to.with_extension("new");
+    let _ = fs::remove_file(&new);
+    if fs::hard_link(&from, &new).is_err() {
+        fs::copy(&from, &new).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
     }
-    Ok(())
+    // Of two names of one file, rename(2) would keep both.
+    if fs::metadata(to).is_ok_and(|there| fs::metadata(&new).is_ok_and(|taken| same_file(&there, &taken))) {
+        return Ok(fs::remove_file(&new)?);
+    }
+    Ok(fs::rename(&new, to)?)
+}
+
+fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// Puts the AWS command line on the users' path. Its own script names the interpreter by the cache's path, which users
