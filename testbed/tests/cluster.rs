@@ -110,6 +110,36 @@ fn users_stay_when_the_machines_files_are_replaced() {
     assert_eq!(said.lines().last(), Some("alice"), "{said}");
 }
 
+/// What the soak excuses, with nothing of ours in the cluster. slurmctld asks a node what it runs every few minutes only; if
+/// that falls just between the node's return and the job's new start, all is well, and it is tried again.
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
+fn slurm_drains_a_node_that_still_runs_the_job_it_is_given_again() {
+    let plan = Plan::bare().slurm_conf("SlurmdTimeout=20\nKillWait=60\nAuthInfo=cred_expire=5");
+    let cluster = Cluster::up(plan).expect("a bare cluster");
+    let drained = (0..4).any(|_| is_drained_when_given_a_job_again(&cluster));
+    assert!(drained, "{}", cluster.head().log("slurmctld"));
+    assert!(cluster.node("n1").log("slurmd").contains("already running, do not launch second copy"));
+}
+
+fn is_drained_when_given_a_job_again(cluster: &Cluster) -> bool {
+    let soon = Duration::from_secs(120);
+    let alice = cluster.as_user("alice");
+    let job = alice.sbatch("trap '' TERM; echo runs; sleep 3000", &["--requeue", "-w", "n1"]).expect("submitted");
+    alice.wait_job_output(job, "runs", soon).expect("it runs");
+    cluster.unplug("n1").expect("unplugged");
+    alice.wait_job_state(job, "PENDING", soon).expect("the node is given up, and the job requeued");
+    cluster.plug_in("n1").expect("plugged in");
+    let reason = || cluster.head().run_as_root("sinfo -h -N -n n1 -p batch -o %E").stdout.trim().to_owned();
+    let launches = || cluster.node("n1").log("slurmd").matches(&format!("Launching batch job {job} ")).count();
+    let drained = wait_for("the job to be given to the node again", soon, || {
+        let drained = reason() == "Duplicate jobid";
+        (drained || launches() > 1).then_some(drained)
+    });
+    alice.scancel(job);
+    drained.unwrap_or_else(|e| panic!("{e}: {:?}\n{}", reason(), cluster.head().log("slurmctld")))
+}
+
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
 fn nothing_is_left_when_the_owner_is_killed() {

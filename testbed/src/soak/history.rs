@@ -269,6 +269,10 @@ const LOAD_LASTS: Ms = 60_000;
 /// No run has more refusals than these on record; it got the point.
 const MAX_REFUSALS: usize = 100;
 
+/// After a job's begin so long at most Slurm was seen to run it: looks are a second apart, and a slurmctld that is disturbed
+/// answers none.
+const SEEN_BY_THEN: Ms = 12_000;
+
 /// So long after a job's end slurmctld may still have to tell a node of it that did not answer.
 const TELLS_OF_ENDS: Ms = 60_000;
 
@@ -344,6 +348,44 @@ impl History {
         forgot && (lives().count() > 1 || disturbed())
     }
 
+    /// Whether Slurm itself had a reason to drain a node. For "Duplicate jobid" there are two, both seen without anything of
+    /// ours. A slurmctld that was killed gives ids again that it lost. And a job that ran on when its node was cut off, and
+    /// was given up and requeued, may be given to that node again: slurmctld asks a node that answers again not what it
+    /// runs, and slurmd launches no second copy.
+    pub fn is_slurms_own_drain(&self, node: &str, reason: &str) -> bool {
+        let killed = |span: &Span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill;
+        let cut_off = |span: &Span| matches!(&span.fault.target, Target::Network(of) if of == node);
+        reason == "Duplicate jobid"
+            && self.faults.iter().any(|span| killed(span) || cut_off(span) && self.was_given_again(node, span))
+    }
+
+    /// Whether a job ran on a node when it was cut off, and then began anew, on that node or nobody saw where.
+    fn was_given_again(&self, node: &str, cut: &Span) -> bool {
+        self.jobs.iter().any(|((id, submitted), first)| {
+            let ran_then = first.seen <= cut.from && first.over.is_none_or(|over| over >= cut.from);
+            let anew = |((other, later), job): (&JobKey, &Job)| {
+                other == id && later > submitted && (job.nodes.is_empty() || job.nodes.contains(node))
+            };
+            ran_then && first.nodes.contains(node) && self.jobs.iter().any(anew)
+        })
+    }
+
+    /// The life of its job that a run belongs to, if Slurm was seen to have it on the run's node: a job that is requeued
+    /// has another one, perhaps on other nodes.
+    fn life_of(&self, run: &Run) -> Option<&Job> {
+        let begin = &run.begin;
+        let lives = self.jobs.iter().filter(|((id, _), life)| {
+            *id == begin.job
+                && life.nodes.contains(&begin.node)
+                && life.seen <= begin.at + SEEN_BY_THEN
+                && life.over.is_none_or(|over| over >= begin.at)
+        });
+        // Where one ends and another begins between two looks, the run's own count of restarts tells them apart.
+        let submitted = |(key, _): &(&JobKey, &Job)| key.1;
+        let life = if begin.restart == 0 { lives.min_by_key(submitted) } else { lives.max_by_key(submitted) };
+        life.map(|(_, life)| life)
+    }
+
     /// A bound for what takes processor time: as promised, and where others crowd the machine in proportion longer.
     pub fn bound(&self, at: Ms, promised: Ms) -> Ms {
         let near = self.crowds.iter().filter(|(when, _)| when.abs_diff(at) <= LOAD_LASTS).map(|(_, crowd)| *crowd);
@@ -369,10 +411,7 @@ impl History {
             Whom::User(user) => *user == begin.user,
             Whom::Project(project) => *project == begin.account,
             Whom::Job(job) => *job == begin.job,
-            Whom::Node(node) => {
-                let mut jobs = self.jobs.iter().filter(|((id, _), _)| *id == begin.job);
-                *node == begin.node || jobs.any(|(_, job)| job.nodes.contains(node))
-            }
+            Whom::Node(node) => *node == begin.node || self.life_of(run).is_some_and(|job| job.nodes.contains(node)),
         }
     }
 

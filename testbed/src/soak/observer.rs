@@ -120,7 +120,7 @@ impl<'a> Observer<'a> {
             if !state.contains("drain") {
                 continue;
             }
-            if slurms_own_drain(&locked(history), reason) {
+            if locked(history).is_slurms_own_drain(node, reason) {
                 locked(history).counts.duplicate_ids += 1;
                 self.cluster.head().run_as_root(&format!("scontrol update nodename={node} state=resume"));
             } else {
@@ -280,13 +280,6 @@ impl<'a> Observer<'a> {
     }
 }
 
-/// A slurmctld that was killed may have lost its newest jobs, and gives their ids to others; a node that has the lost one
-/// still is drained by slurmctld for it. An administrator looks at it and resumes the node, and so does the harness.
-fn slurms_own_drain(history: &History, reason: &str) -> bool {
-    let killed = |span: &Span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill;
-    reason == "Duplicate jobid" && history.faults.iter().any(killed)
-}
-
 /// The load of the last minute over four times the number of cores: at 1 each process waits about as long as four others.
 fn crowd() -> Option<f64> {
     let load: f64 = fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()?;
@@ -392,10 +385,37 @@ mod tests {
         let mut history = History::default();
         let span = |how| Span { fault: Fault { target: Target::Slurmctld, how }, from: 0, until: None };
         history.faults.push(span(How::Restart));
-        assert!(!slurms_own_drain(&history, "Duplicate jobid"));
+        assert!(!history.is_slurms_own_drain("n1", "Duplicate jobid"));
         history.faults.push(span(How::Kill));
-        assert!(slurms_own_drain(&history, "Duplicate jobid"));
-        assert!(!slurms_own_drain(&history, "Prolog error"));
+        assert!(history.is_slurms_own_drain("n1", "Duplicate jobid"));
+        assert!(!history.is_slurms_own_drain("n1", "Prolog error"));
+    }
+
+    /// `slurm_drains_a_node_that_still_runs_the_job_it_is_given_again`, of the testbed's own tests, shows it without us.
+    #[test]
+    fn a_job_that_is_requeued_onto_the_unplugged_node_that_still_runs_it_is_slurms_doing() {
+        let reason = "Duplicate jobid";
+        let job = |seen, over, nodes: &[&str]| {
+            let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+            Job { seen, over, nodes, ..Job::default() }
+        };
+        let mut history = History { now: 99_000, ..History::default() };
+        let unplugged = Fault { target: Target::Network("n1".into()), how: How::Unplug };
+        history.faults.push(Span { fault: unplugged, from: 20_000, until: Some(50_000) });
+        assert!(!history.is_slurms_own_drain("n1", reason), "no job was requeued");
+        history.jobs.insert((7, 1), job(10_000, Some(45_000), &["n1"]));
+        assert!(!history.is_slurms_own_drain("n1", reason), "not begun anew");
+        history.jobs.insert((7, 2), job(46_000, None, &["n2"]));
+        assert!(!history.is_slurms_own_drain("n1", reason), "elsewhere");
+        for again in [&["n1"][..], &[]] {
+            history.jobs.insert((7, 2), job(46_000, None, again));
+            assert!(history.is_slurms_own_drain("n1", reason));
+            assert!(!history.is_slurms_own_drain("n2", reason) && !history.is_slurms_own_drain("n1", "Prolog error"));
+        }
+        history.jobs.insert((7, 1), job(10_000, Some(15_000), &["n1"]));
+        assert!(!history.is_slurms_own_drain("n1", reason), "it was over before");
+        history.jobs.insert((7, 1), job(10_000, Some(45_000), &["n3"]));
+        assert!(!history.is_slurms_own_drain("n1", reason), "it ran elsewhere");
     }
 
     #[test]

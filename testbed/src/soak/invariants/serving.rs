@@ -420,6 +420,36 @@ mod tests {
         assert_eq!([Whom::Project("climate".into()), Whom::Job(8), Whom::Node("n2".into())].map(&mut found), [0; 3]);
     }
 
+    /// As job 236 of seed 777: its first run was on n1, it was requeued onto n3, and then n1 was revoked.
+    #[test]
+    fn a_node_is_revoked_for_the_run_that_has_it_and_not_for_an_earlier_one() {
+        let mut history = history();
+        let on = |seen, over, nodes: &[&str]| {
+            let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+            Job { seen, over, nodes, ..Job::default() }
+        };
+        history.jobs.insert((7, 5), on(1_000, Some(9_500), &["n3", "n2"]));
+        history.jobs.insert((7, 6), on(9_800, None, &["n1"]));
+        history.runs.get_mut("r").unwrap().begin.restart = 1;
+        ask(&mut history, 20_000, 200);
+        ask(&mut history, 90_000, 200);
+        revoke(&mut history, 29_900, Some(30_000));
+        history.revocations[0].whom = Whom::Node("n3".into());
+        assert_eq!(after_the_revocation(&history), []);
+        // Its first run's record outlived that run's end in our eyes: still another node's.
+        history.jobs.insert((7, 5), on(1_000, Some(11_000), &["n3", "n2"]));
+        assert_eq!(after_the_revocation(&history), []);
+        // The other node of the same run counts.
+        history.jobs.insert((7, 6), on(9_800, None, &["n1", "n3"]));
+        assert_eq!(after_the_revocation(&history).len(), 1);
+        // Both runs were on this node; a look came late.
+        history.jobs.insert((7, 5), on(1_000, Some(11_000), &["n1", "n3"]));
+        history.jobs.insert((7, 6), on(11_000, None, &["n1"]));
+        assert_eq!(after_the_revocation(&history), []);
+        history.runs.get_mut("r").unwrap().begin.restart = 0;
+        assert_eq!(after_the_revocation(&history).len(), 1);
+    }
+
     #[test]
     fn a_revocation_that_credvend_did_not_confirm_and_later_jobs_prove_nothing() {
         let mut history = history();
