@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -8,12 +8,18 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use credd_protocol::JobId;
 use credd_protocol::local::{Request, Response};
 use credd_protocol::record::{RUN_DIR, RunDir};
+use zeroize::Zeroizing;
 
 use crate::config::{self, Config, EXIT_BAD_CONFIG, LoadError};
 use crate::keeper::{self, StartError, process};
+use crate::own::{self, NoAnswer};
 use crate::{handover, logging, query, server};
+
+/// Of sysexits.h: not now.
+const EX_TEMPFAIL: u8 = 75;
 
 /// The node daemon that serves Slurm jobs their AWS credentials.
 #[derive(Debug, Parser)]
@@ -35,6 +41,17 @@ enum Command {
     Status(Ask),
     /// Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1
     Health(Ask),
+    /// Print the AWS credentials of one's own job here, as the setting credential_process of AWS profiles takes them
+    ///
+    /// For programs and environments that do not reach the job's credentials by themselves: `env -i`, tmux, ssh, editors.
+    /// In ~/.aws/config: `[profile job]` and `credential_process = /usr/sbin/credd credentials`. The kernel says whose
+    /// process this is; no token is needed. Exits with 1 if there are none, with 75 if there are none yet.
+    Credentials(Own),
+    /// Print shell commands that put the AWS credentials of one's own job here into the environment
+    ///
+    /// Use it as `eval "$(credd env)"`. The keys expire, after an hour or so; with --endpoint, SDKs ask and renew by
+    /// themselves. Exits with 1 if there are none, with 75 if there are none yet.
+    Env(Env),
     /// Print the node's metrics for Prometheus, as node_exporter's textfile collector takes them
     Metrics(RunDirectory),
     /// The server process; started by `credd run`
@@ -60,6 +77,28 @@ struct Ask {
 }
 
 #[derive(Debug, Args)]
+struct Own {
+    /// The job, by its raw id (squeue -O JobID); needed where one has several on this node and runs this outside of them
+    #[arg(long, value_name = "ID")]
+    job: Option<JobId>,
+    /// The daemon's run directory
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Env {
+    #[command(flatten)]
+    own: Own,
+    /// Print AWS_CONTAINER_CREDENTIALS_FULL_URI and a new token instead of keys: they serve until the job ends here
+    #[arg(long)]
+    endpoint: bool,
+    /// Print a JSON object of the variables; null for one that is to be unset
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct RunDirectory {
     /// The daemon's run directory
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
@@ -72,6 +111,8 @@ pub fn main() -> ExitCode {
         Command::Run(ConfigPath { config }) => return run(&config),
         Command::CheckConfig(ConfigPath { config }) => return check_config(&config),
         Command::Reload(RunDirectory { run_dir }) => reload(&run_dir),
+        Command::Credentials(own) => return print(credentials(&own)),
+        Command::Env(env) => return print(env_of(&env)),
         Command::Status(ask) => status(&ask),
         Command::Health(ask) => health(&ask),
         Command::Metrics(RunDirectory { run_dir }) => metrics(&run_dir),
@@ -169,6 +210,34 @@ fn reload(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
         _ => anyhow::bail!("credd answered something else than what was asked"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn credentials(own: &Own) -> Result<Zeroizing<String>, NoAnswer> {
+    process::harden().context("cannot harden this process")?;
+    own::credentials(&RunDir::new(&own.run_dir), own.job, &getenv)
+}
+
+fn env_of(env: &Env) -> Result<Zeroizing<String>, NoAnswer> {
+    process::harden().context("cannot harden this process")?;
+    let variables = own::variables(&RunDir::new(&env.own.run_dir), env.own.job, env.endpoint, &getenv)?;
+    Ok(if env.json { variables.json() } else { variables.shell() })
+}
+
+fn getenv(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn print(text: Result<Zeroizing<String>, NoAnswer>) -> ExitCode {
+    let (error, code) = match text {
+        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (error.to_string(), ExitCode::FAILURE),
+        },
+        Err(NoAnswer::NotNow(reason)) => (reason, ExitCode::from(EX_TEMPFAIL)),
+        Err(NoAnswer::No(reason)) => (reason, ExitCode::FAILURE),
+    };
+    eprintln!("credd: {error}");
+    code
 }
 
 fn metrics(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {

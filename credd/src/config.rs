@@ -109,19 +109,21 @@ pub struct Http {
     pub max_connections_per_user: usize,
     /// `max-waiting-per-user`: requests of one user that may wait for credvend at the same time.
     pub max_waiting_per_user: usize,
-    /// `foreign-token`
-    pub foreign_token: ForeignToken,
+    /// `foreign-token`: for a process that sends another node's token.
+    pub foreign_token: ProofOfJob,
+    /// `without-token`: for a process that sends none.
+    pub without_token: ProofOfJob,
 }
 
-/// What has to prove that a process which sends another node's token belongs to the job that it asks for.
+/// What has to prove that a process belongs to a job, if its token does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ForeignToken {
+pub enum ProofOfJob {
     /// Its cgroup; on a node where Slurm keeps its jobs in no cgroup v2, its uid.
     Uid,
     /// Its cgroup.
     Cgroup,
-    /// Nothing does: another node's token is refused.
+    /// Nothing does: such requests are refused.
     Off,
 }
 

@@ -12,6 +12,7 @@ pub mod handover;
 pub mod keeper;
 pub mod line;
 mod logging;
+mod own;
 mod query;
 pub mod sandbox;
 pub mod server;

@@ -90,7 +90,8 @@ pub fn table(jobs: &[JobStatus]) -> String {
     text
 }
 
-fn printable(text: &str) -> String {
+/// What came from elsewhere, harmless on a terminal.
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if is_printable(c) { c } else { ' ' }).collect()
 }
 

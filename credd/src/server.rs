@@ -35,6 +35,8 @@ mod late;
 mod metrics;
 mod newcomer;
 mod news;
+mod no_own_job;
+mod own;
 mod proof;
 mod session;
 mod settings;

@@ -10,6 +10,7 @@
 //! | [`causes`] | why something failed, in one sentence |
 //! | [`claim`] | `credd` → `credvend`: what a node signs with MUNGE |
 //! | [`node_api`] | `credd` ↔ `credvend` |
+//! | [`own_api`] | `credd credentials`, `credd env` → `credd`, over the jobs' endpoint |
 //! | [`seed_api`] | head node ↔ `credvend`: the wire format of the first version |
 //!
 //! Ids are validated where they enter ([`ids`]); secrets redact themselves ([`secret`]).
@@ -23,6 +24,7 @@ pub mod ids;
 pub mod late;
 pub mod local;
 pub mod node_api;
+pub mod own_api;
 pub mod printable;
 pub mod record;
 pub mod secret;

@@ -109,7 +109,8 @@ impl FromStr for JobToken {
 }
 
 impl Serialize for JobToken {
-    /// The job record is where a token lives; nothing else holds this type and is serialized.
+    /// The job record is where a token lives, and [`crate::own_api::OwnToken`] hands one over; nothing else holds this type
+    /// and is serialized.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.expose())
     }

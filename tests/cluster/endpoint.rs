@@ -20,6 +20,22 @@ fn another_user_with_the_stolen_token_is_denied() {
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn in_a_user_namespace_the_uid_outside_counts() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let auth = format!("Authorization: {}", job.token);
+    let inside = |user: &str| {
+        let argv = ["unshare", "--map-root-user", "curl", "-s", "-q", "--noproxy", "*", &job.uri, "-H", &auth];
+        job.host().run_as(user, &argv).expect_ok().to_owned()
+    };
+    assert!(inside("alice").contains("SecretAccessKey"), "mapped to root, and alice outside");
+    let other = inside("bob");
+    assert!(other.contains("OtherUser") && other.contains("--userns=keep-id"), "{other}");
+    job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
 fn a_wrong_or_missing_token_a_wrong_path_a_wrong_host_a_browser() {
     let cluster = cluster();
     let job = hold(&cluster, "alice", &["-w", "n1"]);

@@ -19,6 +19,7 @@ mod lazy_prolog;
 mod lifecycle;
 mod lying_node;
 mod outages;
+mod own;
 mod revocation;
 mod roles;
 mod slurm_outages;

@@ -15,10 +15,10 @@ use toml::de::DeTable;
 use super::document::{Found, Problem, Section, line_of, shown};
 use crate::server::tls;
 
-use super::{Cache, CacheMode, Config, Credvend, ForeignToken, Http, Identity, Log, LogFormat, Munge, Trust};
+use super::{Cache, CacheMode, Config, Credvend, Http, Identity, Log, LogFormat, Munge, ProofOfJob, Trust};
 
-const FOREIGN_TOKEN: [(&str, ForeignToken); 3] =
-    [("uid", ForeignToken::Uid), ("cgroup", ForeignToken::Cgroup), ("off", ForeignToken::Off)];
+const PROOF_OF_JOB: [(&str, ProofOfJob); 3] =
+    [("uid", ProofOfJob::Uid), ("cgroup", ProofOfJob::Cgroup), ("off", ProofOfJob::Off)];
 
 /// No configuration and no certificate is longer.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -197,7 +197,8 @@ fn http(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Http {
         max_connections: section.count("max-connections", 16..=1_000_000, 4096),
         max_connections_per_user: section.count("max-connections-per-user", 1..=1_000_000, 1024),
         max_waiting_per_user: section.count("max-waiting-per-user", 1..=1_000_000, 1024),
-        foreign_token: section.word("foreign-token", &FOREIGN_TOKEN, ForeignToken::Uid),
+        foreign_token: section.word("foreign-token", &PROOF_OF_JOB, ProofOfJob::Uid),
+        without_token: section.word("without-token", &PROOF_OF_JOB, ProofOfJob::Uid),
     };
     problems.extend(section.finish());
     http
@@ -434,7 +435,7 @@ mod tests {
     #[test]
     fn every_problem_is_listed_with_its_line() {
         let found = lines(
-            "cluster = \"a b\"\nuser = 7\nrun-dir = \"run\"\ncolour = 1\n[credvend]\nurl = \"http://head:1\"\npin = \"x\"\n\
+            "cluster = \"a\\u0007b\"\nuser = 7\nrun-dir = \"run\"\ncolour = 1\n[credvend]\nurl = \"http://head:1\"\npin = \"x\"\n\
              connect-timeout = \"2 days\"\n[http]\nlisten = \"0.0.0.0:9999\"\nmax-connections = -1\n[cache]\nmode = \"on\"\n\
              max_entries = 3\n[log]\nlevel = \"a=b=c\"\n[extra]\n",
         );

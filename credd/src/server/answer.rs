@@ -12,6 +12,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue,
 use hyper::{HeaderMap, Response, StatusCode};
 
 use super::gate::Wrong;
+use super::no_own_job::NoOwnJob;
 
 /// An answer's body.
 pub type Body = Full<Bytes>;
@@ -95,6 +96,15 @@ pub enum Denial {
     RecordsUnread(JobId),
     /// One user asks too much at a time.
     Crowded(JobId),
+    /// A request without a token, and no job is clearly meant.
+    NoOwnJob {
+        /// Who sent it.
+        uid: Uid,
+        /// Why.
+        why: NoOwnJob,
+    },
+    /// The run has as many tokens as it may have.
+    TooManyTokens(JobId),
 }
 
 impl Denial {
@@ -102,9 +112,12 @@ impl Denial {
         match self {
             Denial::Head(Wrong::Method) => StatusCode::METHOD_NOT_ALLOWED,
             Denial::Head(Wrong::Path) => StatusCode::NOT_FOUND,
-            Denial::NotNow { .. } | Denial::Starting | Denial::RecordsUnread(_) | Denial::Crowded(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Denial::Head(Wrong::NoJob) => StatusCode::BAD_REQUEST,
+            Denial::NotNow { .. }
+            | Denial::Starting
+            | Denial::RecordsUnread(_)
+            | Denial::Crowded(_)
+            | Denial::NoOwnJob { why: NoOwnJob::Crowded, .. } => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::FORBIDDEN,
         }
     }
@@ -120,6 +133,8 @@ impl Denial {
             Denial::NotAToken | Denial::UnknownToken { .. } => "UnknownToken",
             Denial::OtherNodesToken { .. } => "OtherNodesToken",
             Denial::OutsideJob(_) => "OutsideJob",
+            Denial::Head(Wrong::NoClient) => "NoClient",
+            Denial::Head(Wrong::NoJob) => "BadRequest",
             Denial::JobEnded(_) => "JobEnded",
             Denial::OtherJob { .. } => "OtherJob",
             Denial::OtherUser { .. } => "OtherUser",
@@ -130,6 +145,8 @@ impl Denial {
             Denial::Starting => "Starting",
             Denial::RecordsUnread(_) => "RecordsUnread",
             Denial::Crowded(_) => "TooManyRequests",
+            Denial::NoOwnJob { why, .. } => why.code(),
+            Denial::TooManyTokens(_) => "TooManyTokens",
         }
     }
 
@@ -195,7 +212,9 @@ impl Denial {
             ),
             Denial::OtherUser { job, caller } => format!(
                 "The token is job {job}'s, but this process runs as uid {caller}, not as the job's user: a job's \
-                 credentials are for its own user only (setuid programs and user switches do not get them)."
+                 credentials are for its own user only (setuid programs and user switches do not get them). In a rootless \
+                 container, whose users have other uids outside, run it as yourself: podman run --userns=keep-id --user \
+                 $(id -u)."
             ),
             Denial::NoCaller(why) => format!(
                 "The kernel does not say which process sent this request ({why}), so it gets nothing. Do not close or \
@@ -217,6 +236,18 @@ impl Denial {
             Denial::RecordsUnread(job) => format!(
                 "credd's root process on this node does not answer, so whether this token is of job {job} is not known \
                  yet; try again in a few seconds. If it lasts, ask the administrators to look at credd on this node."
+            ),
+            Denial::Head(Wrong::NoClient) => "A request without a token needs the header X-Credd-Client: it shows that the \
+                 user's own program made the request, not one that fetches what others name. Use credd credentials or \
+                 credd env."
+                .to_owned(),
+            Denial::Head(Wrong::NoJob) => {
+                "X-Credd-Job and X-Credd-Job-Hint hold one job's raw id, as squeue -O JobID shows it.".to_owned()
+            }
+            Denial::NoOwnJob { uid, why } => why.message(*uid),
+            Denial::TooManyTokens(job) => format!(
+                "Job {job} has as many tokens on this node as it may have. Make one for all of the job's processes, in its \
+                 script, or use credd env without --endpoint, or credd credentials."
             ),
             Denial::Crowded(job) => format!(
                 "Too many requests of job {job}'s user wait for credentials on this node; let the job's processes ask \

@@ -3,8 +3,7 @@
 //! A browser on the node must not be made to ask (DNS rebinding, a page that fetches from 127.0.0.1): the `Host` must be
 //! the endpoint's own, and whatever browsers and proxies add is refused.
 
-use credd_protocol::JobId;
-use credd_protocol::endpoint;
+use credd_protocol::{JobId, endpoint, own_api};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN, REFERER};
 use hyper::{HeaderMap, Method, Uri};
 
@@ -19,6 +18,7 @@ const HOSTS: [&[u8]; 2] = [b"127.0.0.1", b"localhost"];
 /// 127.0.0.1 is neither of the two.
 #[derive(Debug, Clone)]
 pub struct Hosts {
+    number: u16,
     /// `:` and the port.
     port: String,
 }
@@ -26,7 +26,12 @@ pub struct Hosts {
 impl Hosts {
     /// Of an endpoint on this port.
     pub fn new(port: u16) -> Self {
-        Hosts { port: format!(":{port}") }
+        Hosts { number: port, port: format!(":{port}") }
+    }
+
+    /// The endpoint's port.
+    pub fn port(&self) -> u16 {
+        self.number
     }
 
     /// Whether a `Host` header names the endpoint.
@@ -59,6 +64,10 @@ pub enum Wrong {
     Path,
     /// No token, several, or one that no job has.
     NoToken,
+    /// A request without a token, and without the header that says that it was made on purpose.
+    NoClient,
+    /// A header in which a job's id should stand holds something else.
+    NoJob,
 }
 
 /// A request's head that no browser or proxy made: what is left to look at are its path and its token.
@@ -77,6 +86,10 @@ pub fn head<'a>(method: &Method, uri: &'a Uri, headers: &'a HeaderMap, hosts: &H
     if *method != Method::GET {
         return Err(Wrong::Method);
     }
+    any_head(uri, headers, hosts)
+}
+
+fn any_head<'a>(uri: &'a Uri, headers: &'a HeaderMap, hosts: &Hosts) -> Result<Head<'a>, Wrong> {
     let (mut host, mut token) = (None, None);
     for (name, value) in headers {
         if *name == HOST {
@@ -119,6 +132,57 @@ impl<'a> Head<'a> {
         }
         Ok(Asked { job, token })
     }
+}
+
+/// What a request without a token wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Credentials.
+    Credentials,
+    /// A token.
+    Token,
+}
+
+/// A request without a token: see [`own_api`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// What for.
+    pub wanted: Wanted,
+    /// This job and no other.
+    pub job: Option<JobId>,
+    /// Where the user has several, this one.
+    pub hint: Option<JobId>,
+}
+
+/// Whether a request is one without a token: by method and path.
+pub fn is_own(method: &Method, uri: &Uri) -> bool {
+    *method == Method::PUT && uri.path().starts_with(own_api::PREFIX)
+}
+
+/// Checks the head of a request for which [`is_own`] holds.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn own(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<Own, Wrong> {
+    any_head(uri, headers, hosts)?;
+    if !headers.get(own_api::CLIENT).is_some_and(|client| !client.is_empty()) {
+        return Err(Wrong::NoClient);
+    }
+    let wanted = match uri.path() {
+        own_api::CREDENTIALS => Wanted::Credentials,
+        own_api::TOKEN => Wanted::Token,
+        _ => return Err(Wrong::Path),
+    };
+    let job = |name: &str| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next().map(|value| value.to_str().ok()?.parse().ok());
+        match (value, values.next()) {
+            (None, _) => Ok(None),
+            (Some(Some(job)), None) => Ok(Some(job)),
+            _ => Err(Wrong::NoJob),
+        }
+    };
+    Ok(Own { wanted, job: job(own_api::JOB)?, hint: job(own_api::HINT)? })
 }
 
 fn from_browser(name: &HeaderName) -> bool {
@@ -206,6 +270,39 @@ mod tests {
             let headers = heads(&[("host", "127.0.0.1:9999"), ("authorization", "t"), (name, value)]);
             assert_eq!(verdict(Method::GET, PATH, &headers), Err(Wrong::Browser), "{name}");
         }
+    }
+
+    #[test]
+    fn without_a_token_a_request_must_have_been_made_on_purpose() {
+        let own = |method: Method, uri: &str, more: &[(&'static str, &str)]| {
+            let uri = uri.parse().unwrap();
+            is_own(&method, &uri).then(|| super::own(&uri, &heads(more), &Hosts::new(9999)))
+        };
+        let host = ("host", "127.0.0.1:9999");
+        let client = ("x-credd-client", "credd/1");
+        let (job, hint) = (JobId::try_from(7).unwrap(), JobId::try_from(8).unwrap());
+        let wanted = |wanted, job, hint| Some(Ok(Own { wanted, job, hint }));
+        let all = [host, client, ("x-credd-job", "7"), ("x-credd-job-hint", "8")];
+        assert_eq!(own(Method::PUT, own_api::CREDENTIALS, &all), wanted(Wanted::Credentials, Some(job), Some(hint)));
+        assert_eq!(own(Method::PUT, own_api::TOKEN, &[host, client]), wanted(Wanted::Token, None, None));
+        for method in [Method::GET, Method::POST, Method::HEAD, Method::OPTIONS] {
+            assert_eq!(own(method, own_api::CREDENTIALS, &all), None);
+        }
+        assert_eq!(own(Method::PUT, PATH, &all), None);
+        for (more, wrong) in [
+            (&[host][..], Wrong::NoClient),
+            (&[host, ("x-credd-client", "")], Wrong::NoClient),
+            (&[client], Wrong::Host),
+            (&[("host", "evil.example"), client], Wrong::Host),
+            (&[host, client, ("origin", "http://127.0.0.1:9999")], Wrong::Browser),
+            (&[host, client, ("x-forwarded-for", "10.0.0.1")], Wrong::Browser),
+            (&[host, client, ("x-credd-job", "0")], Wrong::NoJob),
+            (&[host, client, ("x-credd-job", "7"), ("x-credd-job", "8")], Wrong::NoJob),
+            (&[host, client, ("x-credd-job-hint", "x")], Wrong::NoJob),
+        ] {
+            assert_eq!(own(Method::PUT, own_api::CREDENTIALS, more), Some(Err(wrong)), "{more:?}");
+        }
+        assert_eq!(own(Method::PUT, "/own/v2/credentials", &all), Some(Err(Wrong::Path)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::jobs::Run;
 use super::last_asked::LastAsked;
 use super::watch::{self, Close};
 use super::whois::Caller;
-use super::{Load, STOP_PATIENCE, Server, gate, newcomer, vend};
+use super::{Load, STOP_PATIENCE, Server, gate, newcomer, own, vend};
 
 /// hyper answers 431 to longer heads, and to more than its own hundred headers (a bound of ours would cost time).
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -116,7 +116,13 @@ async fn credentials<B>(
     last: &LastAsked,
     request: &Request<B>,
 ) -> Result<Bytes, Denial> {
-    let head = gate::head(request.method(), request.uri(), request.headers(), &server.hosts).map_err(Denial::Head)?;
+    let head = match gate::head(request.method(), request.uri(), request.headers(), &server.hosts) {
+        Err(gate::Wrong::Method) if gate::is_own(request.method(), request.uri()) => {
+            let own = gate::own(request.uri(), request.headers(), &server.hosts).map_err(Denial::Head)?;
+            return Box::pin(own::answer(server, caller, load, own)).await;
+        }
+        head => head.map_err(Denial::Head)?,
+    };
     if let Some(run) = last.run(head.path(), head.token) {
         of_the_jobs_user(&run, caller)?;
         return vend::serve(server, &run, load).await;

@@ -19,6 +19,8 @@ const REMEMBERED_ENDS: usize = 1024;
 
 /// Tokens of other nodes that one run remembers. A launcher forwards the first node's; beyond, the oldest is forgotten.
 const MAX_FOREIGN: usize = 8;
+/// Tokens that one run may have besides its own.
+const MAX_MINTED: usize = 64;
 
 /// A credvend that opens sessions and then does not know them is broken.
 const MAX_REOPENS: u32 = 3;
@@ -54,6 +56,8 @@ pub struct Run {
     pub cgroups: RefCell<Seen>,
     /// Tokens that are no job's here, and with which a process came that is this job's by the kernel's word.
     foreign: RefCell<VecDeque<TokenHash>>,
+    /// Tokens minted for it here.
+    minted: RefCell<Vec<TokenHash>>,
 }
 
 impl Run {
@@ -75,6 +79,7 @@ impl Run {
             wanted: Notify::new(),
             cgroups: RefCell::default(),
             foreign: RefCell::default(),
+            minted: RefCell::default(),
         })
     }
 
@@ -194,6 +199,9 @@ impl Jobs {
             return None;
         }
         self.by_token.remove(&run.job.token);
+        for token in run.minted.take() {
+            self.by_token.remove(&token);
+        }
         if let Some(live) = self.live.get_mut(&run.job.uid) {
             *live -= 1;
             if *live == 0 {
@@ -206,6 +214,19 @@ impl Jobs {
         self.over.push_back((run.job.token, run.job.job, run.job.uid));
         run.set(State::Ended);
         Some(run)
+    }
+
+    /// One more token for a running run, which dies with it. `false` if it has too many.
+    pub fn add_token(&mut self, run: &RunId, token: TokenHash) -> bool {
+        let Some(run) = self.runs.get(run).filter(|run| !run.ended()) else { return false };
+        let mut minted = run.minted.borrow_mut();
+        if minted.len() >= MAX_MINTED {
+            return false;
+        }
+        minted.push(token);
+        drop(minted);
+        self.by_token.insert(token, run.clone());
+        true
     }
 
     /// Whether a job of this user runs here.
@@ -300,6 +321,7 @@ pub mod fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use credd_protocol::JobToken;
 
     #[test]
     fn an_ended_run_stays_ended_and_its_token_is_gone() {
@@ -314,6 +336,21 @@ mod tests {
         assert!(jobs.by_token(&token.hash()).is_none());
         assert_eq!(jobs.ended_lately(&token.hash()), Some(job.job));
         assert_eq!(jobs.ended_lately(&credd_protocol::JobToken::mint().unwrap().hash()), None);
+    }
+
+    #[test]
+    fn minted_tokens_are_few_and_die_with_the_run() {
+        let mut jobs = Jobs::default();
+        let (job, _) = fixture::job(7, 1001);
+        jobs.found(job.clone());
+        let tokens: Vec<_> = (0..MAX_MINTED).map(|_| JobToken::mint().unwrap().hash()).collect();
+        assert!(tokens.iter().all(|token| jobs.add_token(&job.run, *token)));
+        assert!(!jobs.add_token(&job.run, JobToken::mint().unwrap().hash()));
+        assert!(tokens.iter().all(|token| jobs.by_token(token).is_some_and(|run| run.job.job == job.job)));
+        jobs.end(&job.run);
+        assert!(tokens.iter().all(|token| jobs.by_token(token).is_none()));
+        assert!(!jobs.add_token(&job.run, tokens[0]), "the run is over");
+        assert!(jobs.by_token.is_empty());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::gate::Asked;
 use super::jobs::Run;
 use super::late::Waiting;
 use super::proof::{self, Proof};
-use super::settings::ForeignToken;
+use super::settings::ProofOfJob;
 use super::whois::Caller;
 use super::{Counted, Load, Server};
 
@@ -130,14 +130,14 @@ impl Request<'_> {
             return Err(if ended { Denial::JobEnded(job) } else { self.unknown() });
         }
         let unproven = |why| Err(Denial::OtherNodesToken { job, why });
-        if allowed == ForeignToken::Off {
+        if allowed == ProofOfJob::Off {
             return unproven(Unproven::Off);
         }
         let run = match proof::job_of(self.server, self.caller, self.load, &runs, deadline).await {
             Err(proof::Crowded) => return Err(Denial::Crowded(job)),
             Ok(Proof::Job(run)) => run,
             Ok(Proof::NoneOfThese) => return Err(Denial::OutsideJob(job)),
-            Ok(Proof::UidOnly) if allowed == ForeignToken::Cgroup => return unproven(Unproven::NoCgroups),
+            Ok(Proof::UidOnly) if allowed == ProofOfJob::Cgroup => return unproven(Unproven::NoCgroups),
             Ok(Proof::UidOnly) => match runs.as_slice() {
                 [only] => only.clone(),
                 [leader, ..] if leader.job.job == job => leader.clone(),

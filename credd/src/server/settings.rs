@@ -8,7 +8,7 @@ use credd_protocol::node_api::PING_SECONDS;
 
 use super::cache::CacheSettings;
 use super::watch::Bounds;
-pub use crate::config::ForeignToken;
+pub use crate::config::ProofOfJob;
 use crate::config::{CacheMode, Config};
 
 /// The settings in force. They are read at every request and change with a reload, so reading costs nothing, and each
@@ -49,7 +49,9 @@ pub struct Settings {
     /// the word of its start.
     pub newcomer_patience: Duration,
     /// What proves that a process with another node's token belongs to the job it asks for.
-    pub foreign_token: ForeignToken,
+    pub foreign_token: ProofOfJob,
+    /// What proves that a process without a token belongs to one of its user's jobs.
+    pub without_token: ProofOfJob,
     /// For how long cached credentials are served while nothing is heard from credvend. `None`: until they expire.
     pub max_unheard: Option<Duration>,
     /// A stream that shows no life for so long is opened anew.
@@ -97,6 +99,7 @@ impl Settings {
             patience: Duration::from_millis(1800),
             newcomer_patience: Duration::from_millis(1000),
             foreign_token: config.http.foreign_token,
+            without_token: config.http.without_token,
             max_unheard: config.cache.max_unheard,
             silence: Duration::from_secs(3 * PING_SECONDS),
             look: Duration::from_secs(15),

@@ -12,6 +12,7 @@ mod late;
 mod lives;
 mod metrics;
 mod outages;
+mod own;
 mod reload;
 mod sockets;
 mod taken_back;

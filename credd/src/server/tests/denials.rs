@@ -137,6 +137,7 @@ fn another_users_process_gets_nothing_the_kernel_says_who_it_is() {
         let answer = house.ask(7, &token).await;
         assert_eq!((answer.status, answer.word().as_str()), (403, "OtherUser"));
         assert!(answer.message().contains("job 7") && answer.message().contains(&format!("uid {}", own_uid())));
+        assert!(answer.message().contains("--userns=keep-id --user $(id -u)"), "the way out of a rootless container");
         assert_eq!(house.counts(), (0, 0));
         // The same connection serves a job of the caller's own uid, and still not the other one.
         let (_, own) = house.job(8).await;

@@ -10,7 +10,7 @@ use credd_protocol::{JobId, JobToken, Uid};
 use peer::{CgroupId, Seen, Verdict};
 
 use super::super::jobs::fixture;
-use super::super::settings::ForeignToken;
+use super::super::settings::ProofOfJob;
 use super::super::whois::{Caller, WhoIs};
 use super::house::{House, ask_on, in_a_house, own_uid};
 use crate::control::{Job, ToKeeper, ToServer};
@@ -47,7 +47,7 @@ async fn with_cgroups() -> (House, Cgroups) {
     (house, cgroups)
 }
 
-async fn with_policy(policy: ForeignToken) -> House {
+async fn with_policy(policy: ProofOfJob) -> House {
     House::with(|plan, _| plan.settings.foreign_token = policy).await
 }
 
@@ -196,7 +196,7 @@ fn a_component_of_a_heterogeneous_job_is_served_as_itself_with_the_leaders_url()
 #[test]
 fn without_cgroups_the_uid_decides_where_only_one_job_can_be_meant() {
     in_a_house(async || {
-        let mut house = with_policy(ForeignToken::Uid).await;
+        let mut house = with_policy(ProofOfJob::Uid).await;
         let (job, _) = house.job(7).await;
         let answer = foreign(&house, 7).await;
         served(&house, answer, &job);
@@ -219,7 +219,7 @@ fn without_cgroups_the_uid_decides_where_only_one_job_can_be_meant() {
 #[test]
 fn a_site_can_ask_for_the_cgroup_or_switch_it_off() {
     in_a_house(async || {
-        for (policy, says) in [(ForeignToken::Cgroup, "no cgroup v2"), (ForeignToken::Off, "accepts no other node's")] {
+        for (policy, says) in [(ProofOfJob::Cgroup, "no cgroup v2"), (ProofOfJob::Off, "accepts no other node's")] {
             let mut house = with_policy(policy).await;
             house.job(7).await;
             let answer = house.ask(7, &JobToken::mint().unwrap()).await;
@@ -230,7 +230,7 @@ fn a_site_can_ask_for_the_cgroup_or_switch_it_off() {
         let whois = cgroups.clone();
         let mut house = House::with(|plan, _| {
             plan.whois = Box::new(whois);
-            plan.settings.foreign_token = ForeignToken::Off;
+            plan.settings.foreign_token = ProofOfJob::Off;
         })
         .await;
         house.job(7).await;
@@ -238,7 +238,7 @@ fn a_site_can_ask_for_the_cgroup_or_switch_it_off() {
         assert_eq!(foreign(&house, 7).await, denied("OtherNodesToken"), "off, whatever the kernel could prove");
         let mut house = House::with(|plan, _| {
             plan.whois = Box::new(cgroups);
-            plan.settings.foreign_token = ForeignToken::Cgroup;
+            plan.settings.foreign_token = ProofOfJob::Cgroup;
         })
         .await;
         house.job(7).await;
