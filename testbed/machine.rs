@@ -17,6 +17,9 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("python3", "python3-venv"),
 ];
 
+/// What the tests of MPI's launchers need besides.
+const LAUNCHERS: [&str; 2] = ["mpiexec.hydra", "mpirun.openmpi"];
+
 /// Where system programs are, whatever `PATH` says.
 const PLACES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -27,11 +30,15 @@ pub fn missing() -> Vec<String> {
         missing.push("not root: network namespaces and job users need it".to_owned());
     }
     for (program, package) in PROGRAMS {
-        if !PLACES.iter().any(|place| std::path::Path::new(place).join(program).exists()) {
+        if !is_there(program) {
             missing.push(format!("no {program} (Debian package {package})"));
         }
     }
     missing
+}
+
+fn is_there(program: &str) -> bool {
+    PLACES.iter().any(|place| std::path::Path::new(place).join(program).exists())
 }
 
 fn is_root() -> bool {
@@ -40,16 +47,22 @@ fn is_root() -> bool {
     uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
 }
 
-/// For build scripts: sets `cfg(has_cluster)`, or warns why not. `this` is this file, as the build script includes it.
+/// For build scripts: sets `cfg(has_cluster)`, or warns why not; and `cfg(has_mpi)`, where MPI's launchers are, too. `this` is this file, as the build script includes it.
 #[allow(dead_code, reason = "the testbed itself needs the list alone")]
 fn tell_cargo(this: &str) {
-    println!("cargo::rustc-check-cfg=cfg(has_cluster)");
+    println!("cargo::rustc-check-cfg=cfg(has_cluster, has_mpi)");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={this}");
     println!("cargo::rerun-if-env-changed=USER");
-    let missing = missing();
+    let mut missing = missing();
     if missing.is_empty() {
         println!("cargo::rustc-cfg=has_cluster");
+        missing.extend(LAUNCHERS.iter().filter(|name| !is_there(name)).map(|name| format!("no {name}")));
+        if missing.is_empty() {
+            return println!("cargo::rustc-cfg=has_mpi");
+        }
+        println!("cargo::rerun-if-changed=look-again");
+        println!("cargo::warning=tests of MPI's launchers are ignored here: {} (Debian's mpich, openmpi-bin)", missing.join("; "));
     } else {
         // Something that never exists: looked at again at every build, until nothing is missing.
         println!("cargo::rerun-if-changed=look-again");

@@ -47,7 +47,8 @@ fn a_wrong_or_missing_token_a_wrong_path_a_wrong_host_a_browser() {
     assert_eq!(get(job.uri.split('?').next().unwrap(), &[&auth]), 200, "the query is for logs");
     assert_eq!(get(&job.uri, &[]), 403, "no token");
     assert_eq!(get(&job.uri, &["Authorization: credd1-0000"]), 403, "a malformed token");
-    assert_eq!(get(&job.uri, &[&format!("Authorization: credd1-{}", "0".repeat(64))]), 403, "nobody's token");
+    let nobodys = format!("Authorization: credd1-{}", "0".repeat(64));
+    assert_eq!(get(&job.uri.replace(&format!("/{}/", job.job), "/4000000/"), &[&nobodys]), 403, "nobody's token");
     assert_eq!(get(&other.uri, &[&auth]), 403, "the same user's other job");
     assert_eq!(get(&job.uri, &[&auth, "Host: evil.example:9999"]), 403, "DNS rebinding");
     assert_eq!(get(&job.uri, &[&auth, "Host: 127.0.0.1:80"]), 403, "another port's host");
@@ -75,11 +76,31 @@ fn the_aws_common_runtime_gets_credentials() {
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
-fn a_token_of_another_node_is_unknown() {
+fn on_a_node_where_the_job_does_not_run_its_token_is_unknown() {
     let cluster = cluster();
     let job = hold(&cluster, "alice", &["-w", "n1"]);
     let answer = get(cluster.node("n2"), "alice", &job.uri, &[&format!("Authorization: {}", job.token)]);
     assert_eq!((answer.status, &answer.json()["code"]), (403, &serde_json::json!("UnknownToken")), "{answer:?}");
+    job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn another_nodes_token_serves_nobody_but_the_jobs_user() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-N2", "-w", "n1,n2"]);
+    // The testbed's nodes have no cgroup v2 of Slurm's: the uid decides.
+    for (node, token) in [("n2", job.token.clone()), ("n1", format!("credd1-{}", "0".repeat(64)))] {
+        let ask = |user: &str| get(cluster.node(node), user, &job.uri, &[&format!("Authorization: {token}")]);
+        for thief in ["bob", "bobby", "root"] {
+            let answer = ask(thief);
+            assert_eq!(answer.status, 403, "{thief}: {answer:?}");
+            assert!(!answer.body.contains("SecretAccessKey"));
+        }
+        if node == "n2" {
+            assert_eq!(ask("alice").status, 200);
+        }
+    }
     job.finish();
 }
 

@@ -18,6 +18,7 @@ mod launch;
 mod lazy_prolog;
 mod lifecycle;
 mod lying_node;
+mod mpi;
 mod outages;
 mod own;
 mod revocation;
