@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bare;
+mod caller;
 mod endpoint_speed;
 mod figure;
 mod job_start;
@@ -33,9 +34,10 @@ use figure::{Figure, Topic};
 
 type Measure = fn() -> Result<Vec<Figure>>;
 
-const TOPICS: [(&str, &str, Measure); 9] = [
+const TOPICS: [(&str, &str, Measure); 10] = [
     ("plugin", "The plugin's shared object", plugin_object::measure),
     ("endpoint", "credd's endpoint", endpoint_speed::measure),
+    ("caller", "The job of a connection without its token, by cgroup v2", caller::measure),
     ("memory", "credd's memory, 1,000 live sessions and their documents cached", memory::measure),
     ("credvend", "credvend, over TLS on kept connections", vending_speed::measure),
     ("store", "credvend among 100,000 open sessions in SQLite", store::measure),
@@ -46,7 +48,7 @@ const TOPICS: [(&str, &str, Measure); 9] = [
 ];
 
 const USAGE: &str = "usage: cargo bench -p credd-cluster-tests -- [--json] [TOPIC…]
-topics: plugin endpoint memory credvend store sweep revoke replicas start";
+topics: plugin endpoint caller memory credvend store sweep revoke replicas start";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -14,11 +14,18 @@
 //! What it does not prove: a process can hand an open socket to another one of the same user, and a process that Slurm's
 //! daemon lost (a killed slurmstepd) stays in its job's directory for as long as it lives.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::dir::{Dir, Type};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 /// Directories that one search reads. Slurm makes three for a step and one for a task, which need not be read.
 const MAX_READ: usize = 512;
@@ -26,11 +33,13 @@ const MAX_READ: usize = 512;
 const MAX_DEPTH: usize = 16;
 /// Cgroups of one job that are remembered. More than that, and the search starts from nothing.
 const MAX_SEEN: usize = 4096;
+/// Where Slurm puts a step's tasks.
+const TASKS: &str = "user";
 /// What Slurm uses unless cgroup.conf has `CgroupSlice`.
 const DEFAULT_SLICE: &str = "system.slice";
 
 /// The id of a cgroup v2: the inode number of its directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CgroupId(pub u64);
 
 /// Slurm's directories in the cgroup v2 hierarchy.
@@ -40,6 +49,8 @@ pub struct JobCgroups {
     root: Option<PathBuf>,
     /// Root.
     owner: u32,
+    /// Slurm's scopes for a node, as they were found last.
+    scopes: Mutex<(String, Vec<PathBuf>)>,
 }
 
 /// A job as its directory is called.
@@ -75,18 +86,29 @@ impl Seen {
     pub fn has(&self, id: CgroupId) -> bool {
         self.0.contains(&id.0)
     }
+
+    /// Notes what a directory of the job holds, so that a step's second task costs nothing; whether `id` is there.
+    fn take(&mut self, children: &[(u64, OsString)], id: u64) -> bool {
+        let room = MAX_SEEN.saturating_sub(self.0.len());
+        self.0.extend(children.iter().map(|(inode, _)| *inode).take(room));
+        let found = children.iter().any(|(inode, _)| *inode == id);
+        if found {
+            self.0.insert(id);
+        }
+        found
+    }
 }
 
 impl JobCgroups {
     /// Of this machine: where the mount table has a cgroup v2 hierarchy.
     pub fn new() -> Self {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        JobCgroups { root: table.lines().find_map(cgroup2_mount), owner: 0 }
+        JobCgroups { root: table.lines().find_map(cgroup2_mount), owner: 0, scopes: Mutex::default() }
     }
 
     /// Of a hierarchy at `root` whose trusted directories belong to `owner`.
     pub fn at(root: PathBuf, owner: u32) -> Self {
-        JobCgroups { root: Some(root), owner }
+        JobCgroups { root: Some(root), owner, scopes: Mutex::default() }
     }
 
     /// Where the hierarchy is mounted, if it is: what [`JobCgroups::made_in`] must be able to list.
@@ -116,8 +138,31 @@ impl JobCgroups {
         Verdict::Outside
     }
 
-    /// Slurm's scopes for this node: the node's own in a slice, or else the one that has no node's name.
+    /// The ids of these jobs' own cgroups, where they have one; all of one node. The kernel numbers cgroups in the order in
+    /// which they are made: a socket's is most likely in the job whose own is the greatest below it.
+    pub fn of_jobs(&self, jobs: &[JobName<'_>]) -> Vec<Option<CgroupId>> {
+        let (Some(root), Some(first)) = (&self.root, jobs.first()) else { return vec![None; jobs.len()] };
+        let mut inodes = HashMap::new();
+        for scope in self.scopes(root, first.node) {
+            let children = directories_in(&scope).unwrap_or_default();
+            inodes.extend(children.into_iter().map(|(inode, name)| (name, inode)));
+        }
+        let inode = |name: String| inodes.get(OsStr::new(&name)).copied();
+        jobs.iter().map(|job| job.directories().find_map(inode).map(CgroupId)).collect()
+    }
+
+    /// Slurm's scopes for this node. They are looked for when those that were found before are gone.
     fn scopes(&self, root: &Path, node: &str) -> Vec<PathBuf> {
+        let mut known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != node || known.1.is_empty() || !known.1.iter().all(|scope| self.trusts(scope)) {
+            *known = (node.to_owned(), self.find_scopes(root, node));
+        }
+        known.1.clone()
+    }
+
+    /// The node's own scope in each slice, or else the one that has no node's name. Those of other slices count where the
+    /// default one has none.
+    fn find_scopes(&self, root: &Path, node: &str) -> Vec<PathBuf> {
         if !self.trusts(root) {
             return Vec::new();
         }
@@ -129,9 +174,9 @@ impl JobCgroups {
         if let Some(scope) = in_slice(&root.join(DEFAULT_SLICE)) {
             return vec![scope];
         }
-        let slices = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
-        let slices = slices.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".slice"));
-        slices.filter_map(|entry| in_slice(&entry.path())).collect()
+        let slices = directories_in(root).unwrap_or_default().into_iter();
+        let slices = slices.filter(|(_, name)| name.as_encoded_bytes().ends_with(b".slice"));
+        slices.filter_map(|(_, name)| in_slice(&root.join(name))).collect()
     }
 
     /// A directory of root's in which nobody else may write.
@@ -169,10 +214,10 @@ fn cgroup2_mount(line: &str) -> Option<PathBuf> {
 /// The kernel numbers cgroups in the order in which they are made, so what was made last before the one that is looked
 /// for is looked at first: the way leads straight down to it in all but odd cases.
 fn search(top: &Path, id: u64, seen: &mut Seen) -> bool {
+    let Ok(own) = fs::symlink_metadata(top) else { return false };
     if seen.0.len() >= MAX_SEEN {
         seen.0.clear();
     }
-    let Ok(own) = fs::symlink_metadata(top) else { return false };
     if own.ino() == id {
         seen.0.insert(id);
         return true;
@@ -186,11 +231,7 @@ fn search(top: &Path, id: u64, seen: &mut Seen) -> bool {
         }
         reads += 1;
         let Ok(mut children) = directories_in(&dir) else { continue };
-        // Remembered are all of a directory's, so that a step's second task costs nothing.
-        let room = MAX_SEEN.saturating_sub(seen.0.len());
-        seen.0.extend(children.iter().map(|(inode, _)| *inode).take(room));
-        if children.iter().any(|(inode, _)| *inode == id) {
-            seen.0.insert(id);
+        if seen.take(&children, id) {
             return true;
         }
         if reads == MAX_READ {
@@ -198,18 +239,34 @@ fn search(top: &Path, id: u64, seen: &mut Seen) -> bool {
         }
         if depth < MAX_DEPTH {
             children.sort_unstable_by_key(|(inode, _)| (*inode < id, *inode));
+            if depth == 0
+                && let Some((_, step)) = children.last()
+                && directories_in(&dir.join(step).join(TASKS)).is_ok_and(|tasks| seen.take(&tasks, id))
+            {
+                return true;
+            }
             children.truncate(MAX_SEEN.saturating_sub(left.len()));
-            left.extend(children.into_iter().map(|(_, path)| (path, depth + 1)));
+            left.extend(children.into_iter().map(|(_, name)| (dir.join(name), depth + 1)));
         }
     }
     false
 }
 
 /// The directories in `dir` (at most [`MAX_SEEN`]) with their inode numbers. Nothing that is not a directory itself.
-fn directories_in(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let entries = fs::read_dir(dir)?.filter_map(Result::ok);
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(directories.take(MAX_SEEN).map(|entry| (entry.ino(), entry.path())).collect())
+fn directories_in(dir: &Path) -> io::Result<Vec<(u64, OsString)>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut children = Vec::new();
+    for entry in Dir::open(dir, flags, Mode::empty())?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if entry.file_type() == Some(Type::Directory) && name != b"." && name != b".." {
+            children.push((entry.ino(), OsStr::from_bytes(name).to_owned()));
+        }
+        if children.len() == MAX_SEEN {
+            break;
+        }
+    }
+    Ok(children)
 }
 
 #[cfg(test)]
@@ -264,6 +321,8 @@ mod tests {
         let other = machine.make(&format!("{SCOPE}/job_70/step_0/user/task_0"));
         let beside = machine.make("system.slice/slurmd.service");
         let user = machine.make("user.slice/user-1001.slice/job_7/step_0/user/task_0");
+        let job = |job| JobName { node: "n1", job, sluid: None };
+        assert_eq!(machine.cgroups().of_jobs(&[job(8), job(7)]), [None, Some(own[0])]);
         for id in own {
             assert_eq!(machine.verdict(id, 7), Verdict::Inside);
             assert_eq!(machine.verdict(id, 70), Verdict::Outside);
@@ -281,7 +340,7 @@ mod tests {
         assert_eq!(machine.verdict(id, 7), Verdict::NotTracked);
         let job = JobName { node: "n1", job: 7, sluid: None };
         assert_eq!(machine.cgroups().made_in(None, job, &mut Seen::default()), Verdict::NotTracked);
-        let none = JobCgroups { root: None, owner: 0 };
+        let none = JobCgroups { root: None, owner: 0, scopes: Mutex::default() };
         assert_eq!(none.made_in(Some(id), job, &mut Seen::default()), Verdict::NotTracked);
         machine.make(SCOPE);
         assert_eq!(machine.verdict(id, 7), Verdict::Outside, "Slurm tracks its jobs, and this is none of them");
@@ -324,7 +383,8 @@ mod tests {
         let id = machine.make(&format!("{SCOPE}/job_8/step_0/user/task_0"));
         machine.make(&format!("{SCOPE}/job_7/step_0"));
         let scope = machine.0.path().join(SCOPE);
-        symlink(scope.join("job_8"), scope.join("job_7/step_0/user")).unwrap();
+        symlink(scope.join("job_8/step_0/user"), scope.join("job_7/step_0/user")).unwrap();
+        symlink(scope.join("job_8/step_0"), scope.join("job_7/step_1")).unwrap();
         symlink(scope.join("job_8"), scope.join("job_9")).unwrap();
         assert_eq!(machine.verdict(id, 7), Verdict::Outside);
         assert_eq!(machine.verdict(id, 9), Verdict::Outside);

@@ -38,6 +38,11 @@ pub trait WhoIs {
         let _ = (caller, job, seen);
         Verdict::NotTracked
     }
+
+    /// The ids of these jobs' own cgroups, where they have one.
+    fn cgroups_of(&self, jobs: &[&Job]) -> Vec<Option<CgroupId>> {
+        vec![None; jobs.len()]
+    }
 }
 
 /// Asks the kernel.
@@ -71,7 +76,15 @@ impl WhoIs for Kernel {
     }
 
     fn made_in(&self, caller: &Caller, job: &Job, seen: &mut Seen) -> Verdict {
-        let sluid = job.sluid.as_ref().map(|sluid| sluid.as_str());
-        self.cgroups.made_in(caller.cgroup, JobName { node: job.node.as_str(), job: job.job.get(), sluid }, seen)
+        self.cgroups.made_in(caller.cgroup, name(job), seen)
     }
+
+    fn cgroups_of(&self, jobs: &[&Job]) -> Vec<Option<CgroupId>> {
+        self.cgroups.of_jobs(&jobs.iter().map(|job| name(job)).collect::<Vec<_>>())
+    }
+}
+
+fn name(job: &Job) -> JobName<'_> {
+    let sluid = job.sluid.as_ref().map(|sluid| sluid.as_str());
+    JobName { node: job.node.as_str(), job: job.job.get(), sluid }
 }
