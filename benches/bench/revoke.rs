@@ -200,6 +200,8 @@ fn record(trial: u32, number: usize) -> Result<Job> {
         uid: Uid(UID + trial),
         account: Some("genomics".parse()?),
         partition: "batch".parse()?,
+        sluid: None,
+        het_leader: None,
         first_node: number == 1,
         token: token.hash(),
         options: JobOptions::default(),

@@ -202,6 +202,8 @@ fn record(id: u32, user: &str, uid: u32, node: u32, first_node: bool, prefetch: 
         uid: Uid(uid),
         account: Some(user.parse()?),
         partition: "batch".parse()?,
+        sluid: None,
+        het_leader: None,
         first_node,
         token: token.hash(),
         options: JobOptions { prefetch, ..JobOptions::default() },
