@@ -19,6 +19,8 @@ pub const CREDENTIALS: &str = "/own/v1/credentials";
 /// PUT: mints a token for the job; answered with [`OwnToken`].
 pub const TOKEN: &str = "/own/v1/token";
 
+/// The names of all headers of such a request begin so, but for those that every HTTP client sends.
+pub const HEADERS: &str = "x-credd-";
 /// Required; says which program asks. Its value is not looked at.
 pub const CLIENT: &str = "x-credd-client";
 /// Optional: this job and no other.

@@ -4,7 +4,9 @@
 //! the endpoint's own, and whatever browsers and proxies add is refused.
 
 use credd_protocol::{JobId, endpoint, own_api};
-use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN, REFERER};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, ORIGIN, REFERER, USER_AGENT,
+};
 use hyper::{HeaderMap, Method, Uri};
 
 /// No token of ours is longer; a longer one is not hashed.
@@ -159,12 +161,17 @@ pub fn is_own(method: &Method, uri: &Uri) -> bool {
     *method == Method::PUT && uri.path().starts_with(own_api::PREFIX)
 }
 
-/// Checks the head of a request for which [`is_own`] holds.
+/// Checks the head of a request for which [`is_own`] holds. It has no header but those that `credd` itself sends: a proxy
+/// of the user's, which passes others' requests on, adds or passes on some of its own.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn own(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<Own, Wrong> {
     any_head(uri, headers, hosts)?;
+    let sent = [HOST, CONTENT_LENGTH, USER_AGENT, ACCEPT];
+    if headers.keys().any(|name| !sent.contains(name) && !name.as_str().starts_with(own_api::HEADERS)) {
+        return Err(Wrong::Browser);
+    }
     if !headers.get(own_api::CLIENT).is_some_and(|client| !client.is_empty()) {
         return Err(Wrong::NoClient);
     }
@@ -296,6 +303,9 @@ mod tests {
             (&[("host", "evil.example"), client], Wrong::Host),
             (&[host, client, ("origin", "http://127.0.0.1:9999")], Wrong::Browser),
             (&[host, client, ("x-forwarded-for", "10.0.0.1")], Wrong::Browser),
+            (&[host, client, ("x-forwarded-proto", "http")], Wrong::Browser),
+            (&[host, client, ("via", "1.1 proxy")], Wrong::Browser),
+            (&[host, client, ("cookie", "a=b")], Wrong::Browser),
             (&[host, client, ("x-credd-job", "0")], Wrong::NoJob),
             (&[host, client, ("x-credd-job", "7"), ("x-credd-job", "8")], Wrong::NoJob),
             (&[host, client, ("x-credd-job-hint", "x")], Wrong::NoJob),
