@@ -203,8 +203,6 @@ fn record(trial: u32, number: usize) -> Result<Job> {
         sluid: None,
         het_leader: None,
         first_node: number == 1,
-        sluid: None,
-        het_leader: None,
         token: token.hash(),
         options: JobOptions::default(),
         session: None,

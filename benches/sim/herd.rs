@@ -205,8 +205,6 @@ fn record(id: u32, user: &str, uid: u32, node: u32, first_node: bool, prefetch: 
         sluid: None,
         het_leader: None,
         first_node,
-        sluid: None,
-        het_leader: None,
         token: token.hash(),
         options: JobOptions { prefetch, ..JobOptions::default() },
         session: None,

@@ -487,6 +487,20 @@ mod tests {
         }
 
         #[test]
+        fn every_partition_that_slurm_takes_can_be_named(name in "[ -~é漢]{1,40}", escape_all in any::<bool>()) {
+            prop_assume!(!name.ends_with(' '));
+            let must = |byte: u8| escape_all || matches!(byte, b'%' | b'=' | b' ');
+            let written: Vec<u8> = name
+                .bytes()
+                .flat_map(|byte| if must(byte) { format!("%{byte:02x}").into_bytes() } else { vec![byte] })
+                .collect();
+            let argument = format!("partition:{}=on,wait=7s", String::from_utf8(written).unwrap());
+            let site = Plugstack::parse(&["default=off".to_owned(), argument]);
+            prop_assert_eq!(&site.problems, &vec![]);
+            prop_assert_eq!(on(site.policy(&name)).wait_ms, 7000);
+        }
+
+        #[test]
         fn a_bad_partition_never_changes_another(list in "[a-z0-9,=:. -]{0,40}") {
             let line = vec!["default=off".to_owned(), format!("partition:bad={list}"), "partition:good=on,role=x".into()];
             let site = Plugstack::parse(&line);
