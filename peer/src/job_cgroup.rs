@@ -17,15 +17,14 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::dir::{Dir, Type};
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 
 /// Directories that one search reads. Slurm makes three for a step and one for a task, which need not be read.
 const MAX_READ: usize = 512;
@@ -33,6 +32,8 @@ const MAX_READ: usize = 512;
 const MAX_DEPTH: usize = 16;
 /// Cgroups of one job that are remembered. More than that, and the search starts from nothing.
 const MAX_SEEN: usize = 4096;
+/// No link is followed.
+const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// Where Slurm puts a step's tasks.
 const TASKS: &str = "user";
 /// What Slurm uses unless cgroup.conf has `CgroupSlice`.
@@ -50,8 +51,11 @@ pub struct JobCgroups {
     /// Root.
     owner: u32,
     /// Slurm's scopes for a node, as they were found last.
-    scopes: Mutex<(String, Vec<PathBuf>)>,
+    scopes: Mutex<(String, Scopes)>,
 }
+
+/// Open: a way to them costs more than what is looked up below them.
+type Scopes = Arc<Vec<OwnedFd>>;
 
 /// A job as its directory is called.
 #[derive(Debug, Clone, Copy)]
@@ -123,19 +127,22 @@ impl JobCgroups {
         if seen.has(id) {
             return Verdict::Inside;
         }
-        let scopes = self.scopes(root, job.node);
-        if scopes.is_empty() {
-            return Verdict::NotTracked;
-        }
-        for scope in scopes {
-            for name in job.directories() {
-                let dir = scope.join(name);
-                if self.trusts(&dir) && search(&dir, id.0, seen) {
-                    return Verdict::Inside;
-                }
+        let mut scopes = self.scopes(root, job.node);
+        // Slurm may have made its scope anew.
+        for again in [false, true] {
+            if again {
+                scopes = self.scopes_anew(root, job.node);
             }
+            let names = scopes.iter().flat_map(|scope| job.directories().map(move |name| (scope, name)));
+            let open = |(scope, name): (_, String)| Dir::openat(scope, name.as_str(), OPEN, Mode::empty()).ok();
+            let dirs: Vec<Dir> = names.filter_map(open).collect();
+            if dirs.is_empty() {
+                continue;
+            }
+            let inside = dirs.into_iter().any(|dir| self.is_trusted(&dir) && search(dir, id.0, seen));
+            return if inside { Verdict::Inside } else { Verdict::Outside };
         }
-        Verdict::Outside
+        if scopes.is_empty() { Verdict::NotTracked } else { Verdict::Outside }
     }
 
     /// The ids of these jobs' own cgroups, where they have one; all of one node. The kernel numbers cgroups in the order in
@@ -143,46 +150,55 @@ impl JobCgroups {
     pub fn of_jobs(&self, jobs: &[JobName<'_>]) -> Vec<Option<CgroupId>> {
         let (Some(root), Some(first)) = (&self.root, jobs.first()) else { return vec![None; jobs.len()] };
         let mut inodes = HashMap::new();
-        for scope in self.scopes(root, first.node) {
-            let children = directories_in(&scope).unwrap_or_default();
+        for scope in self.scopes(root, first.node).iter() {
+            let children = Dir::openat(scope, ".", OPEN, Mode::empty()).and_then(directories_in).unwrap_or_default();
             inodes.extend(children.into_iter().map(|(inode, name)| (name, inode)));
         }
         let inode = |name: String| inodes.get(OsStr::new(&name)).copied();
         jobs.iter().map(|job| job.directories().find_map(inode).map(CgroupId)).collect()
     }
 
-    /// Slurm's scopes for this node. They are looked for when those that were found before are gone.
-    fn scopes(&self, root: &Path, node: &str) -> Vec<PathBuf> {
-        let mut known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0 != node || known.1.is_empty() || !known.1.iter().all(|scope| self.trusts(scope)) {
-            *known = (node.to_owned(), self.find_scopes(root, node));
+    /// Slurm's scopes for this node, as they were found last.
+    fn scopes(&self, root: &Path, node: &str) -> Scopes {
+        let known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 == node && !known.1.is_empty() {
+            return known.1.clone();
         }
-        known.1.clone()
+        drop(known);
+        self.scopes_anew(root, node)
+    }
+
+    fn scopes_anew(&self, root: &Path, node: &str) -> Scopes {
+        let found = Arc::new(self.find_scopes(root, node));
+        *self.scopes.lock().unwrap_or_else(PoisonError::into_inner) = (node.to_owned(), found.clone());
+        found
     }
 
     /// The node's own scope in each slice, or else the one that has no node's name. Those of other slices count where the
     /// default one has none.
-    fn find_scopes(&self, root: &Path, node: &str) -> Vec<PathBuf> {
-        if !self.trusts(root) {
-            return Vec::new();
-        }
-        let in_slice = |slice: &Path| {
-            let names = [format!("{node}_slurmstepd.scope"), "slurmstepd.scope".to_owned()];
-            let scopes = names.map(|name| slice.join(name));
-            self.trusts(slice).then(|| scopes.into_iter().find(|scope| self.trusts(scope))).flatten()
+    fn find_scopes(&self, root: &Path, node: &str) -> Vec<OwnedFd> {
+        let Some(root) = open(root, OPEN, Mode::empty()).ok().filter(|root| self.is_trusted(root)) else {
+            return vec![];
         };
-        if let Some(scope) = in_slice(&root.join(DEFAULT_SLICE)) {
+        let trusted = |parent: &OwnedFd, name: &OsStr| {
+            openat(parent, name, OPEN, Mode::empty()).ok().filter(|dir| self.is_trusted(dir))
+        };
+        let in_slice = |slice: &OsStr| {
+            let slice = trusted(&root, slice)?;
+            let names = [format!("{node}_slurmstepd.scope"), "slurmstepd.scope".to_owned()];
+            names.iter().find_map(|name| trusted(&slice, OsStr::new(name)))
+        };
+        if let Some(scope) = in_slice(OsStr::new(DEFAULT_SLICE)) {
             return vec![scope];
         }
-        let slices = directories_in(root).unwrap_or_default().into_iter();
-        let slices = slices.filter(|(_, name)| name.as_encoded_bytes().ends_with(b".slice"));
-        slices.filter_map(|(_, name)| in_slice(&root.join(name))).collect()
+        let slices = Dir::openat(&root, ".", OPEN, Mode::empty()).and_then(directories_in).unwrap_or_default();
+        let slices = slices.into_iter().filter(|(_, name)| name.as_encoded_bytes().ends_with(b".slice"));
+        slices.filter_map(|(_, name)| in_slice(&name)).collect()
     }
 
     /// A directory of root's in which nobody else may write.
-    fn trusts(&self, path: &Path) -> bool {
-        fs::symlink_metadata(path)
-            .is_ok_and(|meta| meta.is_dir() && meta.uid() == self.owner && meta.mode() & 0o022 == 0)
+    fn is_trusted(&self, dir: &impl AsFd) -> bool {
+        fstat(dir).is_ok_and(|stat| stat.st_uid == self.owner && stat.st_mode & 0o022 == 0)
     }
 }
 
@@ -213,50 +229,57 @@ fn cgroup2_mount(line: &str) -> Option<PathBuf> {
 ///
 /// The kernel numbers cgroups in the order in which they are made, so what was made last before the one that is looked
 /// for is looked at first: the way leads straight down to it in all but odd cases.
-fn search(top: &Path, id: u64, seen: &mut Seen) -> bool {
-    let Ok(own) = fs::symlink_metadata(top) else { return false };
+fn search(top: Dir, id: u64, seen: &mut Seen) -> bool {
+    let (Ok(own), Ok(root)) = (fstat(&top), top.as_fd().try_clone_to_owned()) else { return false };
     if seen.0.len() >= MAX_SEEN {
         seen.0.clear();
     }
-    if own.ino() == id {
+    if own.st_ino == id {
         seen.0.insert(id);
         return true;
     }
-    let mut left = vec![(top.to_owned(), 0)];
-    let mut reads = 0;
-    while let Some((dir, depth)) = left.pop() {
-        // Two links: no directory in it. File systems that count otherwise never say two.
-        if fs::symlink_metadata(&dir).is_ok_and(|meta| meta.nlink() == 2) {
-            continue;
-        }
-        reads += 1;
-        let Ok(mut children) = directories_in(&dir) else { continue };
+    let open = |path: &Path| Dir::openat(&root, path, OPEN, Mode::empty());
+    let mut left = vec![(PathBuf::new(), 0)];
+    let mut first = Some(top);
+    for _ in 0..MAX_READ {
+        let Some((path, depth)) = next(&root, &mut left) else { return false };
+        let dir = first.take().map_or_else(|| open(&path), Ok);
+        let Ok(mut children) = dir.and_then(directories_in) else { continue };
         if seen.take(&children, id) {
             return true;
         }
-        if reads == MAX_READ {
-            return false;
+        if depth == MAX_DEPTH {
+            continue;
         }
-        if depth < MAX_DEPTH {
-            children.sort_unstable_by_key(|(inode, _)| (*inode < id, *inode));
-            if depth == 0
-                && let Some((_, step)) = children.last()
-                && directories_in(&dir.join(step).join(TASKS)).is_ok_and(|tasks| seen.take(&tasks, id))
-            {
-                return true;
-            }
-            children.truncate(MAX_SEEN.saturating_sub(left.len()));
-            left.extend(children.into_iter().map(|(_, name)| (dir.join(name), depth + 1)));
+        children.sort_unstable_by_key(|(inode, _)| (*inode < id, *inode));
+        if depth == 0
+            && let Some((_, step)) = children.last()
+            && open(&Path::new(step).join(TASKS)).and_then(directories_in).is_ok_and(|tasks| seen.take(&tasks, id))
+        {
+            return true;
         }
+        children.truncate(MAX_SEEN.saturating_sub(left.len()));
+        left.extend(children.into_iter().map(|(_, name)| (path.join(name), depth + 1)));
     }
     false
 }
 
+/// The next one that has directories in it.
+fn next(root: &OwnedFd, left: &mut Vec<(PathBuf, usize)>) -> Option<(PathBuf, usize)> {
+    loop {
+        let (path, depth) = left.pop()?;
+        // Two links: no directory in it. File systems that count otherwise never say two.
+        let is_leaf = || fstatat(root, &path, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| stat.st_nlink == 2);
+        if depth == 0 || !is_leaf() {
+            return Some((path, depth));
+        }
+    }
+}
+
 /// The directories in `dir` (at most [`MAX_SEEN`]) with their inode numbers. Nothing that is not a directory itself.
-fn directories_in(dir: &Path) -> io::Result<Vec<(u64, OsString)>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+fn directories_in(mut dir: Dir) -> nix::Result<Vec<(u64, OsString)>> {
     let mut children = Vec::new();
-    for entry in Dir::open(dir, flags, Mode::empty())?.iter() {
+    for entry in dir.iter() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if entry.file_type() == Some(Type::Directory) && name != b"." && name != b".." {
@@ -271,7 +294,7 @@ fn directories_in(dir: &Path) -> io::Result<Vec<(u64, OsString)>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -418,12 +441,13 @@ mod tests {
         let (cgroups, job) = (machine.cgroups(), JobName { node: "n1", job: 7, sluid: None });
         let mut seen = Seen::default();
         assert_eq!(cgroups.made_in(Some(tasks[3]), job, &mut seen), Verdict::Inside);
-        fs::rename(machine.0.path().join(SCOPE), machine.0.path().join("elsewhere")).unwrap();
+        let (own, elsewhere) = (machine.0.path().join(SCOPE).join("job_7"), machine.0.path().join("elsewhere"));
+        fs::rename(&own, &elsewhere).unwrap();
         for task in &tasks {
             assert_eq!(cgroups.made_in(Some(*task), job, &mut seen), Verdict::Inside);
         }
-        assert_eq!(cgroups.made_in(Some(CgroupId(1)), job, &mut seen), Verdict::NotTracked);
-        fs::rename(machine.0.path().join("elsewhere"), machine.0.path().join(SCOPE)).unwrap();
+        assert_eq!(cgroups.made_in(Some(tasks[0]), job, &mut Seen::default()), Verdict::Outside);
+        fs::rename(&elsewhere, &own).unwrap();
         let mut full = Seen((1_000_000..1_000_000 + MAX_SEEN as u64).collect());
         let late = machine.make(&format!("{SCOPE}/job_7/step_1/user/task_0"));
         assert_eq!(cgroups.made_in(Some(late), job, &mut full), Verdict::Inside);
@@ -432,6 +456,21 @@ mod tests {
             machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0/user_made_{number}/x/y"));
         }
         assert_eq!(cgroups.made_in(Some(CgroupId(1)), job, &mut Seen::default()), Verdict::Outside);
+    }
+
+    #[test]
+    fn a_scope_that_slurm_made_anew_is_found() {
+        let machine = Hierarchy::new();
+        let (cgroups, job) = (machine.cgroups(), JobName { node: "n1", job: 7, sluid: None });
+        let scope = machine.0.path().join(SCOPE);
+        for _ in 0..3 {
+            let task = machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0"));
+            assert_eq!(cgroups.made_in(Some(task), job, &mut Seen::default()), Verdict::Inside);
+            fs::remove_dir_all(scope.join("job_7")).unwrap();
+            assert_eq!(cgroups.made_in(Some(task), job, &mut Seen::default()), Verdict::Outside);
+            fs::remove_dir_all(&scope).unwrap();
+            assert_eq!(cgroups.made_in(Some(task), job, &mut Seen::default()), Verdict::NotTracked);
+        }
     }
 
     #[test]
