@@ -172,7 +172,7 @@ pub fn own(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<Own, Wrong> 
     if headers.keys().any(|name| !sent.contains(name) && !name.as_str().starts_with(own_api::HEADERS)) {
         return Err(Wrong::Browser);
     }
-    if !headers.get(own_api::CLIENT).is_some_and(|client| !client.is_empty()) {
+    if headers.get(own_api::CLIENT).is_none_or(HeaderValue::is_empty) {
         return Err(Wrong::NoClient);
     }
     let wanted = match uri.path() {

@@ -138,13 +138,11 @@ fn a_run_that_is_over_by_slurms_word_is_noted_and_a_revoked_one_is_not() {
             for opened in [false, true] {
                 let mut house = House::new().await;
                 let refusal = Some((403, error(code, message, false)));
-                let mut script = house.credvend.script.borrow_mut();
                 if opened {
-                    script.refuse_credentials = refusal
+                    house.credvend.script.borrow_mut().refuse_credentials = refusal;
                 } else {
-                    script.refuse_open = refusal
+                    house.credvend.script.borrow_mut().refuse_open = refusal;
                 }
-                drop(script);
                 let (job, token) = house.job(7).await;
                 assert_eq!(house.ask(7, &token).await.word(), "Refused");
                 let refused = ToKeeper::Refused { run: job.run.clone(), reason: message.to_owned() };

@@ -16,21 +16,27 @@ use crate::control::{Job, ToKeeper};
 /// The kernel's word on whoever connects next: its uid, and the job in whose cgroup it is (0: in none), on a node where
 /// Slurm keeps its jobs in cgroups, or does not.
 #[derive(Clone, Default)]
-struct Word(Rc<(Cell<Option<u32>>, Cell<Option<u32>>)>);
+struct Word(Rc<Said>);
+
+#[derive(Default)]
+struct Said {
+    uid: Cell<Option<u32>>,
+    job: Cell<Option<u32>>,
+}
 
 impl Word {
     fn uid(&self, uid: u32) {
-        self.0.0.set(Some(uid));
+        self.0.uid.set(Some(uid));
     }
     fn in_job(&self, job: u32) {
-        self.0.1.set(Some(job));
+        self.0.job.set(Some(job));
     }
 }
 
 impl WhoIs for Word {
     fn caller(&self, _: SocketAddr, _: SocketAddr) -> Result<Caller, String> {
-        let uid = Uid(self.0.0.get().unwrap_or_else(own_uid));
-        Ok(Caller { uid, cgroup: self.0.1.get().map(|job| CgroupId(job.into())) })
+        let uid = Uid(self.0.uid.get().unwrap_or_else(own_uid));
+        Ok(Caller { uid, cgroup: self.0.job.get().map(|job| CgroupId(job.into())) })
     }
 
     fn made_in(&self, caller: &Caller, job: &Job, _: &mut Seen) -> Verdict {
