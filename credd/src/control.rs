@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 /// The longest line on the socket pair.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
 
+/// Why nothing is signed on a node without a cluster in its configuration, before the first job's record names it.
+pub const NOT_NAMED: &str = "the cluster's name is not known before the first job, so credvend is not asked yet, and tells this node \
+                             nothing; set `cluster` in credd.toml, as `credvend pin` prints it";
+
 /// One run of a job on this node. Differs for every record the plugin ever wrote, also under the same job id.
 ///
 /// It is the first 16 hex digits of the token's hash: nothing can be learned from it, and it needs no bookkeeping.

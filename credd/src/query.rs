@@ -48,15 +48,27 @@ fn exchange(path: &Path, request: &Request, patience: Duration) -> anyhow::Resul
 
 /// Whether nothing needs the admin.
 pub fn is_well(health: &Health) -> bool {
-    health.serving && health.endpoint_problem.is_none() && health.credvend_problem.is_none()
+    health.serving && problems(health).iter().all(|(_, problem)| problem.is_none())
+}
+
+fn problems(health: &Health) -> [(&'static str, Option<&str>); 4] {
+    [
+        ("endpoint", health.endpoint_problem.as_deref()),
+        ("credvend", health.credvend_problem.as_deref()),
+        ("refusals", health.refusal_problem.as_deref()),
+        ("records", health.record_problem.as_deref()),
+    ]
 }
 
 /// For people.
 pub fn sentences(health: &Health) -> String {
     let mut text = format!("credd {}: {}\n", health.version, if health.serving { "serving" } else { "NOT SERVING" });
-    for (what, problem) in [("endpoint", &health.endpoint_problem), ("credvend", &health.credvend_problem)] {
-        let problem = problem.as_deref().map_or_else(|| "ok".to_owned(), printable);
+    for (what, problem) in problems(health) {
+        let problem = problem.map_or_else(|| "ok".to_owned(), printable);
         let _ = writeln!(text, "{what}: {problem}");
+    }
+    if let Some(note) = &health.note {
+        let _ = writeln!(text, "note: {}", printable(note));
     }
     let _ = writeln!(text, "jobs: {}, ends not yet taken by credvend: {}", health.jobs, health.undelivered_ends);
     text
@@ -124,11 +136,20 @@ mod tests {
             serving: true,
             endpoint_problem: None,
             credvend_problem: Some("connection refused".into()),
+            refusal_problem: None,
+            record_problem: None,
+            note: None,
             jobs: 1,
             undelivered_ends: 0,
             version: "1".into(),
         };
         assert!(!is_well(&health));
         assert!(sentences(&health).contains("credvend: connection refused"));
+        let idle = Health { credvend_problem: None, note: Some("not asked yet".into()), ..health };
+        assert!(is_well(&idle) && sentences(&idle).contains("note: not asked yet"));
+        let refused = Health { refusal_problem: Some("unknown cluster".into()), ..idle.clone() };
+        assert!(!is_well(&refused) && sentences(&refused).contains("refusals: unknown cluster"));
+        let record = Health { record_problem: Some("of another cluster".into()), ..idle };
+        assert!(!is_well(&record) && sentences(&record).contains("records: of another cluster"));
     }
 }

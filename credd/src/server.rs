@@ -38,6 +38,7 @@ mod news;
 mod no_own_job;
 mod own;
 mod proof;
+mod refusals;
 mod session;
 mod settings;
 pub mod simulated;

@@ -107,6 +107,31 @@ pub trait Attestor: Send + Sync + 'static {
     /// The current addresses (`NodeAddr`) of all nodes, to compare with the peers': one question, however many ask.
     async fn node_addresses(&self) -> Result<HashMap<NodeName, String>, AttestError>;
 
-    /// Whether accounts can be believed: `Ok(None)` if Slurm enforces associations, else why not.
-    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError>;
+    /// What the cluster's settings say, asked for now.
+    async fn site(&self) -> Result<Site, AttestError>;
+}
+
+/// What of a cluster's settings decides about all of its jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// `ClusterName`, as Slurm spells it.
+    pub cluster: String,
+    /// Why accounts cannot be believed; `None` if Slurm enforces associations.
+    pub accounts_not_enforced: Option<String>,
+    /// Why credvend does not see other users' jobs; `None` if it does.
+    pub jobs_hidden: Option<String>,
+}
+
+impl Site {
+    /// Why this is another cluster's Slurm than the one that is configured; `None` if the names agree.
+    pub fn wrong_cluster(&self, configured: &ClusterName) -> Option<String> {
+        if self.cluster.eq_ignore_ascii_case(configured.as_str()) {
+            return None;
+        }
+        Some(format!(
+            "its Slurm says that ClusterName is {:?}; correct [[cluster]] name, or slurm-conf if that is another \
+             cluster's",
+            self.cluster
+        ))
+    }
 }

@@ -180,6 +180,11 @@ impl Log {
         })
     }
 
+    /// Whether the file could be written the last time.
+    pub fn works(&self) -> bool {
+        self.state.works.load(Ordering::Acquire)
+    }
+
     /// Puts an event on record before it takes effect: the caller goes on only with `Ok`. The line may also stand for
     /// something that then did not happen (the caller hung up, the file failed a moment later); never the other way round.
     ///

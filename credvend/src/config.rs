@@ -4,11 +4,11 @@
 //! is enough for asking a running service; [`Config::load`] also looks at the files it names, and refuses secrets that
 //! others may read.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use credd_protocol::{ClusterName, Region, RoleArn};
+use credd_protocol::{ClusterName, NodeName, Region, RoleArn};
 use pinned_tls::Fingerprint;
 use toml_edit::{Document, Table};
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub sts: Rate,
     /// `[[cluster]]`, at least one.
     pub clusters: Vec<Cluster>,
+    /// `any-cluster`: whether projects that name no clusters are served on all of several.
+    pub any_cluster: Option<bool>,
     /// `[limits]`.
     pub limits: Limits,
     /// `[log]`.
@@ -180,8 +182,10 @@ pub struct Cluster {
     pub head_secret_files: Vec<PathBuf>,
     /// `trust-unenforced-accounts`.
     pub trust_unenforced_accounts: bool,
-    /// `node-address-check`: `off`, `warn` or `require`.
-    pub node_address_check: AddressCheck,
+    /// `node-address-check`: `off`, `warn` or `require`; unset, `warn` in this release and `require` from the next one on.
+    pub node_address_check: Option<AddressCheck>,
+    /// `node-addresses`: addresses that nodes have besides Slurm's NodeAddr.
+    pub node_addresses: BTreeMap<NodeName, Vec<IpAddr>>,
     /// `head-session-max-days`: a head's session that is older is ended.
     pub head_session_max_days: u32,
     /// `munge-socket`: of the munged that has this cluster's key; unset, libmunge's default.
@@ -351,7 +355,8 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         aws: read_aws(root.section("aws", empty)),
         upstream: read_upstream(root, empty),
         sts: read_sts(root.section("sts", empty)),
-        clusters: read_clusters(root),
+        clusters: read_clusters(root, empty),
+        any_cluster: root.boolean("any-cluster"),
         limits: read_limits(root.section("limits", empty)),
         log: read_log(root.section("log", empty)),
         metrics: read_metrics(root.section("metrics", empty)),
@@ -527,7 +532,7 @@ fn read_sts(section: Section<'_, '_>) -> Rate {
     rate
 }
 
-fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
+fn read_clusters<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Vec<Cluster> {
     let sections = root.sections("cluster");
     if sections.is_empty() {
         root.problem("at least one [[cluster]] is needed");
@@ -545,7 +550,8 @@ fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
             sees_private_jobs: section.boolean("sees-private-jobs").unwrap_or(false),
             head_secret_files: section.paths("head-secret-file"),
             trust_unenforced_accounts: section.boolean("trust-unenforced-accounts").unwrap_or(false),
-            node_address_check: section.word("node-address-check", &check).unwrap_or_default(),
+            node_address_check: section.word("node-address-check", &check),
+            node_addresses: read_node_addresses(section.section("node-addresses", empty)),
             head_session_max_days: section.number("head-session-max-days", 1, 3650).unwrap_or(30),
             munge_socket: section.path("munge-socket"),
         };
@@ -568,6 +574,29 @@ fn read_clusters(root: &Section<'_, '_>) -> Vec<Cluster> {
         section.finish();
     }
     clusters
+}
+
+/// `{ n1 = "10.0.0.1", n2 = ["10.0.0.2", "fd00::2"] }`.
+fn read_node_addresses(section: Section<'_, '_>) -> BTreeMap<NodeName, Vec<IpAddr>> {
+    let mut read = BTreeMap::new();
+    for (key, texts) in section.all_texts() {
+        let node: NodeName = match key.parse() {
+            Ok(node) => node,
+            Err(error) => {
+                section.problem_at(&key, error);
+                continue;
+            }
+        };
+        let address = |text: &String| match text.parse::<IpAddr>() {
+            Ok(ip) => Some(ip.to_canonical()),
+            Err(_) => {
+                section.problem_at(&key, format!("{text:?} is no IP address"));
+                None
+            }
+        };
+        read.insert(node, texts.iter().filter_map(address).collect());
+    }
+    read
 }
 
 fn read_limits(section: Section<'_, '_>) -> Limits {

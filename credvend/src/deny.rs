@@ -20,6 +20,9 @@ pub enum DenyError {
     /// May work later.
     #[error("{0}")]
     Unavailable(String),
+    /// The role's policy is somebody else's to write for good: nothing is tried again, and nobody is called for it.
+    #[error("{0}")]
+    NotOurs(String),
     /// Not all entries fit the role's inline policies. Those that do are denied: orders before what
     /// jobs left at their ends, then the newest.
     #[error("{why}")]

@@ -17,6 +17,7 @@
 
 pub mod attest;
 pub mod audit;
+pub mod checks;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -82,6 +82,9 @@ pub struct Metrics {
     last_sweep: Gauge,
     sessions_open: Family<OfCluster, Gauge>,
     nodes_connected: Family<OfCluster, Gauge>,
+    nodes_unchecked: Family<OfCluster, Gauge>,
+    nodes_elsewhere: Family<OfCluster, Gauge>,
+    projects_unassigned: Gauge,
     revocations_open: Gauge,
     denies_behind: Gauge,
     upstream_waiting: Gauge,
@@ -134,6 +137,9 @@ impl Default for Metrics {
             last_sweep = Gauge::default(), "last_sweep_timestamp_seconds", "End of the last sweep that saw everything";
             sessions_open = Family::default(), "sessions_open", "Open sessions of Slurm jobs at the last sweep";
             nodes_connected = Family::default(), "nodes_connected", "Nodes whose stream hangs on this process";
+            nodes_unchecked = Family::default(), "node_addresses_unchecked", "Whether a node may ask from another address than Slurm's: 1 unless node-address-check is require";
+            nodes_elsewhere = Family::default(), "nodes_elsewhere", "Nodes that asked from another address than Slurm's in the last day";
+            projects_unassigned = Gauge::default(), "projects_without_clusters", "Projects that name no clusters, and are served on all of several in this release alone";
             revocations_open = Gauge::default(), "revocations_open", "Revocations that are not done";
             upstream_waiting = Gauge::default(), "upstream_ends_waiting", "Ended sessions and revoked users that the upstream does not hear of; 0 while it hears";
             denies_behind = Gauge::default(), "deny_policies_behind", "Roles whose Deny IAM has not taken";
@@ -232,6 +238,18 @@ impl Metrics {
     /// So many nodes of a cluster hang on this process.
     pub fn nodes_connected(&self, cluster: &ClusterName, count: usize) {
         self.nodes_connected.get_or_create(&OfCluster { cluster: cluster.to_string() }).set(count as i64);
+    }
+
+    /// Whether a cluster's nodes may ask from anywhere, and how many of them did.
+    pub fn node_addresses(&self, cluster: &ClusterName, unchecked: bool, elsewhere: usize) {
+        let of = OfCluster { cluster: cluster.to_string() };
+        self.nodes_unchecked.get_or_create(&of).set(unchecked.into());
+        self.nodes_elsewhere.get_or_create(&of).set(elsewhere as i64);
+    }
+
+    /// So many projects name no clusters, although there are several.
+    pub fn projects_without_clusters(&self, count: usize) {
+        self.projects_unassigned.set(count as i64);
     }
 
     /// So many revocations are not done, and so many roles' Denies are not in force.

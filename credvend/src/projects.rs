@@ -4,6 +4,7 @@
 //! [projects.genomics]
 //! role-arn = "arn:aws:iam::123456789012:role/genomics"   # the role named "default": the seed's RoleArn
 //! duration = "1h"                                        # 15m to 12h, 1h if absent
+//! clusters = ["lab"]                                     # whose jobs may be of it; needed where there are several
 //!
 //! [projects.genomics.roles.train]
 //! role-arn = "arn:aws:iam::123456789012:role/team/train"
@@ -27,7 +28,7 @@
 //! credvend has one identity, and an identity is of one AWS partition: where its region is known, a role of another
 //! partition is refused, for AWS would refuse it to every job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -37,7 +38,7 @@ pub mod policies;
 
 pub use parse::{Problem, parse, parse_in, parse_upstream};
 
-use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
+use credd_protocol::{ClusterName, ProjectId, Region, RoleArn, RoleName};
 
 use crate::session_name::Template;
 
@@ -81,7 +82,26 @@ pub struct ProjectMap {
     pub projects: BTreeMap<ProjectId, Roles>,
     /// Which Slurm account (lower case, as Slurm writes it) is which project: one entry for each project.
     pub accounts: BTreeMap<ProjectId, ProjectId>,
+    /// The clusters of a project that names them.
+    pub clusters: BTreeMap<ProjectId, BTreeSet<ClusterName>>,
+    /// Where a project is served that names none. Not the file's to say: see `any-cluster` of credvend.toml.
+    pub unassigned: Unassigned,
 }
+
+/// Where a project is served that names no clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unassigned {
+    /// Everywhere: there is one cluster, or an administrator wants it so.
+    #[default]
+    Everywhere,
+    /// Everywhere in this release, and nowhere from [`ASSIGNED_FROM`] on.
+    EverywhereStill,
+    /// Nowhere: the head of one cluster, or an account of the same name there, must not open another one's project.
+    Nowhere,
+}
+
+/// The first release that serves a project without clusters nowhere, where several clusters are configured.
+pub const ASSIGNED_FROM: &str = "0.2";
 
 /// The AWS partition of a region: `aws-cn` of `cn-…`, `aws-us-gov` of `us-gov-…`, `aws` of nearly all others.
 /// Identities, roles and endpoints of one partition mean nothing in another.
@@ -155,6 +175,13 @@ impl ProjectMap {
         let accounts =
             self.accounts.iter().filter(|(account, project)| before.accounts.get(*account) != Some(*project));
         changes.extend(accounts.map(|(account, project)| format!("account {account} = {project}")));
+        let clusters = self.projects.keys().filter(|project| {
+            before.projects.contains_key(*project) && self.clusters.get(*project) != before.clusters.get(*project)
+        });
+        changes.extend(clusters.map(|project| match self.clusters.get(project) {
+            Some(own) => format!("~ {project} on {}", listed(own)),
+            None => format!("~ {project} names no clusters"),
+        }));
         changes.join("; ")
     }
 
@@ -163,11 +190,34 @@ impl ProjectMap {
         self.projects.get(project)
     }
 
+    /// Why a project is not served on a cluster; `None` if it is.
+    pub fn why_not_on(&self, project: &ProjectId, cluster: &ClusterName) -> Option<String> {
+        match self.clusters.get(project) {
+            Some(own) if own.contains(cluster) => None,
+            Some(own) => Some(format!("it is of {}", listed(own))),
+            None if self.unassigned == Unassigned::Nowhere => {
+                Some("it names no clusters, and there are several: add clusters = [...] to it".into())
+            }
+            None => None,
+        }
+    }
+
+    /// The projects that name no clusters.
+    pub fn without_clusters(&self) -> impl Iterator<Item = &ProjectId> {
+        self.projects.keys().filter(|project| !self.clusters.contains_key(*project))
+    }
+
     /// The project of a Slurm account.
     pub fn by_account(&self, account: &ProjectId) -> Option<(&ProjectId, &Roles)> {
         let project = self.accounts.get(account)?;
         self.projects.get_key_value(project)
     }
+}
+
+/// Clusters in a sentence.
+fn listed(clusters: &BTreeSet<ClusterName>) -> String {
+    let names: Vec<&str> = clusters.iter().map(ClusterName::as_str).collect();
+    format!("cluster{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
 }
 
 /// The map in force. A reload replaces it as a whole or not at all.

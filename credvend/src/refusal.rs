@@ -113,6 +113,16 @@ pub enum Refusal {
         /// The project.
         project: ProjectId,
     },
+    /// The project is another cluster's.
+    #[error("project {project} is not served on cluster {cluster}: {why}; ask the administrators")]
+    ProjectElsewhere {
+        /// The project.
+        project: ProjectId,
+        /// The cluster of who asks.
+        cluster: ClusterName,
+        /// Whose it is.
+        why: String,
+    },
     /// The project lacks that role.
     #[error("project {project} has no role named {role}; it has: {has}")]
     UnknownRole {
@@ -191,6 +201,7 @@ impl Refusal {
             Refusal::NoAccount { .. } => "NoAccount",
             Refusal::AccountChanged { .. } => "AccountChanged",
             Refusal::UnknownProject { .. } => "UnknownProject",
+            Refusal::ProjectElsewhere { .. } => "ProjectElsewhere",
             Refusal::UnknownRole { .. } => "UnknownRole",
             Refusal::UnknownSession(_) => "UnknownSession",
             Refusal::SessionEnded { .. } => "SessionEnded",
@@ -229,6 +240,7 @@ impl Refusal {
                 | Refusal::Blocked { .. }
                 | Refusal::AccountChanged { .. }
                 | Refusal::UnknownProject { .. }
+                | Refusal::ProjectElsewhere { .. }
                 | Refusal::UnknownCluster(_)
                 | Refusal::AccountsNotEnforced { .. }
                 | Refusal::Unauthenticated(_)
@@ -317,6 +329,7 @@ mod tests {
             Refusal::NoAccount { job },
             Refusal::AccountChanged { job, opened: project.clone(), now: text() },
             Refusal::UnknownProject { project: project.clone() },
+            Refusal::ProjectElsewhere { project: project.clone(), cluster: "hpc".parse().unwrap(), why: text() },
             Refusal::UnknownRole { project, role: RoleName::default(), has: text() },
             Refusal::UnknownSession(text()),
             Refusal::SessionEnded { session, status: "COMPLETED", why: text() },

@@ -154,6 +154,9 @@ impl Server {
         match result {
             Ok(reply) => reply.into_response(),
             Err((who, refusal)) => {
+                if verb.as_ref().is_some_and(Verb::is_of_nodes) && who.is_none() {
+                    self.vending.refused_at_the_door(&refusal);
+                }
                 let who = who.unwrap_or_else(|| "an unauthenticated caller".into());
                 if let Some(verb) = verb.as_ref().filter(|verb| on_record_here(verb, &refusal)) {
                     let peer = connection.peer().map(|peer| peer.ip().to_string());

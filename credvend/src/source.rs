@@ -113,4 +113,10 @@ pub trait Source: Send + Sync + 'static {
         let _ = user;
         None
     }
+
+    /// Users whose revocation the source took later than it was asked for, and by a pattern on names: others' credentials
+    /// are dead, too. Each is given once.
+    fn revoked_by_pattern(&self) -> Vec<UserName> {
+        vec![]
+    }
 }

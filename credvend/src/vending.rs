@@ -10,6 +10,8 @@
 //! | `attesting` | what Slurm must say before a node gets anything |
 //! | `crowds` | the sessions of large jobs, read once |
 //! | `facts` | what it last said about a job, for all of its nodes |
+//! | `addresses` | whether a node asks from where Slurm has it |
+//! | `refused` | whether a whole cluster is refused |
 //! | `standing` | what is asked of Slurm about a cluster or node, and remembered shortly |
 //! | `issuing` | one AssumeRole for however many ask, recorded before it is served |
 //! | `revoking` | a subject's sessions and issued credentials |
@@ -17,7 +19,7 @@
 //! | `denying` | the roles' Deny policies as a projection of the store |
 //! | `sweeping` | closes what Slurm no longer has |
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use credd_protocol::{ClusterName, NodeName, Secret, SessionId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+mod addresses;
 mod attesting;
 mod blocking;
 mod crowds;
@@ -34,18 +37,21 @@ mod facts;
 mod heads;
 mod issuing;
 mod nodes;
+mod refused;
 pub mod revoking;
 mod standing;
 mod sweeping;
 #[cfg(test)]
 mod tests;
 
+pub use addresses::REQUIRED_FROM;
+
 use crate::attest::Attestor;
 use crate::audit::Event;
 use crate::deny::Denier;
 use crate::refusal::Refusal;
 use crate::source::Source;
-use crate::store::{Ended, News, NewsKind, Origin, Session, SessionFilter, Store, StoreError};
+use crate::store::{Ended, News, NewsKind, Origin, Session, SessionFilter, Store, StoreError, Subject};
 
 /// No credentials live longer.
 const LONGEST_LIFE: time::Duration = time::Duration::hours(12);
@@ -63,6 +69,8 @@ pub struct Node {
     pub name: NodeName,
     /// Where the connection comes from.
     pub peer: Option<IpAddr>,
+    /// It proved itself by a certificate of its own, which no other node has: its address need not vouch for it.
+    pub certified: bool,
 }
 
 /// A head that proved itself, by its cluster's secret or by a certificate.
@@ -113,10 +121,32 @@ pub struct Cluster {
     pub attestor: Option<Arc<dyn Attestor>>,
     /// Believe accounts although Slurm does not enforce them.
     pub trust_unenforced_accounts: bool,
-    /// Compare a node's peer address with Slurm's NodeAddr.
-    pub node_address_check: AddressCheck,
+    /// Where its nodes ask from.
+    pub addresses: NodeAddresses,
     /// A head's session that is older is COMPLETED: the head forgot it.
     pub head_session_max: time::Duration,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster {
+            attestor: None,
+            trust_unenforced_accounts: false,
+            addresses: NodeAddresses::default(),
+            head_session_max: time::Duration::days(30),
+        }
+    }
+}
+
+/// Where a cluster's nodes may ask from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// Whether a node's peer address is compared with Slurm's NodeAddr.
+    pub check: AddressCheck,
+    /// An administrator has decided that, not this release.
+    pub decided: bool,
+    /// Addresses that nodes have besides.
+    pub more: BTreeMap<NodeName, Vec<IpAddr>>,
 }
 
 /// `node-address-check` of a `[[cluster]]`.
@@ -136,6 +166,7 @@ pub enum AddressCheck {
 pub struct Vending {
     parts: Parts,
     standing: HashMap<ClusterName, standing::Standing>,
+    refused: refused::Refused,
     facts: facts::Facts,
     crowds: crowds::Crowds,
     issuing: Arc<issuing::Issuing>,
@@ -162,6 +193,7 @@ impl Vending {
         });
         Vending {
             standing: parts.clusters.keys().map(|name| (name.clone(), standing::Standing::default())).collect(),
+            refused: refused::Refused::default(),
             crowds: crowds::Crowds::default(),
             facts: facts::Facts::new(parts.clusters.keys(), parts.clock.clone()),
             issuing,
@@ -224,6 +256,30 @@ impl Vending {
         self.denying.full()
     }
 
+    /// What an administrator should know of what nodes asked for and were refused, and from where they asked.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.refused.warnings(self.now());
+        warnings.extend(self.address_warnings());
+        warnings.extend(self.sweeping.trouble());
+        if !self.parts.audit.works() {
+            warnings.push("the audit log cannot be written; see the service's log, and [audit] on-failure".into());
+        }
+        warnings
+    }
+
+    /// Sets the metrics that are not counted as things happen. Asks nobody.
+    pub fn look_at_gauges(&self) {
+        drop(self.address_warnings());
+        let map = self.parts.projects.current();
+        let still = map.unassigned == crate::projects::Unassigned::EverywhereStill;
+        self.parts.metrics.projects_without_clusters(if still { map.without_clusters().count() } else { 0 });
+    }
+
+    /// Somebody was refused before it was known who asks, or for a cluster that is not configured.
+    pub fn refused_at_the_door(&self, refusal: &Refusal) {
+        self.refused.at_the_door(refusal, self.now());
+    }
+
     /// The same where another replica sweeps: what only the sweep knows is that one's to tell, and nothing of it stays here.
     ///
     /// # Errors
@@ -238,6 +294,20 @@ impl Vending {
 
     fn now(&self) -> OffsetDateTime {
         self.parts.clock.now()
+    }
+
+    /// A cluster as the configuration spells it, which is how the store has it; one that is not configured as it is.
+    pub fn spelled(&self, cluster: &ClusterName) -> ClusterName {
+        self.parts.clusters.get_key_value(cluster).map_or(cluster, |(name, _)| name).clone()
+    }
+
+    /// The same of a cluster in a subject.
+    pub fn spelled_subject(&self, subject: Subject) -> Subject {
+        match subject {
+            Subject::Job(cluster, job) => Subject::Job(self.spelled(&cluster), job),
+            Subject::Node(cluster, node) => Subject::Node(self.spelled(&cluster), node),
+            other @ (Subject::User(_) | Subject::Project(_) | Subject::Role(_)) => other,
+        }
     }
 
     /// A configured cluster and the one that answers for its jobs.

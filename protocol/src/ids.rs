@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::printable::{FieldValue, is_printable};
 
+pub use crate::cluster_name::ClusterName;
+
 /// A text that is not the id or name it was given as.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {shown} is not valid: {why}")]
@@ -98,16 +100,11 @@ macro_rules! text_id {
 /// clusters and users, and none of them is special here: whatever needs a narrower form (a path segment, a role-session
 /// name, a key of a table) escapes it. Kept out is only what a reader cannot see: control characters, and those that hide or
 /// reverse their neighbours. A space at the end is Slurm's padding, not the name's.
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let visible = |c: char| c == ' ' || (is_printable(c) && !c.is_whitespace());
     !text.ends_with(' ') && text.chars().all(visible)
 }
 
-text_id!(
-    /// A cluster's name: `ClusterName` of slurm.conf(5).
-    ClusterName, "cluster name", 64, is_name,
-    "only visible characters and spaces may appear, and no space at the end"
-);
 text_id!(
     /// A node's name as Slurm knows it: `NodeName` of slurm.conf(5), not the host name. What makes a list of names, and what
     /// Slurm writes where there is none (`(null)`), is no part of one.

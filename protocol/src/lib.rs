@@ -18,6 +18,7 @@
 
 pub mod causes;
 pub mod claim;
+mod cluster_name;
 pub mod credentials;
 pub mod endpoint;
 pub mod ids;

@@ -101,6 +101,15 @@ pub struct Health {
     /// Whether the last exchange with credvend worked; the error if not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credvend_problem: Option<String>,
+    /// Whether credvend refuses this node's jobs one and all; what it says, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal_problem: Option<String>,
+    /// Whether job records lie here that cannot be served; which and why, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_problem: Option<String>,
+    /// What an administrator may want to know, and need not mend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Jobs with a record on this node.
     pub jobs: usize,
     /// Ended jobs whose end credvend has not acknowledged yet.

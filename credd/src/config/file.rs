@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use credd_protocol::Secret;
 use credd_protocol::endpoint::DEFAULT_PORT;
 use credd_protocol::record::RUN_DIR;
+use credd_protocol::{ClusterName, Secret};
 use toml::de::DeTable;
 
 use super::document::{Found, Problem, Section, line_of, shown};
@@ -88,7 +88,8 @@ pub fn parse(source: &str) -> Result<Config, Vec<Problem>> {
     let cache = cache(root.section("cache"), &mut problems);
     let log = log(root.section("log"), &mut problems);
     let metrics = metrics(root.section("metrics"), &mut problems);
-    let cluster = root.parsed("cluster").map(|found| found.value);
+    // As Slurm spells it, in the records too.
+    let cluster = root.parsed::<ClusterName>("cluster").map(|found| found.value.as_slurm_spells_it());
     let node = root.parsed("node").map(|found| found.value);
     let run_dir = absolute_path(&mut root, "run-dir").map_or_else(|| RUN_DIR.into(), |found| found.value);
     let user = root.text("user").map_or_else(|| "credd".to_owned(), |found| found.value);

@@ -10,7 +10,7 @@ use credd_protocol::{ClusterName, NodeName};
 use munge::{EncodeOptions, Munge};
 
 use super::server_link::ServerLink;
-use crate::control::ToServer;
+use crate::control::{NOT_NAMED, ToServer};
 
 /// Requests that may wait for munged; more are answered with an error.
 const QUEUE: usize = 256;
@@ -47,7 +47,7 @@ impl Identity {
     fn get(&self) -> Result<(ClusterName, NodeName), String> {
         match self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             (Some(cluster), Some(node)) => Ok((cluster, node)),
-            _ => Err("the cluster's name is not known before the first job: set `cluster` in credd.toml".to_owned()),
+            _ => Err(NOT_NAMED.to_owned()),
         }
     }
 }

@@ -80,6 +80,8 @@ pub struct Keeper {
     looked: bool,
     look_at: Instant,
     complained: HashSet<(PathBuf, String)>,
+    /// Why the last look at all records failed.
+    unreadable: Option<String>,
     reports: HashMap<u64, (Instant, SyncSender<Report>)>,
     next_report: u64,
     announced: bool,
@@ -108,6 +110,7 @@ impl Keeper {
             looked: false,
             look_at: now,
             complained: HashSet::new(),
+            unreadable: None,
             reports: HashMap::new(),
             next_report: 0,
             announced: false,
@@ -335,9 +338,13 @@ impl Keeper {
             Ok(looks) => looks,
             Err(error) => {
                 tracing::error!(%error, "cannot look at the job records");
+                self.unreadable = Some(error.to_string());
                 return false;
             }
         };
+        if only.is_none() {
+            self.unreadable = None;
+        }
         let (late, late_ends) = (std::mem::take(&mut jobs.late), std::mem::take(&mut ended.late));
         let cluster = self.config.cluster.as_ref();
         let (jobs, mut refused) = sift(jobs, cluster);
@@ -393,6 +400,19 @@ impl Keeper {
         } else {
             self.complained.extend(now);
         }
+    }
+
+    /// The records that are not served, in a sentence; `None` if all are.
+    fn record_problem(&self) -> Option<String> {
+        if let Some(why) = &self.unreadable {
+            return Some(format!("the job records cannot be looked at: {why}"));
+        }
+        let (path, why) = self.complained.iter().min()?;
+        let more = match self.complained.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Some(format!("{}: {why}; that job gets no credentials{more}", path.display()))
     }
 
     pub(super) fn identify(&self) {
@@ -502,6 +522,9 @@ impl Keeper {
         let health = Health {
             serving: health.as_ref().is_some_and(|health| health.serving) && self.endpoint_problem.is_none(),
             endpoint_problem: self.endpoint_problem.clone().or_else(|| health.as_ref()?.endpoint_problem.clone()),
+            refusal_problem: health.as_ref().and_then(|health| health.refusal_problem.clone()),
+            record_problem: self.record_problem(),
+            note: health.as_ref().and_then(|health| health.note.clone()),
             credvend_problem: match health {
                 Some(health) => health.credvend_problem,
                 None if self.endpoint_ours => {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, Semaphore};
 use zeroize::Zeroizing;
 
+use super::refusals::Refusals;
 use super::trouble::Trouble;
 
 pub mod https;
@@ -45,6 +46,8 @@ pub struct Credvend {
     replaced: Notify,
     under_way: Semaphore,
     problem: RefCell<Option<String>>,
+    /// What it refused.
+    pub refusals: Refusals,
     came_back: Cell<bool>,
 }
 
@@ -56,6 +59,7 @@ impl Credvend {
             replaced: Notify::new(),
             under_way: Semaphore::new(UNDER_WAY),
             problem: RefCell::new(Some("credvend has not been asked yet".to_owned())),
+            refusals: Refusals::default(),
             came_back: Cell::new(false),
         }
     }
@@ -76,7 +80,9 @@ impl Credvend {
     /// # Errors
     /// Why not.
     pub async fn open(&self, request: &OpenRequest) -> Result<OpenResponse, Trouble> {
-        self.post(&request.path(), request).await
+        let answer = self.post(&request.path(), request).await;
+        self.refusals.session(request.job, &answer);
+        answer
     }
 
     /// Asks what Slurm says of a job.
@@ -104,7 +110,9 @@ impl Credvend {
         session: SessionId,
         request: &CredentialsRequest,
     ) -> Result<CredentialsResponse, Trouble> {
-        self.post(&credentials_path(session), request).await
+        let answer = self.post(&credentials_path(session), request).await;
+        self.refusals.credentials(session, &answer);
+        answer
     }
 
     /// Says that the session's job ended here.
@@ -129,7 +137,9 @@ impl Credvend {
     /// Why there is none.
     pub async fn open_stream(&self, known: Option<(String, u64)>) -> Result<reqwest::Response, Trouble> {
         let path = stream_path(known.as_ref().map(|(epoch, seq)| (epoch.as_str(), *seq)));
-        self.wire().stream(path).await
+        let stream = self.wire().stream(path).await;
+        self.refusals.stream(&stream);
+        stream
     }
 
     /// The obstacle of the last exchange, if it failed.
@@ -170,9 +180,12 @@ impl Credvend {
         match trouble {
             Trouble::Outage(reason) => *self.problem.borrow_mut() = Some(reason.clone()),
             // A refusal is an answer.
-            Trouble::Busy(..) | Trouble::No(_) | Trouble::Never(_) | Trouble::Over(_) | Trouble::Gone(_) => {
-                self.heard()
-            }
+            Trouble::Busy(..)
+            | Trouble::No(_)
+            | Trouble::Site(_)
+            | Trouble::Never(_)
+            | Trouble::Over(_)
+            | Trouble::Gone(_) => self.heard(),
         }
     }
 }
@@ -198,6 +211,9 @@ fn is_over(error: &ApiError) -> bool {
     }
 }
 
+/// The refusals that are about a node or its cluster, whichever job it asks for.
+const OF_THE_SITE: [&str; 3] = ["UnknownCluster", "WrongAddress", "AccountsNotEnforced"];
+
 /// What an answer other than success means.
 pub fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
     let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
@@ -211,6 +227,7 @@ pub fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
         (false, _) if error.code == "UnknownSession" => Trouble::Gone(reason),
         (false, _) if is_over(&error) => Trouble::Over(reason),
         (false, _) => Trouble::Never(reason),
+        (true, true) if OF_THE_SITE.contains(&&*error.code) => Trouble::Site(reason),
         (true, true) => Trouble::No(reason),
         (true, false) => match error.retry_after {
             Some(seconds) => Trouble::Busy(reason, Duration::from_secs(seconds.max(1).into())),
@@ -308,6 +325,8 @@ mod tests {
             assert_eq!(matches!(trouble, Trouble::Over(_)), over, "{trouble:?}");
         }
         assert_eq!(of(403, true), Trouble::No("ab".into()));
+        let site = br#"{"code":"UnknownCluster","message":"which?","retry":true}"#;
+        assert_eq!(refusal(StatusCode::FORBIDDEN, site), Trouble::Site("which?".into()));
         assert_eq!(of(401, true), Trouble::Outage("ab".into()));
         assert_eq!(of(503, true), Trouble::Outage("ab".into()));
         let busy = br#"{"code":"Busy","message":"later","retry":true,"retry-after":7}"#;

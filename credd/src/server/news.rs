@@ -176,7 +176,7 @@ pub async fn answer(server: Rc<Server>) {
                 news.answered(&answer);
                 tracing::info!(events = answer.seqs.len(), why = reason, "credvend has no use for this answer");
             }
-            Err(Trouble::No(reason) | Trouble::Outage(reason) | Trouble::Busy(reason, _)) => {
+            Err(Trouble::No(reason) | Trouble::Site(reason) | Trouble::Outage(reason) | Trouble::Busy(reason, _)) => {
                 failures = failures.saturating_add(1);
                 if failures.is_power_of_two() {
                     tracing::warn!(why = reason, failures, "credvend does not know yet what this node has dropped");

@@ -119,7 +119,7 @@ async fn open(server: Rc<Server>, run: Rc<Run>) {
                     server.keeper.tell(ToKeeper::Waiting { run: job.run.clone(), reason: told.clone() });
                 }
                 let (backoff, soonest) = match trouble {
-                    Trouble::No(_) => (AFTER_NO, SOONEST_AFTER_NO),
+                    Trouble::No(_) | Trouble::Site(_) => (AFTER_NO, SOONEST_AFTER_NO),
                     _ => (AFTER_OUTAGE, SOONEST),
                 };
                 run.set(State::Opening(Some(trouble)));

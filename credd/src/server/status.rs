@@ -5,7 +5,7 @@ use credd_protocol::local::{Health, JobStatus};
 
 use super::Server;
 use super::jobs::{Run, State};
-use crate::control::{MAX_LINE_BYTES, late_status};
+use crate::control::{MAX_LINE_BYTES, NOT_NAMED, late_status};
 
 /// So many bytes of an answer's line are for jobs; with more jobs than fit, the ones with the highest ids are shown.
 const MAX_JOBS_BYTES: usize = MAX_LINE_BYTES - 4096;
@@ -17,7 +17,11 @@ impl Server {
         Health {
             serving: true,
             endpoint_problem: None,
-            credvend_problem: self.credvend.problem(),
+            // What cannot be asked yet is no problem: the first job's record says in whose name.
+            credvend_problem: self.credvend.problem().filter(|problem| problem != NOT_NAMED),
+            refusal_problem: self.credvend.refusals.problem(),
+            record_problem: None,
+            note: self.credvend.problem().filter(|problem| problem == NOT_NAMED),
             jobs: jobs.all().filter(|run| !run.ended()).count(),
             undelivered_ends: jobs.all().filter(|run| run.ended()).count(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -14,6 +14,10 @@ pub enum Trouble {
     /// It answered no, but an administrator may mend that while the job runs: ask again, seldom.
     #[error("{0}")]
     No(String),
+    /// It answered no to whatever this node or its cluster asks: a matter for an administrator, not of the job. Else as
+    /// [`Trouble::No`].
+    #[error("{0}")]
+    Site(String),
     /// It answered no for good.
     #[error("{0}")]
     Never(String),
@@ -32,6 +36,7 @@ impl Trouble {
             Trouble::Busy(reason, _)
             | Trouble::Outage(reason)
             | Trouble::No(reason)
+            | Trouble::Site(reason)
             | Trouble::Never(reason)
             | Trouble::Over(reason)
             | Trouble::Gone(reason) => reason,

@@ -116,11 +116,13 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
                             return Ok(body);
                         }
                     }
-                    Some(Err(trouble @ (Trouble::No(_) | Trouble::Outage(_) | Trouble::Busy(..)))) if still_open => {
+                    Some(Err(
+                        trouble @ (Trouble::No(_) | Trouble::Site(_) | Trouble::Outage(_) | Trouble::Busy(..)),
+                    )) if still_open => {
                         if let Some(body) = fallback.and_then(|document| living(server, document)) {
                             return Ok(body);
                         }
-                        if let Trouble::No(reason) = trouble {
+                        if let Trouble::No(reason) | Trouble::Site(reason) = trouble {
                             return Err(Denial::RefusedForNow { job, reason });
                         }
                     }
@@ -128,7 +130,7 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
                 }
             }
             Next::Step(Step::Hold { until, trouble }, _) => match trouble {
-                Trouble::No(reason) => return Err(Denial::RefusedForNow { job, reason }),
+                Trouble::No(reason) | Trouble::Site(reason) => return Err(Denial::RefusedForNow { job, reason }),
                 Trouble::Never(reason) | Trouble::Over(reason) => return Err(Denial::Refused { job, reason }),
                 Trouble::Outage(reason) | Trouble::Gone(reason) | Trouble::Busy(reason, _) => {
                     if until >= deadline {
@@ -142,7 +144,7 @@ async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes
             },
             Next::Opening(trouble) => {
                 session::want(server, run);
-                if let Some(Trouble::No(reason)) = trouble {
+                if let Some(Trouble::No(reason) | Trouble::Site(reason)) = trouble {
                     return Err(Denial::RefusedForNow { job, reason });
                 }
                 tokio::select! {

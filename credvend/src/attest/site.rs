@@ -7,6 +7,8 @@ use credd_protocol::NodeName;
 /// The settings that bear on trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// `ClusterName`.
+    pub cluster: String,
     /// `AccountingStorageType`.
     pub storage: String,
     /// `AccountingStorageEnforce`.
@@ -41,6 +43,7 @@ impl Settings {
         let slurm_user = value("SlurmUser")?;
         let slurm_uid = slurm_user.strip_suffix(')').and_then(|u| u.rsplit_once('(')).and_then(|(_, u)| u.parse().ok());
         Ok(Settings {
+            cluster: value("ClusterName")?,
             storage: value("AccountingStorageType")?,
             enforce: value("AccountingStorageEnforce")?,
             private_data: value("PrivateData")?,
@@ -113,7 +116,7 @@ mod tests {
 
     fn config(storage: &str, enforce: &str, private: &str) -> Settings {
         let text = format!(
-            "Configuration data as of 2026-11-22T14:00:00\nAccountingStorageEnforce = {enforce}\nAccountingStorageType   = {storage}\nPrivateData             = {private}\nSlurmUser               = slurm(64030)\n\nSlurmctld(primary) at h is UP\n"
+            "Configuration data as of 2026-11-22T14:00:00\nAccountingStorageEnforce = {enforce}\nAccountingStorageType   = {storage}\nClusterName             = lab\nPrivateData             = {private}\nSlurmUser               = slurm(64030)\n\nSlurmctld(primary) at h is UP\n"
         );
         Settings::parse(text.as_bytes()).unwrap()
     }
@@ -174,6 +177,7 @@ mod tests {
             storage in "accounting_storage/[a-z]{1,9}",
             enforce in "[a-z]{1,9}(,[a-z]{1,9}){0,3}",
             private in "(none|jobs|jobs,users|all)",
+            cluster in "[a-z][a-z0-9]{0,8}",
             uid in any::<u32>(),
             pairs in proptest::collection::vec(("[A-Z][A-Za-z]{1,12}[0-9]", "[ -~]{0,20}"), 0..6),
             cut in any::<proptest::sample::Index>(),
@@ -184,10 +188,10 @@ mod tests {
             }
             text += &format!(
                 "AccountingStorageEnforce = {enforce}\nAccountingStorageType   = {storage}\n\
-                 PrivateData             = {private}\nSlurmUser               = slurm({uid})\n\nSlurmctld is UP\n"
+                 ClusterName             = {cluster}\nPrivateData             = {private}\nSlurmUser               = slurm({uid})\n\nSlurmctld is UP\n"
             );
             let whole = Settings::parse(text.as_bytes()).unwrap();
-            let expected = Settings { storage, enforce, private_data: private, slurm_uid: Some(uid) };
+            let expected = Settings { cluster, storage, enforce, private_data: private, slurm_uid: Some(uid) };
             prop_assert_eq!(&whole, &expected);
             if let Ok(part) = Settings::parse(&text.as_bytes()[..cut.index(text.len())]) {
                 prop_assert_eq!(part, whole);

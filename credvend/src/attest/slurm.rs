@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::command::{CommandError, Commands, Said};
 use super::site::{self, Settings};
-use super::{Answer, AttestError, Attestor, JobFacts, squeue};
+use super::{Answer, AttestError, Attestor, JobFacts, Site, squeue};
 
 /// squeue's last words on its standard error, and nothing on its standard output, when it is asked for one id that
 /// slurmctld does not know (seen with 22.05.8; exit status 1). Before them may stand warnings, about slurm.conf for one,
@@ -322,9 +322,7 @@ impl Inner {
             }
         };
         if hides {
-            return Err(self.unreliable(format!(
-                "PrivateData=jobs hides other users' jobs from uid {uid}, so a missing job may be running; run credvend as SlurmUser or root, or make its user a Slurm operator and set sees-private-jobs = true"
-            )));
+            return Err(self.unreliable(jobs_hidden_from(uid)));
         }
         Ok(())
     }
@@ -341,6 +339,13 @@ impl Inner {
         let run = self.commands.run(name, args, self.config.timeouts.question, SMALL_BYTES).await;
         run.map_err(|error: CommandError| self.unavailable(error))
     }
+}
+
+fn jobs_hidden_from(uid: u32) -> String {
+    format!(
+        "PrivateData=jobs hides other users' jobs from uid {uid}, so a missing job may be running; run credvend as \
+         SlurmUser or root, or make its user a Slurm operator and set sees-private-jobs = true"
+    )
 }
 
 /// A caller that has gone away wants no answer.
@@ -421,8 +426,14 @@ impl Attestor for Slurm {
         site::addresses(&said.stdout).map_err(|why| self.inner.unreliable(why))
     }
 
-    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
-        Ok(self.inner.settings().await?.why_accounts_are_not_enforced())
+    async fn site(&self) -> Result<Site, AttestError> {
+        let settings = self.inner.settings().await?;
+        let hidden = !self.inner.config.sees_private_jobs && settings.hides_jobs_from(self.inner.uid);
+        Ok(Site {
+            accounts_not_enforced: settings.why_accounts_are_not_enforced(),
+            jobs_hidden: hidden.then(|| jobs_hidden_from(self.inner.uid)),
+            cluster: settings.cluster,
+        })
     }
 }
 

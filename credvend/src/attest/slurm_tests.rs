@@ -200,7 +200,7 @@ const KNOWS_ONE: &str = "case \"$*\" in *--jobs=1|*--jobs=*,*) cat answer;; *--j
 
 fn settings(dir: &Path, private: &str) {
     let text = format!(
-        "AccountingStorageType = x\nAccountingStorageEnforce = none\nPrivateData = {private}\nSlurmUser = root(0)\n"
+        "AccountingStorageType = x\nClusterName = lab\nAccountingStorageEnforce = none\nPrivateData = {private}\nSlurmUser = root(0)\n"
     );
     script(dir, "scontrol", &format!("printf '{text}'"));
 }

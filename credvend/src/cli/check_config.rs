@@ -9,17 +9,17 @@ use nix::unistd::Uid;
 use super::parts;
 use crate::attest::command::Commands;
 use crate::attest::submit_bounds::{self, Bounds};
-use crate::audit;
 use crate::config::{self, Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::server::admin_socket::admin_group;
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
 use crate::store::sqlite::{SCHEMA, SqliteStore};
+use crate::{audit, checks};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also ask Slurm whether it enforces accounts and bounds its users' texts, AWS (or the upstream) who credvend is, and DynamoDB for the
-    /// store's tables
+    /// Also ask Slurm, munged, AWS (or the upstream) and DynamoDB whether they would let jobs have credentials, and
+    /// Slurm whether it bounds its users' texts
     #[arg(long)]
     online: bool,
 }
@@ -67,7 +67,8 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
         println!("upstream     {} has the roles", upstream.url);
     }
     let of_map = projects.iter().flat_map(|map| parts::map_warnings(&config, map));
-    for warning in parts::warnings(&config).into_iter().chain(of_map) {
+    let of_addresses = parts::address_warnings(&config);
+    for warning in parts::warnings(&config).into_iter().chain(of_addresses).chain(of_map) {
         println!("warning      {warning}");
     }
     let mut bad = store(&config, args.online)?;
@@ -139,23 +140,8 @@ fn store(config: &Config, online: bool) -> anyhow::Result<bool> {
 /// Whether something is wrong.
 async fn online(config: &Config) -> anyhow::Result<bool> {
     let mut bad = false;
-    for cluster in &config.clusters {
-        let Some(attestor) = parts::attestor(cluster) else {
-            println!("cluster {}  its head states the jobs", cluster.name);
-            continue;
-        };
-        match attestor.accounts_enforced().await {
-            Ok(None) => println!("cluster {}  answers, and enforces accounts", cluster.name),
-            Ok(Some(why)) => {
-                bad |= !cluster.trust_unenforced_accounts;
-                println!("cluster {}  answers, but does not enforce accounts: {why}", cluster.name);
-            }
-            Err(error) => {
-                bad = true;
-                println!("cluster {}  {error}", cluster.name);
-            }
-        }
-        texts(cluster).await;
+    for configured in &config.clusters {
+        bad |= cluster(config, configured).await;
     }
     if let Some(options) = parts::upstream(config) {
         match crate::source::upstream::identity(&options).await {
@@ -192,4 +178,31 @@ async fn texts(cluster: &config::Cluster) {
             cluster.name
         ),
     }
+}
+
+/// Whether something is wrong.
+async fn cluster(config: &Config, configured: &config::Cluster) -> bool {
+    let (name, cluster) = (&configured.name, parts::cluster(configured));
+    if cluster.attestor.is_none() {
+        println!("cluster {name}  its head states the jobs");
+        return false;
+    }
+    let mut findings = checks::of_slurm(name, &cluster).await;
+    if findings.is_empty() {
+        findings.extend(checks::of_jobs(&cluster).await);
+        findings.extend(checks::of_addresses(name, &cluster).await);
+    }
+    if !findings.iter().any(|finding| finding.refuses) {
+        println!("cluster {name}  answers, and enforces accounts");
+    }
+    if let Some(mut finding) = checks::of_munge(name, configured.munge_socket.clone()).await {
+        // Nodes may have certificates instead.
+        finding.refuses = config.tls.client_ca.is_none();
+        findings.push(finding);
+    }
+    for finding in &findings {
+        println!("{}      {}", if finding.refuses { "problem" } else { "warning" }, finding.text);
+    }
+    texts(configured).await;
+    findings.iter().any(|finding| finding.refuses)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use credd_protocol::{ClusterName, Region};
+use credd_protocol::{ClusterName, ProjectId, Region};
 
 use crate::attest::Attestor;
 use crate::attest::slurm::{Slurm, SlurmConfig};
@@ -15,7 +15,7 @@ use crate::deny::iam::IamDenier;
 use crate::deny::policy::USUAL_ROOM;
 use crate::metrics::Metrics;
 use crate::metrics::measured::MeasuredSlurm;
-use crate::projects::{Problem, ProjectMap};
+use crate::projects::{ASSIGNED_FROM, Problem, ProjectMap, Unassigned};
 use crate::session_name::Part;
 use crate::source::Source;
 use crate::source::aws::{Aws, AwsOptions};
@@ -24,7 +24,7 @@ use crate::source::upstream;
 use crate::store::Store;
 use crate::store::dynamo::{DynamoStore, ProjectsError, Tables};
 use crate::store::sqlite::SqliteStore;
-use crate::vending::Cluster;
+use crate::vending::{AddressCheck, Cluster, NodeAddresses, REQUIRED_FROM};
 
 /// The attestor of a cluster whose jobs Slurm states.
 pub fn attestor(cluster: &config::Cluster) -> Option<Arc<dyn Attestor>> {
@@ -49,10 +49,34 @@ pub fn clusters(config: &Config, metrics: &Arc<Metrics>) -> HashMap<ClusterName,
     let cluster = |cluster: &config::Cluster| Cluster {
         attestor: measured(cluster),
         trust_unenforced_accounts: cluster.trust_unenforced_accounts,
-        node_address_check: cluster.node_address_check,
+        addresses: node_addresses(cluster),
         head_session_max: time::Duration::days(cluster.head_session_max_days.into()),
     };
     config.clusters.iter().map(|c| (c.name.clone(), cluster(c))).collect()
+}
+
+/// A cluster whose Slurm is asked without counting, for `check-config`.
+pub fn cluster(cluster: &config::Cluster) -> Cluster {
+    Cluster {
+        attestor: attestor(cluster),
+        trust_unenforced_accounts: cluster.trust_unenforced_accounts,
+        addresses: node_addresses(cluster),
+        ..Cluster::default()
+    }
+}
+
+fn node_addresses(cluster: &config::Cluster) -> NodeAddresses {
+    NodeAddresses {
+        check: cluster.node_address_check.unwrap_or_default(),
+        decided: cluster.node_address_check.is_some(),
+        more: cluster.node_addresses.clone(),
+    }
+}
+
+/// The clusters whose nodes may prove themselves by MUNGE, with the socket of its munged.
+pub fn munge_sockets(config: &Config) -> Vec<(ClusterName, Option<PathBuf>)> {
+    let nodes = config.clusters.iter().filter(|c| c.attest == Attest::Slurm);
+    nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect()
 }
 
 /// The head secrets' files with their cluster.
@@ -94,12 +118,32 @@ pub fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
+/// What an administrator should know about clusters whose nodes' addresses are not required to agree with Slurm's. A running
+/// service says it in `status` with the nodes that are concerned.
+pub fn address_warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for cluster in config.clusters.iter().filter(|cluster| cluster.attest == Attest::Slurm) {
+        let name = &cluster.name;
+        let word = match cluster.node_address_check {
+            Some(AddressCheck::Require) => continue,
+            Some(AddressCheck::Warn) => "\"warn\"".to_owned(),
+            Some(AddressCheck::Off) => "\"off\"".to_owned(),
+            None => format!("unset, which is \"warn\" in this release and \"require\" from {REQUIRED_FROM} on"),
+        };
+        warnings.push(format!(
+            "cluster {name}: node-address-check is {word}: root of any node can ask in another node's name; \
+             `credvend status` lists the nodes that \"require\" would refuse"
+        ));
+    }
+    warnings
+}
+
 /// What an administrator should know about the map: whose credentials could not be revoked, or only with others'.
 pub fn map_warnings(config: &Config, map: &ProjectMap) -> Vec<String> {
+    let mut warnings = cluster_warnings(config, map);
     if config.upstream.is_some() {
-        return vec![];
+        return warnings;
     }
-    let mut warnings = Vec::new();
     let roles = || map.projects.iter().flat_map(|(project, roles)| roles.iter().map(move |role| (project, role)));
     let accounts: BTreeSet<&str> = roles().map(|(_, (_, role))| role.arn.account_id()).collect();
     let revokers: BTreeSet<&str> = config.aws.revoker_roles.iter().map(|arn| arn.account_id()).collect();
@@ -126,6 +170,46 @@ pub fn map_warnings(config: &Config, map: &ProjectMap) -> Vec<String> {
              duration makes room",
             role.duration_seconds / 60
         ));
+    }
+    warnings
+}
+
+/// Which projects are served where, as far as that is no administrator's decision, or helps nobody.
+fn cluster_warnings(config: &Config, map: &ProjectMap) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if map.projects.is_empty() {
+        warnings.push("there are no projects: every job is refused (UnknownProject); add them to projects.toml".into());
+        return warnings;
+    }
+    let without: Vec<&str> = map.without_clusters().map(ProjectId::as_str).collect();
+    let named =
+        || format!("{}{}", without[..without.len().min(10)].join(", "), if without.len() > 10 { ", …" } else { "" });
+    let count =
+        || if without.len() == 1 { "1 project names".to_owned() } else { format!("{} projects name", without.len()) };
+    match map.unassigned {
+        Unassigned::EverywhereStill if !without.is_empty() => warnings.push(format!(
+            "{} no clusters ({}): the head of any cluster, and any account of that name there, gets the roles. Add \
+             clusters = [...] to each, or any-cluster = true to credvend.toml if that is meant; release {ASSIGNED_FROM} \
+             serves them nowhere otherwise",
+            count(),
+            named()
+        )),
+        Unassigned::Nowhere if !without.is_empty() => warnings.push(format!(
+            "{} no clusters ({}) and, with any-cluster = false, {} served nowhere: add clusters = [...]",
+            count(),
+            named(),
+            if without.len() == 1 { "is" } else { "are" },
+        )),
+        _ => {}
+    }
+    for cluster in &config.clusters {
+        if map.projects.keys().all(|project| map.why_not_on(project, &cluster.name).is_some()) {
+            warnings.push(format!("cluster {}: no project is served there: every job is refused", cluster.name));
+        }
+    }
+    let here = |own: &BTreeSet<ClusterName>| config.clusters.iter().any(|cluster| own.contains(&cluster.name));
+    for (project, _) in map.clusters.iter().filter(|(_, own)| !here(own)) {
+        warnings.push(format!("project {project} names no cluster that credvend.toml has: it is served nowhere here"));
     }
     warnings
 }
@@ -196,7 +280,12 @@ pub fn projects(config: &Config) -> Result<ProjectMap, Vec<String>> {
 }
 
 /// What of a map only the rest of the configuration shows.
-fn in_order(config: &Config, map: ProjectMap) -> Result<ProjectMap, Vec<String>> {
+fn in_order(config: &Config, mut map: ProjectMap) -> Result<ProjectMap, Vec<String>> {
+    map.unassigned = match (config.clusters.len(), config.any_cluster) {
+        (..=1, _) | (_, Some(true)) => Unassigned::Everywhere,
+        (_, Some(false)) => Unassigned::Nowhere,
+        (_, None) => Unassigned::EverywhereStill,
+    };
     let roles = map.projects.iter().flat_map(|(project, roles)| roles.iter().map(move |role| (project, role)));
     let unclear = roles.filter_map(|(project, (role, configured))| {
         let template = configured.session_name.as_ref().filter(|t| !t.has(Part::Cluster))?;

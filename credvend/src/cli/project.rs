@@ -1,6 +1,6 @@
 //! `credvend project list|set|remove|policy`.
 
-use credd_protocol::{ProjectId, RoleArn, RoleName};
+use credd_protocol::{ClusterName, ProjectId, RoleArn, RoleName};
 use hyper::Method;
 
 use super::{call, parts, table};
@@ -47,6 +47,9 @@ pub struct SetArgs {
     /// The Slurm account, where it is not the project's name in lower case
     #[arg(long)]
     account: Option<ProjectId>,
+    /// A cluster whose jobs may be of the project; may be repeated. Replaces those that it has
+    #[arg(long)]
+    cluster: Vec<ClusterName>,
     /// Send SourceIdentity; the role must trust sts:SetSourceIdentity
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     source_identity: Option<bool>,
@@ -78,7 +81,7 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                 return super::print_json(&roles);
             }
             table::print(
-                ["PROJECT", "ROLE", "ARN", "SECONDS", "OPTIONS"],
+                ["PROJECT", "ROLE", "ARN", "SECONDS", "CLUSTERS", "OPTIONS"],
                 roles.into_iter().map(|r| {
                     let sends = [
                         (r.source_identity, "source-identity"),
@@ -87,14 +90,15 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                     ];
                     let sends: Vec<_> = sends.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
                     let seconds = r.duration_seconds.to_string();
+                    let clusters = r.clusters.map_or_else(|| "-".to_owned(), |names| names.join(","));
                     match config.upstream {
                         // Which role, if the file does not say, and how long, nobody knows before it is asked for.
                         Some(_) => {
                             let unsaid = r.role_arn.parse().is_ok_and(|arn| is_upstreams(&arn));
                             let arn = if unsaid { "from the upstream".into() } else { r.role_arn };
-                            [r.project.to_string(), r.role, arn, String::new(), String::new()]
+                            [r.project.to_string(), r.role, arn, String::new(), clusters, String::new()]
                         }
-                        None => [r.project.to_string(), r.role, r.role_arn, seconds, sends.join(" ")],
+                        None => [r.project.to_string(), r.role, r.role_arn, seconds, clusters, sends.join(" ")],
                     }
                 }),
             );
@@ -110,6 +114,7 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<()> {
                 revoke_on_end: args.revoke_on_end,
                 session_name: args.session_name,
                 account: args.account,
+                clusters: args.cluster,
             };
             change_file(config, |text| {
                 // The others in the file may be of another partition still: one is put right after the other.

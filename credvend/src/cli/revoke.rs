@@ -13,8 +13,8 @@ use crate::config::Config;
 use crate::server::admin::{RoleView, SessionPage};
 use crate::server::revocations::{RevokeRequest, UnblockRequest, Unblocked};
 use crate::store::{Denied, OrderId, Subject};
-use crate::vending::revoking::RevocationReport;
 use crate::vending::revoking::report::RoleReport;
+use crate::vending::revoking::{Bystander, RevocationReport};
 
 /// How often it is asked how far the revocation has come.
 const LOOK: Duration = Duration::from_secs(1);
@@ -255,8 +255,12 @@ pub fn shown(report: &RevocationReport) -> String {
             "upstream",
             if denied { format!("{gave}, and it has denied them") } else { format!("{gave}, and its to deny") },
         );
-    } else if report.roles.is_empty() {
+    } else if report.roles.is_empty() && report.upstream_hit.is_empty() {
         line("roles", "nothing that was issued lives".into());
+    }
+    if !report.upstream_hit.is_empty() {
+        line("", "it denies every name in which the user's occurs".into());
+        bystanders_shown(&report.upstream_hit, report.upstream_hit_total, &mut line);
     }
     text
 }
@@ -288,13 +292,17 @@ fn role_shown(role: &RoleReport, would: &str, line: &mut impl FnMut(&str, String
     if role.denied_total > SHOWN {
         line("", format!("  and {} more", role.denied_total - SHOWN));
     }
-    for by in role.bystanders.iter().take(SHOWN) {
+    bystanders_shown(&role.bystanders, role.bystanders_total, line);
+}
+
+fn bystanders_shown(bystanders: &[Bystander], total: usize, line: &mut impl FnMut(&str, String)) {
+    for by in bystanders.iter().take(SHOWN) {
         let job = by.job.map_or_else(|| format!("session {}", by.session), |job| format!("job {job}"));
         let what = if by.active { "gets new credentials" } else { "has ended" };
         line("", format!("  also hit: {} of user {} on {}, which {what}", job, by.user, by.cluster));
     }
-    if role.bystanders_total > SHOWN {
-        line("", format!("  also hit: {} more", role.bystanders_total - SHOWN));
+    if total > SHOWN {
+        line("", format!("  also hit: {} more", total - SHOWN));
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::{parts, pin};
 use crate::audit::{Event, Log};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Attest, Config, ConfigError, ProjectsFrom, StoreKind};
+use crate::config::{self, Attest, Config, ConfigError, ProjectsFrom, StoreKind};
 use crate::deny::Denier;
 use crate::deny::elsewhere::Elsewhere;
 use crate::events::Events;
@@ -36,7 +36,7 @@ use crate::source::Source;
 use crate::source::upstream::Upstream;
 use crate::store::dynamo::DynamoStore;
 use crate::store::{Store, StoreError, archive};
-use crate::vending::{Parts, Vending};
+use crate::vending::{Cluster, Parts, Vending};
 use background::{Table, Turn, Watched, news, sweep};
 
 mod background;
@@ -110,12 +110,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let source: Arc<dyn Source> = Measured::<dyn Source>::new(source, metrics.clone());
     let denier: Arc<dyn Denier> = Measured::<dyn Denier>::new(denier, metrics.clone());
     let clusters = parts::clusters(&config, &metrics);
+    let asked = |c: &config::Cluster| {
+        let attestor = clusters.get(&c.name).and_then(|cluster| cluster.attestor.clone());
+        (c.name.clone(), Cluster { attestor, ..parts::cluster(c) })
+    };
     let watched = Watched {
-        clusters: clusters
-            .iter()
-            .filter(|(_, cluster)| !cluster.trust_unenforced_accounts)
-            .filter_map(|(name, cluster)| Some((name.clone(), cluster.attestor.clone()?)))
-            .collect(),
+        clusters: config.clusters.iter().map(asked).collect(),
+        // With certificates, nodes may do without.
+        munged: if config.tls.client_ca.is_none() { parts::munge_sockets(&config) } else { vec![] },
         source: source.clone(),
     };
     let vending = Arc::new(Vending::new(Parts {
@@ -130,13 +132,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         audit,
         metrics,
     }));
-    let nodes = config.clusters.iter().filter(|c| c.attest == Attest::Slurm);
-    let munge = MungeVerifier::new(nodes.map(|c| (c.name.clone(), c.munge_socket.clone())).collect(), store)?;
+    let munge = MungeVerifier::new(parts::munge_sockets(&config), store)?;
     let authenticator =
         Authenticator { clusters: config.clusters.iter().map(|c| c.name.clone()).collect(), secrets, munge };
     let mut warnings = parts::warnings(&config);
     warnings.extend(config.admin_group.as_deref().and_then(visible_group::hidden));
-    for warning in warnings.iter().chain(&parts::map_warnings(&config, &projects.current())) {
+    let of_map = parts::map_warnings(&config, &projects.current());
+    for warning in warnings.iter().chain(&parts::address_warnings(&config)).chain(&of_map) {
         tracing::warn!("{warning}");
     }
     let of_map = {
@@ -268,7 +270,7 @@ async fn listen_until_stopped(
     ));
     tasks.spawn(watched.watch(server.clone()));
     if let Some(table) = table {
-        tasks.spawn(table.watch(server.clone(), config.aws.region.clone()));
+        tasks.spawn(table.watch(server.clone(), config.clone()));
     }
     if let Some(certificates) = &certificates {
         println!("certificate pin {}", pin::for_nodes(config, &certificates.live().fingerprint));

@@ -135,17 +135,27 @@ impl<'s, 't> Section<'s, 't> {
 
     /// One string, or an array of strings.
     pub fn texts(&self, key: &'static str) -> Option<Vec<String>> {
-        self.value(key, "a string or an array of strings", |value| match value {
-            Value::String(text) => Some(vec![text.value().clone()]),
-            Value::Array(array) => array.iter().map(|v| v.as_str().map(str::to_owned)).collect(),
-            _ => None,
-        })
+        self.value(key, "a string or an array of strings", texts_of)
     }
 
     /// One absolute path, or an array of them.
     pub fn paths(&self, key: &'static str) -> Vec<PathBuf> {
         let texts = self.texts(key).unwrap_or_default();
         texts.into_iter().filter_map(|text| self.absolute(key, text)).collect()
+    }
+
+    /// A table whose keys are names: each with one string or an array of strings. Every key counts as known.
+    pub fn all_texts(&self) -> Vec<(String, Vec<String>)> {
+        let mut all = vec![];
+        for (key, item) in self.table.iter().filter(|(_, item)| !item.is_none()) {
+            match item.as_value().and_then(texts_of) {
+                Some(texts) => all.push((key.to_owned(), texts)),
+                None => {
+                    self.problem_at(key, format!("must be a string or an array of strings, not {}", item.type_name()))
+                }
+            }
+        }
+        all
     }
 
     /// One of a few words.
@@ -203,5 +213,13 @@ impl<'s, 't> Section<'s, 't> {
             let names: Vec<_> = known.iter().copied().collect();
             self.problem_at(key, format!("is not an option here; there are: {}", names.join(", ")));
         }
+    }
+}
+
+fn texts_of(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.value().clone()]),
+        Value::Array(array) => array.iter().map(|v| v.as_str().map(str::to_owned)).collect(),
+        _ => None,
     }
 }

@@ -24,7 +24,7 @@ impl Denier for Elsewhere {
         if entries.is_empty() {
             return Ok(());
         }
-        Err(DenyError::Refused(format!(
+        Err(DenyError::NotOurs(format!(
             "the Deny policy of {role} is not credvend's to write since the upstream {} gives its credentials; what was issued before that lives until it expires, or is denied by hand",
             self.upstream
         )))

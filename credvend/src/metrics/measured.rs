@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use time::OffsetDateTime;
 
 use super::{Metrics, OfFailure, OfOperation, OfQuestion, OfResult};
-use crate::attest::{Answer, AttestError, Attestor, JobFacts};
+use crate::attest::{Answer, AttestError, Attestor, JobFacts, Site};
 use crate::deny::{Denier, DenyError};
 use crate::source::{AssumeRequest, Assumed, Revoked, Source, SourceError};
 use crate::store::{
@@ -159,6 +159,10 @@ impl Source for Measured<dyn Source> {
     async fn revoke_user(&self, user: &UserName) -> Option<Result<Revoked, String>> {
         self.inner.revoke_user(user).await
     }
+
+    fn revoked_by_pattern(&self) -> Vec<UserName> {
+        self.inner.revoked_by_pattern()
+    }
 }
 
 /// One more, until dropped: callers give up.
@@ -181,7 +185,12 @@ impl Drop for OneMore<'_> {
 impl Denier for Measured<dyn Denier> {
     async fn project(&self, role: &RoleArn, entries: &[Revocation]) -> Result<(), DenyError> {
         let result = self.inner.project(role, entries).await;
-        let word = if result.is_ok() { "ok" } else { "failed" };
+        let word = match &result {
+            // Nobody was asked.
+            Err(DenyError::NotOurs(_)) => return result,
+            Ok(()) => "ok",
+            Err(_) => "failed",
+        };
         self.metrics.iam.get_or_create(&OfResult { result: word }).inc();
         result
     }
@@ -227,5 +236,5 @@ slurm! {
     job(job: JobId) -> Answer;
     all_jobs() -> Vec<JobFacts>;
     node_addresses() -> HashMap<NodeName, String>;
-    accounts_enforced() -> Option<String>;
+    site() -> Site;
 }

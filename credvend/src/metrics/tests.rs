@@ -56,6 +56,7 @@ async fn used() -> (Arc<Metrics>, tempfile::TempDir) {
     source.turn(&request.project).await.unwrap();
     source.assume(&request).await.unwrap_err();
     metrics.iam.get_or_create(&OfResult { result: "ok" }).inc();
+    metrics.node_addresses(&lab, true, 1);
     let question = OfQuestion { cluster: "lab".into(), question: "job" };
     metrics.slurm_failures.get_or_create(&question).inc();
     metrics.slurm_seconds.get_or_create(&question).observe(0.5);

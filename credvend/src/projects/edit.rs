@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use credd_protocol::{ProjectId, RoleArn, RoleName};
+use credd_protocol::{ClusterName, ProjectId, RoleArn, RoleName};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
 
 use super::{Problem, ProjectMap, parse};
@@ -30,6 +30,8 @@ pub struct RoleChange {
     pub session_name: Option<String>,
     /// The project's Slurm account; of the project as a whole.
     pub account: Option<ProjectId>,
+    /// The project's clusters; of the project as a whole, and instead of those that it had. Empty leaves what is there.
+    pub clusters: Vec<ClusterName>,
 }
 
 /// Adds a project or role, or changes one; returns the new text.
@@ -42,6 +44,10 @@ pub fn set(text: &str, project: &ProjectId, role: &RoleName, change: &RoleChange
     let table = child(projects, project.as_str(), false)?;
     if let Some(account) = &change.account {
         put(table, "account", account.as_str().into());
+    }
+    if !change.clusters.is_empty() {
+        let names: toml_edit::Array = change.clusters.iter().map(ClusterName::as_str).collect();
+        put(table, "clusters", names.into());
     }
     let table =
         if *role == RoleName::default() { table } else { child(child(table, "roles", true)?, role.as_str(), false)? };

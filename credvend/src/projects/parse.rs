@@ -1,11 +1,11 @@
 //! `projects.toml` to a map, with every problem at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use credd_protocol::{ProjectId, Region, RoleArn, RoleName};
+use credd_protocol::{ClusterName, ProjectId, Region, RoleArn, RoleName};
 use toml_edit::{Document, Item, TableLike};
 
 use super::{ProjectMap, Role, Roles, foreign_role, upstreams_role};
@@ -84,6 +84,14 @@ fn read(mut reader: Reader<'_>) -> Result<ProjectMap, Vec<Problem>> {
     Err(reader.problems)
 }
 
+/// A project as the file has it.
+struct Read {
+    id: ProjectId,
+    roles: Roles,
+    account: Option<ProjectId>,
+    clusters: Option<BTreeSet<ClusterName>>,
+}
+
 struct Reader<'t> {
     text: &'t str,
     region: Option<&'t Region>,
@@ -125,7 +133,12 @@ impl Reader<'_> {
             };
             for (name, item) in projects.iter() {
                 let span = span_of(projects, name, item);
-                let Some((id, roles, account)) = self.project(name, item, span.clone()) else { continue };
+                let Some(Read { id, roles, account, clusters }) = self.project(name, item, span.clone()) else {
+                    continue;
+                };
+                if let Some(clusters) = clusters {
+                    map.clusters.insert(id.clone(), clusters);
+                }
                 if let Some(account) = account {
                     if let Some((other, _)) = claimed.get(&account) {
                         let text =
@@ -142,18 +155,14 @@ impl Reader<'_> {
         map
     }
 
-    fn project(
-        &mut self,
-        name: &str,
-        item: &Item,
-        span: Option<Range<usize>>,
-    ) -> Option<(ProjectId, Roles, Option<ProjectId>)> {
+    fn project(&mut self, name: &str, item: &Item, span: Option<Range<usize>>) -> Option<Read> {
         let id = self.valid::<ProjectId>(name, span.clone());
         let Some(table) = item.as_table_like() else {
             self.problem(span, format!("project {name:?} must be a table: [projects.{name}]"));
             return None;
         };
         let (mut fields, mut roles, mut account, mut account_said) = (Fields::default(), Roles::new(), None, false);
+        let mut clusters = None;
         for (key, item) in table.iter() {
             let at = span_of(table, key, item);
             match key {
@@ -161,6 +170,7 @@ impl Reader<'_> {
                     account_said = true;
                     account = self.account(item, at);
                 }
+                "clusters" => clusters = self.clusters(item, at),
                 "roles" if self.upstream => {
                     self.problem(at, "an upstream has one role for each project: remove the others");
                 }
@@ -168,7 +178,7 @@ impl Reader<'_> {
                     Some(table) => self.roles(name, table, &mut roles),
                     None => self.problem(at, format!("roles must be tables: [projects.{name}.roles.NAME]")),
                 },
-                _ => self.field(&mut fields, key, item, at, "account, roles, "),
+                _ => self.field(&mut fields, key, item, at, "account, clusters, roles, "),
             }
         }
         let what = format!("project {name}");
@@ -192,7 +202,26 @@ impl Reader<'_> {
                 account = Some(id.clone());
             }
         }
-        Some((id, roles, account))
+        Some(Read { id, roles, account, clusters })
+    }
+
+    /// `["lab", "hpc"]`.
+    fn clusters(&mut self, item: &Item, at: Option<Range<usize>>) -> Option<BTreeSet<ClusterName>> {
+        let texts: Option<Vec<&str>> = item.as_array().and_then(|array| array.iter().map(|v| v.as_str()).collect());
+        let Some(texts) = texts else {
+            self.problem(at, "clusters must be an array of names: [\"lab\", \"hpc\"]");
+            return None;
+        };
+        if texts.is_empty() {
+            self.problem(
+                at,
+                "clusters is empty, so the project would be served nowhere: name them, or remove the project",
+            );
+            return None;
+        }
+        // All of them are read, so that all problems are told.
+        let names: Vec<Option<ClusterName>> = texts.into_iter().map(|text| self.valid(text, at.clone())).collect();
+        names.into_iter().collect()
     }
 
     fn account(&mut self, item: &Item, at: Option<Range<usize>>) -> Option<ProjectId> {

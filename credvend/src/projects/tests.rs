@@ -131,7 +131,37 @@ fn change(arn: &str) -> RoleChange {
         revoke_on_end: None,
         session_name: None,
         account: None,
+        clusters: vec![],
     }
+}
+
+#[test]
+fn a_project_is_of_the_clusters_that_it_names() {
+    let text = format!(
+        "{GOOD}[projects.shared]\nrole-arn = \"{}\"\nclusters = [\"Lab\", \"hpc\"]\n",
+        "arn:aws:iam::123456789012:role/s"
+    );
+    let mut map = parse(&text).unwrap();
+    let on = |map: &ProjectMap, project: &str, cluster: &str| map.why_not_on(&id(project), &cluster.parse().unwrap());
+    assert_eq!(on(&map, "shared", "lab"), None, "compared as Slurm does");
+    assert!(on(&map, "shared", "other").unwrap().contains("hpc, Lab"));
+    for unassigned in [Unassigned::Everywhere, Unassigned::EverywhereStill] {
+        map.unassigned = unassigned;
+        assert_eq!(on(&map, "genomics", "other"), None);
+    }
+    map.unassigned = Unassigned::Nowhere;
+    assert!(on(&map, "genomics", "lab").unwrap().contains("names no clusters"));
+    assert_eq!(on(&map, "shared", "lab"), None);
+    assert_eq!(map.without_clusters().count(), 3);
+    for (bad, line) in [("\"lab\"", "array"), ("[]", "nowhere"), ("[7]", "array"), ("[\"a b\"]", "cluster name")] {
+        let text = format!("[projects.a]\nrole-arn = \"arn:aws:iam::123456789012:role/a\"\nclusters = {bad}\n");
+        assert!(problems(&text)[0].starts_with("line 3: ") && problems(&text)[0].contains(line), "{bad}");
+    }
+    let set_to = RoleChange { clusters: vec!["new".parse().unwrap()], ..change("arn:aws:iam::123456789012:role/s") };
+    let text = set(&text, &id("shared"), &RoleName::default(), &set_to).unwrap();
+    assert!(text.contains("clusters = [\"new\"]"), "{text}");
+    let changes = parse(&text).unwrap().changes_since(&map);
+    assert!(changes.contains("~ shared on cluster new"), "{changes}");
 }
 
 #[test]

@@ -194,6 +194,9 @@ pub struct RoleView {
     /// Whether what a job got dies when it ends.
     #[serde(default)]
     pub revoke_on_end: bool,
+    /// The clusters that the project names, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<Vec<String>>,
 }
 
 /// Who credvend is in AWS.
@@ -267,7 +270,8 @@ impl Server {
     pub(super) async fn administer(self: &Arc<Self>, by: &str, verb: AdminVerb, body: &[u8]) -> Result<Reply, Refusal> {
         let store = self.vending.store();
         match verb {
-            AdminVerb::List { filter, from } => {
+            AdminVerb::List { mut filter, from } => {
+                filter.cluster = filter.cluster.map(|cluster| self.vending.spelled(&cluster));
                 let page = store.list(&filter, from.as_ref()).await?;
                 // Of a head's job as well; there is one place for them, the first page.
                 let heads = if from.is_none() { self.of_heads(&filter).await? } else { vec![] };
@@ -335,6 +339,7 @@ impl Server {
             source_identity: role.source_identity,
             session_tags: role.session_tags,
             revoke_on_end: role.revoke_on_end,
+            clusters: map.clusters.get(project).map(|own| own.iter().map(ToString::to_string).collect()),
         };
         map.projects
             .iter()
@@ -355,7 +360,7 @@ impl Server {
             store: store.err().map_or_else(|| "ok".into(), |error| error.to_string()),
             projects: self.vending.projects().current().projects.len(),
             clusters: self.admin.about.clusters.iter().map(cluster).collect(),
-            warnings: [self.admin.warnings(), self.vending.full_denies()].concat(),
+            warnings: [self.admin.warnings(), self.vending.warnings(), self.vending.full_denies()].concat(),
         }
     }
 }

@@ -86,6 +86,7 @@ impl Server {
         for (cluster, _) in &self.admin.about.clusters {
             metrics.nodes_connected(cluster, self.streams.nodes_of(cluster));
         }
+        self.vending.look_at_gauges();
         let Some(live) = certificates.map(Certificates::live) else { return };
         for (certificate, at) in [("server", live.expires), ("client-ca", live.client_ca_expires)] {
             if let Some(at) = at {

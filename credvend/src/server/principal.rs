@@ -122,21 +122,25 @@ impl Authenticator {
         };
         let claim = self.munge.verify(credential, &expected).await?;
         let peer = connection.peer().map(|peer| peer.ip().to_canonical());
-        Ok(Principal::Node(Node { cluster: claim.cluster, name: claim.node, peer }))
+        Ok(Principal::Node(Node { cluster: self.configured(claim.cluster)?, name: claim.node, peer, certified: false }))
     }
 
     fn certified(&self, certificate: &[u8], connection: &Connection) -> Result<Principal, Refusal> {
         let refused = |why: String| Refusal::Unauthenticated(format!("the client certificate: {why}"));
         let named = certificate_name(certificate).map_err(refused)?;
-        let known = |cluster: ClusterName| {
-            if self.clusters.contains(&cluster) { Ok(cluster) } else { Err(Refusal::UnknownCluster(cluster)) }
-        };
         let peer = connection.peer().map(|peer| peer.ip().to_canonical());
         Ok(match named {
-            CertificateName::Node(cluster, name) => Principal::Node(Node { cluster: known(cluster)?, name, peer }),
-            CertificateName::Head(cluster) => Principal::Head(Head { cluster: known(cluster)?, peer }),
+            CertificateName::Node(cluster, name) => {
+                Principal::Node(Node { cluster: self.configured(cluster)?, name, peer, certified: true })
+            }
+            CertificateName::Head(cluster) => Principal::Head(Head { cluster: self.configured(cluster)?, peer }),
             CertificateName::Admin(name) => Principal::Admin(format!("{name} (certificate)")),
         })
+    }
+
+    /// The cluster as the configuration spells it, which is how the store has it.
+    fn configured(&self, cluster: ClusterName) -> Result<ClusterName, Refusal> {
+        self.clusters.get(&cluster).cloned().ok_or(Refusal::UnknownCluster(cluster))
     }
 }
 

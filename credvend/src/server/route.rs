@@ -81,6 +81,19 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Whether only nodes ask for it.
+    pub fn is_of_nodes(&self) -> bool {
+        matches!(
+            self,
+            Verb::NodeOpen { .. }
+                | Verb::NodeAttest
+                | Verb::NodeCredentials { .. }
+                | Verb::NodeLeave { .. }
+                | Verb::NodeStream { .. }
+                | Verb::NodeHeard
+        )
+    }
+
     /// A word for the audit log and the metrics.
     pub fn name(&self) -> &'static str {
         match self {

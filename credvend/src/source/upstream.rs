@@ -372,6 +372,10 @@ impl Source for Upstream {
     async fn revoke_user(&self, user: &UserName) -> Option<Result<Revoked, String>> {
         Some(self.revoke(user).await)
     }
+
+    fn revoked_by_pattern(&self) -> Vec<UserName> {
+        self.ends.revoked_late()
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use credd_protocol::node_api::{AttestRequest, OpenRequest, SlurmFacts};
-use credd_protocol::{JobId, ProjectId};
+use credd_protocol::{ClusterName, JobId, ProjectId};
 use time::Duration;
 
 use super::facts::{Mark, Word};
@@ -79,13 +79,23 @@ fn agrees(node: &Node, record: &OpenRequest, facts: &JobFacts) -> Result<(), Ref
 }
 
 impl Vending {
-    /// The project of a job and its roles.
-    pub(super) fn project_of(&self, facts: &JobFacts) -> Result<(ProjectId, Roles), Refusal> {
+    /// The roles of a project for a cluster.
+    pub(super) fn roles_on(&self, project: &ProjectId, cluster: &ClusterName) -> Result<Roles, Refusal> {
+        let map = self.parts.projects.current();
+        let roles = map.by_id(project).ok_or_else(|| Refusal::UnknownProject { project: project.clone() })?;
+        match map.why_not_on(project, cluster) {
+            None => Ok(roles.clone()),
+            Some(why) => Err(Refusal::ProjectElsewhere { project: project.clone(), cluster: cluster.clone(), why }),
+        }
+    }
+
+    /// The project of a job of the node's cluster and its roles.
+    pub(super) fn project_of(&self, node: &Node, facts: &JobFacts) -> Result<(ProjectId, Roles), Refusal> {
         let account = facts.account.as_ref().ok_or(Refusal::NoAccount { job: facts.job })?;
         let map = self.parts.projects.current();
-        let (project, roles) =
+        let (project, _) =
             map.by_account(account).ok_or_else(|| Refusal::UnknownProject { project: account.clone() })?;
-        Ok((project.clone(), roles.clone()))
+        Ok((project.clone(), self.roles_on(project, &node.cluster)?))
     }
 
     /// What Slurm said about a job at most `within` ago, if that satisfies `check`; else what it says now.

@@ -87,6 +87,7 @@ impl Vending {
     /// # Errors
     /// The store.
     pub async fn unblock(&self, by: &str, subject: &Subject) -> Result<bool, Refusal> {
+        let subject = &self.spelled_subject(subject.clone());
         let was = self.parts.store.remove_block(subject).await?;
         self.blocks.forget().await;
         if was {

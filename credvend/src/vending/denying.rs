@@ -74,6 +74,15 @@ pub(super) struct Undone {
     pub(super) why: String,
     /// What does not fit; all else is denied. `None`: nothing of it is known to be in force.
     pub(super) left_out: Option<Vec<Denied>>,
+    /// The role's policy is not this service's to write at all.
+    not_ours: bool,
+}
+
+impl Undone {
+    /// Nothing of it is known to be in force.
+    fn of(why: impl ToString) -> Self {
+        Undone { why: why.to_string(), left_out: None, not_ours: false }
+    }
 }
 
 #[derive(Default)]
@@ -83,6 +92,8 @@ struct Known {
     /// Of what a role's policy should have, what there was no room for.
     left_out: HashMap<RoleArn, HashSet<Denied>>,
     failed: HashMap<RoleArn, Failed>,
+    /// Roles whose policy is somebody else's since an upstream gives their credentials. Said once.
+    not_ours: HashSet<RoleArn>,
     looked_back: bool,
 }
 
@@ -183,7 +194,7 @@ impl Denying {
                 }
                 result
             }
-            Err(why) => Err(Undone { why, left_out: None }),
+            Err(why) => Err(Undone::of(why)),
         };
         let mut known = self.known();
         match result {
@@ -204,6 +215,14 @@ impl Denying {
                 }
                 known.shown.insert(role.clone(), (entries, self.clock.now()));
                 Ok(())
+            }
+            Err(undone) if undone.not_ours => {
+                known.shown.remove(role);
+                known.failed.remove(role);
+                if known.not_ours.insert(role.clone()) {
+                    tracing::warn!(%role, why = undone.why, "what was revoked of the role is not denied from here any more");
+                }
+                Err(undone)
             }
             Err(undone) => {
                 known.shown.remove(role);
@@ -245,7 +264,7 @@ impl Denying {
 
     /// Until the store still says after a write what was written: what that is, and what of it had no room.
     async fn make_leased(&self, role: &RoleArn, lease: &str) -> Result<(Vec<Revocation>, Option<Undone>), Undone> {
-        let undone = |e: StoreError| Undone { why: e.to_string(), left_out: None };
+        let undone = |e: StoreError| Undone::of(e);
         let mut entries = self.entries(role).await.map_err(undone)?;
         for _ in 0..ROUNDS {
             let roomy = self.put_together(role, &entries).await.map_err(undone)?;
@@ -257,9 +276,10 @@ impl Denying {
                 return match projected {
                     Ok(()) => Ok((entries, None)),
                     Err(DenyError::TooLarge { why, left_out }) if !left_out.is_empty() => {
-                        Ok((entries, Some(Undone { why, left_out: Some(left_out) })))
+                        Ok((entries, Some(Undone { left_out: Some(left_out), ..Undone::of(why) })))
                     }
-                    Err(error) => Err(Undone { why: error.to_string(), left_out: None }),
+                    Err(error @ DenyError::NotOurs(_)) => Err(Undone { not_ours: true, ..Undone::of(error) }),
+                    Err(error) => Err(Undone::of(error)),
                 };
             }
             if !mine {
@@ -267,7 +287,7 @@ impl Denying {
             }
             entries = again;
         }
-        Err(Undone { why: "more and more is revoked of this role; its Deny is made again soon".into(), left_out: None })
+        Err(Undone::of("more and more is revoked of this role; its Deny is made again soon"))
     }
 
     /// Gives the older entries one moment, where nothing that lives was issued in between: a policy has room for some 200
@@ -343,7 +363,7 @@ impl Denying {
             };
             let mut due: Vec<RoleArn> = roles
                 .into_iter()
-                .filter(|role| !in_line(role))
+                .filter(|role| !in_line(role) && !known.not_ours.contains(*role))
                 .filter(|role| known.failed.get(*role).is_none_or(|f| f.next <= now) || changed(role))
                 .cloned()
                 .collect();

@@ -56,9 +56,7 @@ impl Vending {
         let text = |b: u8| b.is_ascii_alphanumeric() || b"._-:+".contains(&b);
         check_text("sessionId", &request.session_id, 128, |b| text(b) && b != b':' && b != b'+')?;
         check_text("submittedTime", &request.submitted_time, 64, |b| text(b) || b == b' ')?;
-        if self.parts.projects.current().by_id(&request.project_id).is_none() {
-            return Err(Refusal::UnknownProject { project: request.project_id.clone() });
-        }
+        self.roles_on(&request.project_id, &head.cluster)?;
         let (user, project) = (Some(&request.cluster_user), Some(&request.project_id));
         self.require_unblocked(Asking { user, project, ..Asking::default() }).await?;
         let token = JobToken::mint().map_err(|e| Refusal::Internal(format!("no random bits for a token: {e}")))?;
@@ -224,8 +222,9 @@ impl Vending {
         project: &ProjectId,
         to: To<'_>,
     ) -> Result<CredentialsResponse, Refusal> {
-        let Some(session) = self.parts.store.find_head(std::slice::from_ref(cluster), head_session).await? else {
-            return Err(self.no_head_session(cluster, head_session).await?);
+        let cluster = self.spelled(cluster);
+        let Some(session) = self.parts.store.find_head(std::slice::from_ref(&cluster), head_session).await? else {
+            return Err(self.no_head_session(&cluster, head_session).await?);
         };
         // TokenHash compares in constant time. Nothing about the session is told before it matches.
         if !matches!(&session.origin, Origin::Head { token, .. } if *token == bearer) {
@@ -238,14 +237,12 @@ impl Vending {
             });
         }
         require_active(&session)?;
-        let map = self.parts.projects.current();
-        let roles =
-            map.by_id(&session.project).ok_or_else(|| Refusal::UnknownProject { project: session.project.clone() })?;
+        let roles = self.roles_on(&session.project, &session.cluster)?;
         let role = RoleName::default();
         let config = roles.get(&role).cloned().ok_or_else(|| Refusal::UnknownRole {
             project: session.project.clone(),
             role: role.clone(),
-            has: names(roles),
+            has: names(&roles),
         })?;
         let named = self.parts.names.of(&session, &config, None);
         self.issue(Want { session: Arc::new(session), role, config, named, min_life_seconds: 0 }, to).await

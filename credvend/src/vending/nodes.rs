@@ -37,7 +37,13 @@ impl Vending {
     /// # Errors
     /// Every reason why not; see [`Refusal`].
     pub async fn open_for_node(&self, node: &Node, request: &OpenRequest) -> Result<OpenResponse, Refusal> {
-        self.open_or_join(node, request).await.inspect_err(|refusal| {
+        let opened = self.open_or_join(node, request).await;
+        match &opened {
+            Ok(_) => self.refused.given(&node.cluster),
+            Err(refusal @ Refusal::UnknownCluster(_)) => self.refused.at_the_door(refusal, self.now()),
+            Err(refusal) => self.refused.refused(&node.cluster, request.job, refusal, self.now()),
+        }
+        opened.inspect_err(|refusal| {
             // At debug: the server's bounded log has every refusal.
             tracing::debug!(
                 job = %request.job, restart = request.restart, uid = %request.uid, account = request.account.as_ref().map(tracing::field::display),
@@ -66,7 +72,7 @@ impl Vending {
         accounts?;
         let mut word = word?;
         let facts = known(&word)?;
-        let project = self.project_of(facts).ok().map(|(project, _)| project);
+        let project = self.project_of(node, facts).ok().map(|(project, _)| project);
         let asking = Asking {
             user: facts.user.as_ref().ok(),
             project: project.as_ref(),
@@ -118,7 +124,7 @@ impl Vending {
             self.parts.store.add_node(session.id, &node.name).await?;
             self.crowds.forget(session.id);
         }
-        let (_, roles) = self.project_of(facts)?;
+        let (_, roles) = self.project_of(node, facts)?;
         tracing::info!(
             session = %session.id, cluster = %session.cluster, job = %facts.job, restart = facts.restart,
             user = %session.user.field(), uid = %facts.uid, project = %session.project.field(), partition = %facts.partition.field(),
@@ -146,7 +152,7 @@ impl Vending {
 
     /// Whose session may be opened for the job, in which project.
     fn may_open(&self, node: &Node, facts: &JobFacts) -> Result<(UserName, ProjectId), Refusal> {
-        let (project, _) = self.project_of(facts)?;
+        let (project, _) = self.project_of(node, facts)?;
         if facts.state != JobState::Running {
             return Err(Refusal::JobNotRunning {
                 job: facts.job,
@@ -255,13 +261,11 @@ impl Vending {
         // What it was told to renew elsewhere is not given to it again from here.
         self.parts.events.caught_up(&node.cluster, request.heard).await?;
         self.require_attested(node, attestor, &session, &run).await?;
-        let map = self.parts.projects.current();
-        let roles =
-            map.by_id(&session.project).ok_or_else(|| Refusal::UnknownProject { project: session.project.clone() })?;
+        let roles = self.roles_on(&session.project, &node.cluster)?;
         let config = roles.get(&request.role).cloned().ok_or_else(|| Refusal::UnknownRole {
             project: session.project.clone(),
             role: request.role.clone(),
-            has: names(roles),
+            has: names(&roles),
         })?;
         let named = self.parts.names.of(&session, &config, Some(&node.name));
         let (role, min_life_seconds) = (request.role.clone(), request.min_life_seconds);
@@ -278,11 +282,12 @@ impl Vending {
     /// # Errors
     /// It is not where Slurm has that node, or Slurm cannot say.
     pub async fn may_listen(&self, node: &Node) -> Result<(), Refusal> {
-        let cluster = self.parts.clusters.get(&node.cluster);
-        match cluster.filter(|cluster| cluster.node_address_check == AddressCheck::Require) {
-            // Else nothing would come of it but a line in the log, and a question to Slurm for each node that comes back.
-            None => Ok(()),
-            Some(cluster) => self.check_address(node, cluster).await,
+        // A node whose cluster's head states the jobs gets nothing here: it is told so before its first job.
+        let (cluster, _) = self.attested_cluster(node)?;
+        match cluster.addresses.check {
+            AddressCheck::Require => self.check_address(node, cluster).await,
+            // Nothing would come of it but a line in the log, and a question to Slurm for each node that comes back.
+            AddressCheck::Warn | AddressCheck::Off => Ok(()),
         }
     }
 

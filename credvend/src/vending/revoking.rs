@@ -8,6 +8,7 @@
 //! | `concerned` | which sessions, and what was issued to them |
 //! | `ending` | the sessions' ends |
 //! | `telling` | the nodes, and their answers |
+//! | `by_pattern` | whom an upstream takes along |
 //! | `dying` | what AWS must deny, and who else that hits |
 //! | `resuming` | what somebody began and did not bring to an end |
 //! | `on_end` | roles whose credentials die with their job |
@@ -35,6 +36,7 @@ pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
 pub(super) use resuming::Resuming;
 use telling::Holders;
 
+mod by_pattern;
 pub(super) mod concerned;
 pub(super) mod dying;
 mod ending;
@@ -159,7 +161,8 @@ impl Vending {
 
     fn order(&self, ordered: Ordered) -> (Order, Option<Block>) {
         let Ordered { id, subject, clusters, by, why, wide, block } = ordered;
-        let at = self.now();
+        let (at, subject) = (self.now(), self.spelled_subject(subject));
+        let clusters = clusters.map(|clusters| clusters.iter().map(|cluster| self.spelled(cluster)).collect());
         let block = block.then(|| Block { subject: subject.clone(), by: by.clone(), why: why.clone(), at });
         (Order { id, subject, clusters, by, why, wide, at, done: None, report: None }, block)
     }
@@ -232,6 +235,10 @@ impl Vending {
         };
         let (there, here) = tokio::join!(there, self.steps_here(order, again, begun, report));
         let outlives = here?;
+        if let (Some(Ok(Revoked::OfActive)), Subject::User(user)) = (&there, &order.subject) {
+            let hit = self.renew_hit_by_pattern(user, Some(order.id)).await?;
+            *report = report.clone().with_hit_by_pattern(hit);
+        }
         report.not_denied.extend(match there {
             Some(Ok(Revoked::OfActive)) => outlives,
             Some(Err(why)) => Some(why),

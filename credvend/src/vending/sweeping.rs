@@ -60,6 +60,20 @@ pub(super) struct Sweeping {
     pruned: Mutex<Option<OffsetDateTime>>,
     /// One sweep at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Why the last one did not see everything, where it was this process' to do.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Sweeping {
+    /// For `status`.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        trouble.map(|why| format!("sessions of jobs that are over are not all closed: {why}"))
+    }
+
+    fn note(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
 }
 
 /// What Slurm's answer means for the session of one run.
@@ -143,9 +157,13 @@ impl Vending {
             Ok(Err(e)) => failed = Some(e.into()),
             Err(_) => tracing::warn!("IAM is slow; the next sweep goes on with the Deny policies"),
         }
+        if let Err(e) = self.renew_hit_late().await {
+            failed = Some(e.into());
+        }
         if let Err(e) = self.prune().await {
             failed = Some(e);
         }
+        self.sweeping.note(failed.as_ref().map(ToString::to_string));
         failed.map_or(Ok(closed), Err)
     }
 

@@ -8,6 +8,7 @@ mod heads;
 mod logs;
 mod nodes;
 mod questions;
+mod refused;
 mod revoke_on_end;
 mod revoking;
 mod revoking_subjects;

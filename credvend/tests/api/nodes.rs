@@ -72,7 +72,7 @@ async fn munge_credentials_are_for_one_request_to_one_server_once() {
     assert!(why.contains("nonce"), "{why}");
 
     refused("an altered body", &munged.encode(&right()), OPEN, &JOB_SEVEN.replace('7', "8")).await;
-    refused("an altered path", &munged.encode(&right()), &format!("{OPEN}?x=1"), JOB_SEVEN).await;
+    refused("an altered path", &munged.encode(&right()), &format!("{OPEN}?partition=other"), JOB_SEVEN).await;
     let id = credd_protocol::SessionId::random();
     refused("another path", &munged.encode(&right()), &leave_path(id), JOB_SEVEN).await;
     type Change = fn(&mut Claim);
@@ -200,4 +200,23 @@ async fn munge_of_one_cluster_does_not_speak_for_another() {
             assert!(refusal.status() == 401 && refusal.to_string().contains("another cluster's"), "{refusal}");
         }
     }
+}
+
+/// Slurm writes a cluster's name in lower case, and the configuration need not.
+#[tokio::test]
+#[cfg_attr(not(munge_as_root), ignore = "needs root, munged and munge")]
+async fn a_clusters_name_is_compared_as_slurm_compares_it() {
+    let munged = Munged::start();
+    let world = World::with(Some(munged.socket()), 64).await;
+    let body = r#"{"job":7,"restart":0,"uid":1001,"account":"genomics"}"#;
+    let signed = Claim { cluster: "Lab".parse().unwrap(), ..claim(&world, &Method::POST, OPEN, body) };
+    let credential = format!("Munge {}", munged.encode(&signed));
+    let first = world.call(None, request(Method::POST, OPEN, Some(&credential), body)).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let certified = world.certificate("credd:node:LAB:n1");
+    let second = world.call(Some(&certified), request(Method::POST, OPEN, None, body)).await;
+    assert_eq!((second.status, second.json()["session"].clone()), (200, first.json()["session"].clone()), "{second:?}");
+    assert_eq!(second.json()["cluster"], "lab", "the store has one spelling");
+    let listed = world.call_admin(request(Method::GET, "/admin/v1/sessions?cluster=lAB", None, "")).await;
+    assert_eq!(listed.json()["sessions"].as_array().unwrap().len(), 1, "{listed:?}");
 }

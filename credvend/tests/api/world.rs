@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use credd_protocol::credentials::Credentials;
 use credd_protocol::{JobId, NodeName, ProjectId, RoleArn, Secret, Uid};
-use credvend::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
+use credvend::attest::{Answer, AttestError, Attestor, JobFacts, JobState, Site};
 use credvend::clock::SystemClock;
 use credvend::config::Tls;
 use credvend::deny::{Denier, DenyError};
@@ -28,7 +28,7 @@ use credvend::server::{Server, Settings};
 use credvend::source::{AssumeRequest, Assumed, Source, SourceError};
 use credvend::store::sqlite::SqliteStore;
 use credvend::store::{Denied, Revocation, Store};
-use credvend::vending::{AddressCheck, Cluster, Parts, Vending};
+use credvend::vending::{AddressCheck, Cluster, NodeAddresses, Parts, Vending};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
@@ -58,8 +58,8 @@ impl Attestor for Slurm {
     async fn node_addresses(&self) -> Result<HashMap<NodeName, String>, AttestError> {
         Ok(HashMap::new())
     }
-    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
-        Ok(None)
+    async fn site(&self) -> Result<Site, AttestError> {
+        Ok(Site { cluster: "lab".into(), accounts_not_enforced: None, jobs_hidden: None })
     }
 }
 
@@ -171,12 +171,8 @@ impl World {
         let certificates = Arc::new(Certificates::open(Files::prepare(&tls, dir.path()).unwrap()).unwrap());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
         let aws = Arc::new(Aws::default());
-        let cluster = |attestor| Cluster {
-            attestor,
-            trust_unenforced_accounts: false,
-            node_address_check: AddressCheck::Off,
-            head_session_max: time::Duration::days(30),
-        };
+        let addresses = NodeAddresses { check: AddressCheck::Off, decided: true, ..NodeAddresses::default() };
+        let cluster = |attestor| Cluster { attestor, addresses: addresses.clone(), ..Cluster::default() };
         let lab = cluster(Some(Arc::new(Slurm) as Arc<dyn Attestor>));
         let metrics = Arc::<Metrics>::default();
         let vending = Arc::new(Vending::new(Parts {

@@ -232,17 +232,26 @@ async fn the_short_put_is_used_where_there_is_no_other() {
 async fn a_user_is_revoked_there_while_the_sessions_are_active() {
     let (deployment, url) = start(Deployment { revokes: true, ..Default::default() }).await;
     let cluster = Service::start(before(&url, "")).await;
-    for (session, user) in [("1", "bob"), ("2", "bob"), ("3", "bobby")] {
+    let mut bobbys = None;
+    for (session, user) in [("1", "bob"), ("2", "bob"), ("4", "alice"), ("3", "bobby")] {
         let token = cluster.open(session, user).await;
-        assert_eq!(cluster.credentials(session, &token).await.status, 200);
+        let seen = cluster.credentials(session, &token).await;
+        assert_eq!(seen.status, 200);
+        bobbys = Some((token, seen.body["AccessKeyId"].clone()));
     }
+    let (token, before) = bobbys.unwrap();
     let seen = cluster.call("DELETE", "/sessions/users/bob", LOCAL_SECRET, None).await;
     assert_eq!(seen.status, 200, "{seen:?}");
     // It denies only what ACTIVE sessions have: an end that came first would have left nothing to deny.
     assert_eq!(deployment.lock().unwrap().denied, ["bob"]);
-    assert_eq!(statuses(&deployment), ["INVALIDATED", "INVALIDATED", "ACTIVE"]);
+    assert_eq!(statuses(&deployment), ["INVALIDATED", "INVALIDATED", "ACTIVE", "ACTIVE"]);
+    // Its Deny is on names with "bob" in them: bobby's keys are dead, and bobby is given new ones.
+    let hit = &seen.body["upstream-hit"];
+    assert!(hit[0]["user"] == "bobby" && hit[0]["active"] == true && hit.as_array().unwrap().len() == 1, "{seen:?}");
     let deletes = deployment.lock().unwrap().asked.iter().filter(|asked| asked.starts_with("DELETE")).count();
     assert_eq!(deletes, 1);
+    let seen = cluster.credentials("3", &token).await;
+    assert!(seen.status == 200 && seen.body["AccessKeyId"] != before, "{before} is dead: {seen:?}");
 }
 
 #[tokio::test]

@@ -1,24 +1,29 @@
 //! What runs beside the requests.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use credd_protocol::{ClusterName, Region};
+use credd_protocol::ClusterName;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::attest::Attestor;
+use crate::checks;
+use crate::cli::parts;
+use crate::config::Config;
 use crate::projects::Projects;
 use crate::refusal::Refusal;
 use crate::server::Server;
 use crate::source::Source;
-use crate::store::dynamo::{DynamoStore, ProjectsError};
-use crate::vending::Vending;
+use crate::store::dynamo::DynamoStore;
+use crate::vending::{Cluster, Vending};
 
 /// The mean pause between sweeps; each is up to a fifth longer or shorter.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at Slurm's settings and at AWS.
 const WATCH_PAUSE: Duration = Duration::from_secs(60);
+/// So many of these looks to one at what the nodes' names resolve to.
+const ADDRESS_ROUNDS: u32 = 15;
 /// Between two looks at the store's table of projects.
 const PROJECTS_PAUSE: Duration = Duration::from_secs(4);
 /// Who holds this lease of the store sweeps.
@@ -164,25 +169,22 @@ pub struct Table {
 
 impl Table {
     /// Until the service stops. A map that is not valid changes nothing.
-    pub async fn watch(self, server: Arc<Server>, region: Option<Region>) {
+    pub async fn watch(self, server: Arc<Server>, config: Config) {
         let (mut stopping, mut trouble) = (server.stopping.clone(), None);
         loop {
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(PROJECTS_PAUSE) => {}
             }
-            let complaint = match self.dynamo.projects(region.as_ref()).await {
-                Ok((_, map)) => {
+            let complaint = match parts::projects_in_force(&config, Some(&self.dynamo)).await {
+                Ok(map) => {
                     if map != *self.projects.current() {
                         tracing::info!(projects = map.projects.len(), "the projects' table has changed");
                         super::put_in_force("the projects' table", &server, &self.projects, map);
                     }
                     None
                 }
-                Err(ProjectsError::Invalid(problems)) => {
-                    Some(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-                }
-                Err(other) => Some(other.to_string()),
+                Err(problems) => Some(problems.join("; ")),
             };
             // Once, not every few seconds.
             match &complaint {
@@ -199,8 +201,10 @@ impl Table {
 
 /// Whom the service depends on: asked now and then, so that an administrator learns of it before a job's user does.
 pub struct Watched {
-    /// Slurm must enforce the accounts of these.
-    pub clusters: Vec<(ClusterName, Arc<dyn Attestor>)>,
+    /// Their Slurm, and whether it lets jobs have credentials.
+    pub clusters: Vec<(ClusterName, Cluster)>,
+    /// munged, by the clusters whose nodes prove themselves with it.
+    pub munged: Vec<(ClusterName, Option<PathBuf>)>,
     /// AWS must know who credvend is.
     pub source: Arc<dyn Source>,
 }
@@ -209,13 +213,22 @@ impl Watched {
     /// Until the service stops.
     pub async fn watch(self, server: Arc<Server>) {
         let mut stopping = server.stopping.clone();
-        let mut known = false;
+        let (mut known, mut round) = (false, 0u32);
+        let mut addresses = vec![];
         loop {
             let warnings = tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 warnings = self.look(&mut known) => warnings,
             };
-            for warning in server.admin.observe(warnings) {
+            // Names are many, and change seldom.
+            if round.is_multiple_of(ADDRESS_ROUNDS) {
+                addresses = tokio::select! {
+                    _ = stopping.wait_for(|stop| *stop) => return,
+                    addresses = self.addresses() => addresses,
+                };
+            }
+            round = round.wrapping_add(1);
+            for warning in server.admin.observe([warnings, addresses.clone()].concat()) {
                 tracing::warn!("{warning}");
             }
             tokio::select! {
@@ -227,14 +240,13 @@ impl Watched {
 
     async fn look(&self, known: &mut bool) -> Vec<String> {
         let mut warnings = Vec::new();
-        for (cluster, attestor) in &self.clusters {
-            match attestor.accounts_enforced().await {
-                Ok(None) => {}
-                Ok(Some(why)) => warnings
-                    .push(Refusal::AccountsNotEnforced { cluster: cluster.clone(), why: why.clone() }.to_string()),
-                Err(error) => warnings.push(error.to_string()),
-            }
+        for (name, cluster) in &self.clusters {
+            warnings.extend(checks::of_slurm(name, cluster).await);
         }
+        for (name, socket) in &self.munged {
+            warnings.extend(checks::of_munge(name, socket.clone()).await);
+        }
+        let mut warnings: Vec<String> = warnings.into_iter().map(|finding| finding.text).collect();
         match self.source.identity().await {
             Ok(arn) if !*known => {
                 tracing::info!(who = arn, "who credvend is to what gives it credentials");
@@ -242,6 +254,14 @@ impl Watched {
             }
             Ok(_) => {}
             Err(error) => warnings.push(error.to_string()),
+        }
+        warnings
+    }
+
+    async fn addresses(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (name, cluster) in &self.clusters {
+            warnings.extend(checks::of_addresses(name, cluster).await.map(|finding| finding.text));
         }
         warnings
     }

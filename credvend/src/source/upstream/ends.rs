@@ -56,6 +56,8 @@ struct State {
     unknown: HashMap<SessionId, Instant>,
     /// Something is known to the notes alone.
     look: bool,
+    /// Revoked there after the answer to who asked for it, by an upstream that may have hit others, too.
+    late: BTreeSet<UserName>,
 }
 
 impl Ends {
@@ -92,6 +94,11 @@ impl Ends {
         let due: Vec<SessionId> = state.unknown.extract_if(|_, at| *at <= now).map(|(id, _)| id).collect();
         state.ended.extend(due);
         state.unknown.values().min().copied()
+    }
+
+    /// Takes the users whose revocation arrived late, and may have hit others.
+    pub(super) fn revoked_late(&self) -> Vec<UserName> {
+        std::mem::take(&mut self.state().late).into_iter().collect()
     }
 
     /// How many wait.
@@ -197,7 +204,11 @@ impl Upstream {
                 tracing::warn!(upstream = self.client.url(), user = %user.field(), %why, "the upstream has not revoked everything");
                 Ok(())
             }
-            Ok(_) => Ok(()),
+            Ok(Revoked::OfActive) => {
+                self.ends.state().late.insert(user.clone());
+                Ok(())
+            }
+            Ok(Revoked::Everything) => Ok(()),
         }
     }
 

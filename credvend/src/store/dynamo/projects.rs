@@ -1,5 +1,5 @@
 //! The projects' table: `ProjectId` → `RoleArn`, as in the first version, with what `projects.toml` may say beside it
-//! (`Duration`, `Account`, `SourceIdentity`, `Roles`, …: the file's words in the table's spelling).
+//! (`Duration`, `Account`, `Clusters`, `SourceIdentity`, `Roles`, …: the file's words in the table's spelling).
 //!
 //! It is read as the text that the file would have, so that one parser decides what is valid, for the whole map at once.
 
@@ -92,6 +92,17 @@ fn toml_table(attributes: &Item) -> Table {
                 Ok(number) => TomlItem::Value(number.into()),
                 Err(_) => TomlItem::Value(digits.as_str().into()),
             },
+            AttributeValue::L(words) if name == "Clusters" => match words.iter().map(|word| word.as_s().ok()).collect()
+            {
+                Some(words) => array(words),
+                None => TomlItem::Value(false.into()),
+            },
+            // As an administrator may write it by hand.
+            AttributeValue::Ss(words) if name == "Clusters" => {
+                let mut words: Vec<&String> = words.iter().collect();
+                words.sort();
+                array(words)
+            }
             // As something that the parser refuses by its name.
             _ => TomlItem::Value(Value::Array(Default::default())),
         };
@@ -100,11 +111,18 @@ fn toml_table(attributes: &Item) -> Table {
     table
 }
 
+fn array(words: Vec<&String>) -> TomlItem {
+    TomlItem::Value(Value::Array(words.into_iter().map(String::as_str).collect()))
+}
+
 fn attributes(table: &dyn TableLike) -> Item {
     let value = |item: &TomlItem| match item {
         TomlItem::Value(Value::Boolean(flag)) => Some(AttributeValue::Bool(*flag.value())),
         TomlItem::Value(Value::Integer(number)) => Some(AttributeValue::N(number.value().to_string())),
         TomlItem::Value(Value::String(words)) => Some(text(words.value())),
+        TomlItem::Value(Value::Array(words)) => {
+            Some(AttributeValue::L(words.iter().filter_map(|word| word.as_str().map(text)).collect()))
+        }
         other => {
             let roles = other.as_table_like()?;
             let role = |(name, item): (&str, &TomlItem)| {
@@ -252,8 +270,12 @@ mod tests {
                 ("SourceIdentity".to_owned(), AttributeValue::Bool(true)),
             ])),
         )]));
+        let clusters = AttributeValue::L(vec![text("lab"), text("hpc")]);
         let items = BTreeMap::from([
-            item("genomics", &[("RoleArn", text(ARN)), ("Duration", text("2h")), ("Roles", roles)]),
+            item(
+                "genomics",
+                &[("RoleArn", text(ARN)), ("Duration", text("2h")), ("Roles", roles), ("Clusters", clusters)],
+            ),
             item("Odd.Name=1", &[("RoleArn", text(ARN)), ("Account", text("odd"))]),
         ]);
         let written = text_of(&items);
@@ -261,6 +283,8 @@ mod tests {
         assert_eq!(map.projects.len(), 2);
         let genomics = map.by_id(&"genomics".parse().unwrap()).unwrap();
         assert_eq!(genomics[&"default".parse().unwrap()].duration_seconds, 7200);
+        let on = |cluster: &str| map.why_not_on(&"genomics".parse().unwrap(), &cluster.parse().unwrap());
+        assert!(on("lab").is_none() && on("HPC").is_none() && on("other").unwrap().contains("hpc, lab"));
         assert!(genomics[&"train".parse().unwrap()].source_identity);
         let document: DocumentMut = written.parse().unwrap();
         for (project, item) in &items {
@@ -286,5 +310,18 @@ mod tests {
             "{told:?}"
         );
         assert!(!told.iter().any(|p| p.contains("project a")), "{told:?}");
+    }
+
+    #[test]
+    fn clusters_may_be_a_set_and_nothing_else() {
+        let set = |value: AttributeValue| {
+            let items = BTreeMap::from([item("a", &[("RoleArn", text(ARN)), ("Clusters", value)])]);
+            crate::projects::parse(&text_of(&items))
+        };
+        let map = set(AttributeValue::Ss(vec!["lab".into(), "hpc".into()])).unwrap();
+        assert_eq!(map.clusters.values().next().unwrap().len(), 2);
+        for bad in [text("lab"), AttributeValue::L(vec![AttributeValue::Bool(true)]), AttributeValue::L(vec![])] {
+            assert!(set(bad).unwrap_err()[0].text.contains("clusters"));
+        }
     }
 }

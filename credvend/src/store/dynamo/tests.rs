@@ -263,12 +263,14 @@ async fn the_projects_table_is_taken_and_changed_as_a_whole_and_in_parts() {
         session_tags: None,
         session_name: None,
         account: None,
+        clusters: vec!["lab".parse().unwrap(), "hpc".parse().unwrap()],
     };
     let (genomics, train) = ("genomics".parse().unwrap(), "train".parse().unwrap());
     store.change_projects(|text| edit::set(text, &genomics, &train, &change)).await.unwrap();
     let (_, map) = store.projects(None).await.unwrap();
     let roles = map.by_id(&genomics).unwrap();
     assert_eq!((roles.len(), roles[&train].duration_seconds, roles[&train].source_identity), (2, 7200, true));
+    assert_eq!(map.clusters[&genomics], change.clusters.iter().cloned().collect());
     store.change_projects(|text| edit::remove(text, &genomics, Some(&train))).await.unwrap();
     assert_eq!(store.projects(None).await.unwrap().1.by_id(&genomics).unwrap().len(), 1);
     // One bad row: nothing of the table is taken.

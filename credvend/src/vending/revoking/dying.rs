@@ -132,7 +132,7 @@ pub(in crate::vending) fn alive_from(entry: &Revocation) -> OffsetDateTime {
 }
 
 /// Whether an upstream gave it, under a name that it alone knows, of a role whose policy is its own.
-fn from_upstream(issuance: &Issuance) -> bool {
+pub(super) fn from_upstream(issuance: &Issuance) -> bool {
     issuance.role_id.is_empty()
 }
 
@@ -284,17 +284,25 @@ impl Vending {
         .await?;
         let mut sessions = self.read_sessions(hit.keys().copied()).await?;
         let mut bystanders = vec![];
-        for (id, issuance) in hit {
-            let session = sessions.remove(&id);
-            let job = session.as_ref().and_then(|s| match s.origin {
-                Origin::Slurm(run) => Some(run.job),
-                Origin::Head { .. } => None,
-            });
-            let active = session.as_ref().is_some_and(|s| super::require_active(s).is_ok());
-            let (user, cluster) = (issuance.user, issuance.cluster);
-            bystanders.push((Bystander { session: id, user, cluster, job, active }, session));
+        for issuance in hit.into_values() {
+            bystanders.push(bystander(issuance, &mut sessions));
         }
         bystanders.sort_by(|(a, _), (b, _)| (&a.user, a.job, a.session).cmp(&(&b.user, b.job, b.session)));
         Ok(bystanders)
     }
+}
+
+/// Somebody to whom this was issued, with the session if the store has it.
+pub(super) fn bystander(
+    issuance: Issuance,
+    sessions: &mut HashMap<SessionId, Session>,
+) -> (Bystander, Option<Session>) {
+    let session = sessions.remove(&issuance.session);
+    let job = session.as_ref().and_then(|s| match s.origin {
+        Origin::Slurm(run) => Some(run.job),
+        Origin::Head { .. } => None,
+    });
+    let active = session.as_ref().is_some_and(|s| super::require_active(s).is_ok());
+    let Issuance { session: id, user, cluster, .. } = issuance;
+    (Bystander { session: id, user, cluster, job, active }, session)
 }

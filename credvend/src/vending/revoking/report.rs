@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use crate::store::{Denied, Order, OrderId, Subject};
 
 /// A stored report has at most 256 KiB: no list in it is longer than this.
-const MOST_LISTED: usize = 500;
+pub(super) const MOST_LISTED: usize = 500;
 
 /// A list of names has at most so many bytes: there is one for each cluster.
 const MOST_NAMED: usize = 4096;
@@ -47,6 +47,13 @@ pub struct RevocationReport {
     /// How many of the living sets of credentials an upstream gave: it alone can deny them.
     #[serde(default)]
     pub upstream_gave: usize,
+    /// Sessions of others that an upstream of the first version has hit too: it denies every role-session name in which the
+    /// user's name occurs. They get new credentials. The first 500.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstream_hit: Vec<Bystander>,
+    /// How many.
+    #[serde(default)]
+    pub upstream_hit_total: usize,
     /// What AWS does not deny, and why; empty when everything that was issued is dead.
     pub not_denied: Vec<String>,
     /// Why not everything was done; credvend goes on by itself.
@@ -152,6 +159,8 @@ impl RevocationReport {
             nodes: NodesReport::default(),
             roles: vec![],
             upstream_gave: 0,
+            upstream_hit: vec![],
+            upstream_hit_total: 0,
             not_denied: vec![],
             unfinished: None,
             took: Took::default(),
@@ -181,6 +190,7 @@ impl RevocationReport {
             }
             bounded.roles.truncate(most);
             bounded.not_denied.truncate(most);
+            bounded.upstream_hit.truncate(most);
             for role in &mut bounded.roles {
                 role.denied.truncate(most);
                 role.bystanders.truncate(most);

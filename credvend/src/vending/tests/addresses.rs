@@ -6,7 +6,7 @@ use super::world::*;
 use crate::vending::{AddressCheck, Node};
 
 fn world(check: AddressCheck) -> World {
-    let w = World::with(|c| c.node_address_check = check);
+    let w = World::with(|c| (c.addresses.check, c.addresses.decided) = (check, true));
     w.slurm.run(7, "alice", "genomics", &["n1", "n2"]);
     w.slurm.addresses.lock().unwrap().insert("n1".parse().unwrap(), "10.77.0.11".into());
     w.slurm.addresses.lock().unwrap().insert("n2".parse().unwrap(), "10.77.0.12".into());
@@ -67,7 +67,7 @@ async fn without_slurms_word_require_refuses_and_warn_does_not() {
 
 #[tokio::test]
 async fn many_nodes_cost_one_question_about_addresses() {
-    let w = World::with(|c| c.node_address_check = AddressCheck::Require);
+    let w = World::with(|c| c.addresses.check = AddressCheck::Require);
     let nodes: Vec<String> = (1..=300).map(|n| format!("n{n}")).collect();
     let list: Vec<&str> = nodes.iter().map(String::as_str).collect();
     w.slurm.run(7, "alice", "genomics", &list);
@@ -86,4 +86,58 @@ async fn many_nodes_cost_one_question_about_addresses() {
     w.clock.advance(Duration::seconds(2));
     assert_eq!(refused(w.try_open("x1", 7).await).0, "NotOnNode");
     assert_eq!(w.slurm.asked_address.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_certificate_or_an_address_of_the_configurations_suffices() {
+    let more = [("n2".parse().unwrap(), vec!["10.77.0.11".parse().unwrap()])];
+    let w = World::with(|c| {
+        c.addresses.check = AddressCheck::Require;
+        c.addresses.more = more.into();
+    });
+    w.slurm.run(7, "alice", "genomics", &["n1", "n2", "n3"]);
+    for (node, address) in [("n1", "10.77.0.11"), ("n2", "10.77.0.12"), ("n3", "10.77.0.13")] {
+        w.slurm.addresses.lock().unwrap().insert(node.parse().unwrap(), address.into());
+    }
+    w.try_open("n2", 7).await.unwrap();
+    assert_eq!(refused(w.try_open("n3", 7).await).0, "WrongAddress");
+    let certified = Node { certified: true, ..node("n3") };
+    w.vending.open_for_node(&certified, &w.record(7)).await.unwrap();
+    w.vending.may_listen(&certified).await.unwrap();
+}
+
+#[tokio::test]
+async fn for_as_long_as_addresses_need_not_agree_status_says_so_and_names_who_would_be_refused() {
+    let warned = |w: &World| w.vending.warnings().into_iter().find(|text| text.contains("node-address-check"));
+    let w = world(AddressCheck::Warn);
+    assert!(warned(&w).unwrap().contains("no node that asked in the last day"), "{:?}", warned(&w));
+    w.try_open("n2", 7).await.unwrap();
+    let text = warned(&w).unwrap();
+    for part in ["n2 (asks from 10.77.0.11; Slurm: 10.77.0.12)", "node-addresses", "\"warn\"", "another node's name"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("n1 ("), "{text}");
+    w.vending.look_at_gauges();
+    let page = w.vending.metrics().text();
+    for line in ["credvend_node_addresses_unchecked{cluster=\"lab\"} 1", "credvend_nodes_elsewhere{cluster=\"lab\"} 1"]
+    {
+        assert!(page.contains(line), "{page}");
+    }
+    // Put right, it is not listed any more.
+    w.slurm.addresses.lock().unwrap().insert("n2".parse().unwrap(), "10.77.0.11".into());
+    w.clock.advance(Duration::minutes(1));
+    w.try_open("n2", 7).await.unwrap();
+    assert!(warned(&w).unwrap().contains("no node"), "{:?}", warned(&w));
+
+    let undecided = World::with(|c| {
+        c.addresses.check = AddressCheck::Warn;
+        c.addresses.decided = false;
+    });
+    assert!(warned(&undecided).unwrap().contains("unset"), "{:?}", warned(&undecided));
+    assert!(warned(&world(AddressCheck::Off)).unwrap().contains("\"off\""));
+    let w = world(AddressCheck::Require);
+    w.open(7).await;
+    assert_eq!(warned(&w), None);
+    w.try_open("n2", 7).await.unwrap_err();
+    assert!(warned(&w).unwrap().contains("refuses 1 node: n2"), "{:?}", warned(&w));
 }

@@ -9,6 +9,7 @@ use time::Duration;
 use super::revoking_subjects::{order, user};
 use super::world::*;
 use crate::clock::Clock as _;
+use crate::deny::DenyError;
 use crate::vending::denying::Denying;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,4 +168,24 @@ async fn many_moments_are_put_together_and_what_lives_stays_out_of_it() {
     let first = entries.iter().find(|e| e.whose == crate::store::Denied::UserId("AROAgenomics:lab-user000-n1".into()));
     assert!(first.unwrap().issued_before < issued.items[0].issued, "the newer one lives");
     w.credentials("n1", newer).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_that_an_upstream_has_now_is_told_of_once_and_not_tried_for_ever() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    let session = w.open(7).await.session;
+    w.credentials("n1", session).await.unwrap();
+    *w.iam.error.lock().unwrap() = Some(DenyError::NotOurs("the upstream's".into()));
+    let report = w.vending.revoke(order(user("alice"))).await.unwrap();
+    assert!(!report.roles[0].in_force && report.not_denied[0].contains("the upstream's"), "{report:?}");
+    let asked = w.iam.calls.load(Ordering::SeqCst);
+    for _ in 0..5 {
+        w.clock.advance(Duration::minutes(30));
+        w.vending.sweep().await.unwrap();
+    }
+    assert_eq!(w.iam.calls.load(Ordering::SeqCst), asked);
+    w.vending.count_revocations().await.unwrap();
+    assert!(w.vending.metrics().text().contains("credvend_deny_policies_behind 0"));
+    assert!(!w.audited().contains("deny-failed"), "nobody failed");
 }

@@ -207,3 +207,26 @@ async fn a_node_opened_session_has_no_token() {
     w.vending.leave(&node("n1"), opened.session).await.unwrap();
     assert_eq!(w.session(opened.session).await.status, SessionStatus::Active);
 }
+
+#[tokio::test]
+async fn a_head_opens_nothing_of_another_clusters_project() {
+    let w = World::new();
+    let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
+    let mut map = map();
+    map.clusters.insert("Climate".parse().unwrap(), [("hpc".parse().unwrap())].into());
+    w.projects.replace(map);
+    assert_eq!(refused(w.vending.open_for_head(&head(), &post("1", "2026")).await).0, "ProjectElsewhere");
+    assert_eq!(refused(get(&w, opened.token.expose(), "1300", "Climate").await).0, "ProjectElsewhere");
+    let own = Head { cluster: "hpc".parse().unwrap(), peer: None };
+    let there = OpenSession { cluster_name: "HPC".parse().unwrap(), ..post("1", "2026") };
+    w.vending.open_for_head(&own, &there).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_good_at_its_cluster_however_the_path_spells_it() {
+    let w = World::new();
+    let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
+    let (token, other) = (TokenHash::of(opened.token.expose()), "LAB".parse().unwrap());
+    let project = "Climate".parse().unwrap();
+    w.vending.credentials_for_token(token, "1300", &other, &project, None, None).await.unwrap();
+}

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 use tokio::sync::{broadcast, watch};
 
-use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
+use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState, Site};
 use crate::audit;
 use crate::clock::Clock;
 use crate::deny::{Denier, DenyError, policy};
@@ -27,7 +27,7 @@ use crate::source::{AssumeRequest, Assumed, Source, SourceError};
 use crate::store::conformance::T0;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Revocation, Session, Store};
-use crate::vending::{AddressCheck, Cluster, Head, Node, Parts, Vending};
+use crate::vending::{AddressCheck, Cluster, Head, Node, NodeAddresses, Parts, Vending};
 
 pub struct TestClock(AtomicI64);
 
@@ -122,10 +122,11 @@ impl Attestor for Slurm {
         Ok(self.addresses.lock().unwrap().clone())
     }
 
-    async fn accounts_enforced(&self) -> Result<Option<String>, AttestError> {
+    async fn site(&self) -> Result<Site, AttestError> {
         self.asked_accounts.fetch_add(1, Ordering::SeqCst);
         self.up()?;
-        Ok(self.unenforced.lock().unwrap().clone())
+        let accounts_not_enforced = self.unenforced.lock().unwrap().clone();
+        Ok(Site { cluster: "lab".into(), accounts_not_enforced, jobs_hidden: None })
     }
 }
 
@@ -327,14 +328,8 @@ impl World {
         let iam = Arc::new(Iam::default());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
         let events = Arc::new(Events::new(store.clone(), clock.clone()));
-        let cluster = || Cluster {
-            attestor: Some(slurm.clone()),
-            trust_unenforced_accounts: false,
-            node_address_check: AddressCheck::Off,
-            head_session_max: Duration::days(30),
-        };
-        let mut lab = cluster();
-        let mut hpc = Cluster { attestor: None, ..cluster() };
+        let mut lab = cluster(Some(slurm.clone()));
+        let mut hpc = cluster(None);
         change(&mut lab, &mut hpc);
         let receiver = events.listen(&"lab".parse().unwrap());
         let settings = audit::Settings {
@@ -364,12 +359,6 @@ impl World {
 
     /// Another credvend over the same store, with the same Slurm and AWS.
     pub fn replica(&self) -> Arc<Vending> {
-        let cluster = |attestor| Cluster {
-            attestor,
-            trust_unenforced_accounts: false,
-            node_address_check: AddressCheck::Off,
-            head_session_max: Duration::days(30),
-        };
         let lab = cluster(Some(self.slurm.clone() as Arc<dyn Attestor>));
         Arc::new(Vending::new(Parts {
             store: self.store.clone(),
@@ -467,7 +456,12 @@ impl World {
 }
 
 pub fn node(name: &str) -> Node {
-    Node { cluster: lab(), name: name.parse().unwrap(), peer: Some(IpAddr::from([10, 77, 0, 11])) }
+    Node { cluster: lab(), name: name.parse().unwrap(), peer: Some(IpAddr::from([10, 77, 0, 11])), certified: false }
+}
+
+fn cluster(attestor: Option<Arc<dyn Attestor>>) -> Cluster {
+    let addresses = NodeAddresses { check: AddressCheck::Off, decided: true, ..NodeAddresses::default() };
+    Cluster { attestor, addresses, ..Cluster::default() }
 }
 
 pub fn lab() -> ClusterName {
