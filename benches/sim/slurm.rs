@@ -10,6 +10,7 @@ use testbed::squeue;
 const SETTINGS: &str = "Configuration data as of 2026-01-31T12:00:00\n\
     AccountingStorageEnforce = associations,limits\n\
     AccountingStorageType   = accounting_storage/slurmdbd\n\
+    ClusterName             = sim\n\
     PrivateData             = none\n\
     SlurmUser               = slurm(64030)\n\n\
     Slurmctld(primary) at sim is UP\n";

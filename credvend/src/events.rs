@@ -11,16 +11,19 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use credd_protocol::node_api::{Event, MAX_REASON_BYTES};
-use credd_protocol::{ClusterName, NodeName};
+use credd_protocol::{ClusterName, NodeName, SessionId};
 use hyper::body::Bytes;
 use tokio::sync::{OnceCell, broadcast, watch};
 
 use crate::clock::Clock;
-use crate::store::{NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, OrderId, Store, StoreError};
+use crate::store::{
+    CompletedSession, NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, OrderId, Store, StoreError,
+};
 
 use recent::Recent;
 
 pub mod answers;
+mod completed;
 mod recent;
 
 /// A node that is this many events behind starts anew with a fresh hello.
@@ -44,31 +47,40 @@ pub struct Line {
     /// Written once for all streams.
     plain: Bytes,
     to_answer: Bytes,
+    /// Each node hears of its own.
+    completed: Vec<CompletedSession>,
 }
 
 impl Line {
     fn of(numbered: NumberedNews) -> Self {
-        let NumberedNews { seq, news: News { kind, sessions, reason, order, nodes }, .. } = numbered;
+        let NumberedNews { seq, news: News { kind, sessions, reason, order, nodes, completed }, .. } = numbered;
         let line = |answer| {
             let (sessions, reason) = (sessions.clone(), reason.clone());
             written(&match kind {
-                NewsKind::Invalidated => Event::Invalidated { seq, sessions, reason, answer },
+                NewsKind::Invalidated => Event::Invalidated { seq, sessions, reason, answer, completed: vec![] },
                 NewsKind::Renew => Event::Renew { seq, sessions, reason, answer },
             })
         };
         let asked: HashSet<NodeName> = if order.is_some() { nodes.into_iter().collect() } else { HashSet::new() };
         let plain = line(false);
         let to_answer = if asked.is_empty() { plain.clone() } else { line(true) };
-        Line { seq, order, asked, plain, to_answer }
+        Line { seq, order, asked, plain, to_answer, completed }
     }
 
     /// About how much memory it takes.
     fn weight(&self) -> usize {
-        self.plain.len() + self.to_answer.len() + self.asked.len() * 64
+        let completed: usize = self.completed.iter().map(|of| 64 + of.nodes.len() * 64).sum();
+        self.plain.len() + self.to_answer.len() + self.asked.len() * 64 + completed
     }
 
     /// As this node hears it, its end included.
     pub fn for_node(&self, node: &NodeName) -> Bytes {
+        let concerns = |of: &&CompletedSession| of.nodes.is_empty() || of.nodes.contains(node);
+        let completed: Vec<SessionId> = self.completed.iter().filter(concerns).map(|of| of.session).collect();
+        if !completed.is_empty() {
+            let (sessions, reason) = (vec![], String::new());
+            return written(&Event::Invalidated { seq: self.seq, sessions, reason, answer: false, completed });
+        }
         if self.asks(node) { self.to_answer.clone() } else { self.plain.clone() }
     }
 
@@ -109,6 +121,7 @@ pub struct Events {
     /// Oldest first. Only [`Events::offer_untold`] takes from it.
     untold: Mutex<VecDeque<(ClusterName, News)>>,
     answers: answers::Answers,
+    completed: completed::Completed,
 }
 
 struct OfCluster {
@@ -144,6 +157,7 @@ impl Events {
             clusters: Mutex::default(),
             watcher: OnceLock::new(),
             untold: Mutex::default(),
+            completed: completed::Completed::default(),
         }
     }
 
@@ -161,8 +175,11 @@ impl Events {
         let own = self.of(cluster).await?;
         let reason = bounded(&news.reason);
         let mut stored = Ok(0);
-        for sessions in news.sessions.chunks(NEWS_SESSIONS) {
-            let piece = News { sessions: sessions.to_vec(), reason: reason.clone(), ..news.clone() };
+        let sessions = news.sessions.chunks(NEWS_SESSIONS).map(|sessions| (sessions, &[][..]));
+        let completed = news.completed.chunks(NEWS_SESSIONS).map(|completed| (&[][..], completed));
+        for (sessions, completed) in sessions.chain(completed) {
+            let (sessions, completed) = (sessions.to_vec(), completed.to_vec());
+            let piece = News { sessions, completed, reason: reason.clone(), ..news.clone() };
             stored = self.store.publish(cluster, piece, self.clock.now()).await;
             if stored.is_err() {
                 break;
@@ -279,6 +296,7 @@ impl Events {
         }
         // Writes come last, and end with the first that fails: what other replicas say must not wait for them.
         result = self.answers.write().await.and(result);
+        result = self.tell_completed().await.and(result);
         self.offer_untold().await.and(result)
     }
 

@@ -19,7 +19,8 @@ mod orders;
 pub mod sqlite;
 
 pub use orders::{
-    Block, Denied, NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, Order, OrderId, Revocation, Subject,
+    Block, CompletedSession, Denied, NEWS_PAGE, NEWS_SESSIONS, News, NewsKind, NumberedNews, Order, OrderId,
+    Revocation, Subject,
 };
 
 /// Why the store could not do what was asked.

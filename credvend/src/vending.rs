@@ -355,8 +355,8 @@ impl Vending {
             of_clusters.entry(&session.cluster).or_default().push(session.id);
         }
         for (cluster, sessions) in of_clusters {
-            let news =
-                News { kind: NewsKind::Invalidated, sessions, reason: why.to_owned(), order: None, nodes: vec![] };
+            let (kind, reason) = (NewsKind::Invalidated, why.to_owned());
+            let news = News { kind, sessions, reason, order: None, nodes: vec![], completed: vec![] };
             self.parts.events.publish_or_keep(cluster, news).await;
         }
     }
@@ -419,6 +419,9 @@ impl Vending {
     }
 
     fn ended(&self, session: &Session, why: &str) {
+        if matches!(session.origin, Origin::Slurm(_)) && session.status == SessionStatus::Completed {
+            self.parts.events.completed(&session.cluster, session.id, &session.nodes);
+        }
         self.let_go(session);
         self.parts.audit.note(Event::SessionEnded { session, why });
         tracing::info!(

@@ -190,6 +190,11 @@ pub enum Event {
         /// This node is to say when it has dropped them: [`HEARD`].
         #[serde(default)]
         answer: bool,
+        /// Sessions whose jobs are over, says Slurm: a job of theirs that still has a record here has ended without its
+        /// end being seen. They are not among `sessions`, and ride on this line because a credd that does not know of
+        /// them would take an unknown line for a gap: it passes over what it does not know of a line that it knows.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        completed: Vec<SessionId>,
     },
     /// The sessions live, but what was issued for them before is dead in AWS: drop it, and ask anew when it is needed.
     Renew {
@@ -242,7 +247,7 @@ mod tests {
         for worst in ["\u{1}", "\"", "x", "é"] {
             let reason = worst.repeat(MAX_REASON_BYTES / worst.len());
             let sessions = vec![SessionId::random(); MAX_EVENT_SESSIONS];
-            let event = Event::Invalidated { seq: u64::MAX, sessions, reason, answer: false };
+            let event = Event::Invalidated { seq: u64::MAX, sessions, reason, answer: false, completed: vec![] };
             let line = serde_json::to_vec(&event).unwrap().len() + 1;
             assert!(line <= MAX_EVENT_BYTES, "{line}");
         }
@@ -256,6 +261,27 @@ mod tests {
         request.partition = Some("gpu-a100".parse().unwrap());
         assert_eq!(request.path(), "/node/v1/sessions?partition=gpu-a100");
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"job":7,"restart":0,"uid":1}"#);
+    }
+
+    /// As a credd of release 0.1 before it reads a line.
+    #[test]
+    fn a_credd_that_knows_nothing_of_completed_sessions_hears_a_line_without_sessions() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        #[serde(tag = "event", rename_all = "kebab-case")]
+        enum Before {
+            Invalidated { seq: u64, sessions: Vec<SessionId>, reason: String, answer: bool },
+        }
+        let completed = vec![SessionId::random()];
+        let (sessions, reason) = (vec![], String::new());
+        let line = Event::Invalidated { seq: 7, sessions, reason, answer: false, completed };
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), line);
+        let heard: Before = serde_json::from_str(&text).unwrap();
+        assert_eq!(heard, Before::Invalidated { seq: 7, sessions: vec![], reason: String::new(), answer: false });
+        let old = r#"{"event":"invalidated","seq":7,"sessions":[],"reason":"","answer":false}"#;
+        assert!(
+            matches!(serde_json::from_str(old).unwrap(), Event::Invalidated { completed, .. } if completed.is_empty())
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod own;
 mod revocation;
 mod roles;
 mod slurm_outages;
+mod stuck_end;
 mod support;
 mod upstream;
 mod user_texts;

@@ -255,6 +255,21 @@ fn replace(directory: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Refused>
     Ok(())
 }
 
+/// Moves the directory of a run among the ended ones, as its epilog would have. One that is another run's by now is left
+/// alone.
+///
+/// # Errors
+/// [`Refused::NoRecord`]: it is gone. [`Refused::Wrong`]: it could not be moved.
+pub fn end(path: &Path, ended: &Path, run: &RunId) -> Result<(), Refused> {
+    let directory = open_directory(path)?;
+    let (record, _) = read_record(&directory)?;
+    if RunId::of(record.token.hash()) != *run {
+        return Err(Refused::NoRecord);
+    }
+    fs::rename(path, ended)?;
+    Ok(())
+}
+
 /// Removes the directory of an ended run. One that is gone, or is another run's by now, is left alone.
 ///
 /// # Errors

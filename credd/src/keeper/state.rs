@@ -80,6 +80,8 @@ pub struct Keeper {
     looked: bool,
     look_at: Instant,
     complained: HashSet<(PathBuf, String)>,
+    /// Runs that are over by Slurm's word, until the next look through all records.
+    over: BTreeSet<RunId>,
     /// Why the last look at all records failed.
     unreadable: Option<String>,
     reports: HashMap<u64, (Instant, SyncSender<Report>)>,
@@ -110,6 +112,7 @@ impl Keeper {
             looked: false,
             look_at: now,
             complained: HashSet::new(),
+            over: BTreeSet::new(),
             unreadable: None,
             reports: HashMap::new(),
             next_report: 0,
@@ -326,8 +329,31 @@ impl Keeper {
         }
     }
 
+    /// Ends the runs whose jobs are over, says Slurm, and whose records are where they were all the same: their epilog was
+    /// not run here, or failed. To be done before a look, which then finds them ended.
+    fn end_stuck(&mut self) {
+        for id in std::mem::take(&mut self.over) {
+            let Some(run) = self.runs.get(&id).filter(|run| !run.job.ended) else { continue };
+            let (job, restart, path) = (run.job.job, run.job.restart, run.path.clone());
+            let ended = self.run_dir.ended().join(format!("{job}.{restart}.{}", id.0));
+            match path.map(|path| records::end(&path, &ended, &id)) {
+                Some(Ok(())) => {
+                    tracing::warn!(%job, "Slurm says that the job is over, but its epilog noted no end here: ended now");
+                }
+                None | Some(Err(Refused::NoRecord)) => {}
+                Some(Err(error)) => {
+                    tracing::error!(%job, %error, "a job that is over cannot be ended here; it is served nothing");
+                    self.over.insert(id);
+                }
+            }
+        }
+    }
+
     /// Looks at all records, or at one job's, and tells the server what changed; `false` if they cannot be looked at.
     fn look(&mut self, only: Option<JobId>) -> bool {
+        if only.is_none() {
+            self.end_stuck();
+        }
         // First jobs/, then ended/: a job that moves in between is seen twice rather than never.
         let looks = match only {
             Some(job) => records::look_at(&self.run_dir, job),
@@ -350,7 +376,7 @@ impl Keeper {
         let (jobs, mut refused) = sift(jobs, cluster);
         let (ended, refused_ends) = sift(ended, cluster);
         refused.extend(refused_ends);
-        self.complain(refused, only.is_none());
+        self.complain(refused, only);
 
         let board = Arc::clone(&self.parts.desk.board);
         let changes = self.runs.take(jobs, ended, only, SystemTime::now());
@@ -390,15 +416,19 @@ impl Keeper {
     }
 
     /// Each bad directory is logged once for each thing that is wrong with it.
-    fn complain(&mut self, refused: Vec<(PathBuf, String)>, all: bool) {
+    fn complain(&mut self, refused: Vec<(PathBuf, String)>, only: Option<JobId>) {
         let now: HashSet<_> = refused.into_iter().collect();
         for (path, why) in now.difference(&self.complained) {
             tracing::error!(?path, why, "a job record is refused and left where it is: that job gets no credentials");
         }
-        if all {
-            self.complained = now;
-        } else {
-            self.complained.extend(now);
+        match only {
+            None => self.complained = now,
+            Some(job) => {
+                let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+                let of_job = |name: String| name.split('.').next() == Some(&job.to_string());
+                self.complained.retain(|(path, _)| !name(path).is_some_and(of_job));
+                self.complained.extend(now);
+            }
         }
     }
 
@@ -436,8 +466,9 @@ impl Keeper {
             ToKeeper::Look { .. } => {}
             ToKeeper::Attested { run, facts } => self.attested(&run, facts),
             ToKeeper::Over { run } => {
-                let path = self.runs.get(&run).and_then(|known| known.path.clone());
-                self.note(path, &run, file::OVER, "");
+                let Some(known) = self.runs.get(&run).filter(|known| !known.job.ended) else { return };
+                self.note(known.path.clone(), &run, file::OVER, "");
+                self.over.insert(run);
             }
             ToKeeper::Opened { run: id, session } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };

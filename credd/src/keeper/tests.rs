@@ -460,3 +460,40 @@ fn an_answer_about_very_many_jobs_fits_its_line() {
     assert_eq!(jobs[0].job.get(), 1000);
     assert!((200..1000).contains(&jobs.len()), "{}", jobs.len());
 }
+
+#[test]
+fn a_record_whose_epilog_never_came_is_ended_by_slurms_word() {
+    let node = Node::new();
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let (stuck, other) = (record(1), record(2));
+    let run = start(&node.run_dir, &stuck);
+    start(&node.run_dir, &other);
+    for record in [&stuck, &other] {
+        node.outcome(record);
+        assert_eq!(server.hear_job().job, record.job);
+    }
+    server.say(&ToKeeper::Over { run: run.clone() });
+    // Nothing happens before all records are looked at: the epilog has until then.
+    server.say(&ToKeeper::Over { run: RunId("0".repeat(16)) });
+    for job in 100..200 {
+        let _ = node.desk.events.send(Event::Look(job.try_into().unwrap(), None));
+    }
+    assert_eq!(server.hear(), ToServer::Ended { run });
+    assert!(!node.run_dir.job(stuck.job).exists() && node.run_dir.job(other.job).exists());
+    assert_eq!(fs::read_dir(node.run_dir.ended()).unwrap().count(), 1);
+    assert_eq!(node.health().undelivered_ends, 1);
+}
+
+#[test]
+fn a_record_that_is_not_served_is_told_by_health() {
+    let node = Node::new();
+    node.server();
+    let record = record(1);
+    start(&node.run_dir, &record);
+    fs::set_permissions(node.run_dir.job(record.job), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let _ = node.ask(&Request::Started { job: record.job });
+    node.until("health to say it", |node| node.health().record_problem.is_some());
+    let problem = node.health().record_problem.unwrap();
+    assert!(problem.contains("changed by others") && problem.contains("no credentials"), "{problem}");
+}

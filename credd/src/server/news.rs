@@ -22,6 +22,9 @@ const ANSWER_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::fro
 /// Unanswered events that are kept; beyond, credvend is left to think that the oldest were not heard.
 const MAX_UNANSWERED: usize = 4096;
 
+/// What the processes of a job are told that Slurm has no more.
+const OVER: &str = "Slurm says that this job is over, and no epilog of it was seen on this node.";
+
 /// The point in credvend's history up to which this node has heard everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Position {
@@ -124,8 +127,13 @@ impl Server {
             self.cache.borrow_mut().suspect_all();
         }
         let (seq, answer) = match event {
-            Some(Event::Invalidated { seq, sessions, reason, answer }) => {
+            Some(Event::Invalidated { seq, sessions, reason, answer, completed }) => {
                 self.refuse_sessions(&bounded(sessions), &plain(&reason));
+                let completed = bounded(completed);
+                // As a rule the job's epilog was here before, and nothing of it is left.
+                if !self.jobs.borrow().of_sessions(&completed).is_empty() {
+                    self.end_sessions(&completed, OVER);
+                }
                 (seq, answer)
             }
             Some(Event::Renew { seq, sessions, reason, answer }) => {
@@ -195,7 +203,13 @@ mod tests {
     }
 
     fn invalidated(seq: u64) -> Event {
-        Event::Invalidated { seq, sessions: vec![SessionId::random()], reason: "r".into(), answer: false }
+        Event::Invalidated {
+            seq,
+            sessions: vec![SessionId::random()],
+            reason: "r".into(),
+            answer: false,
+            completed: vec![],
+        }
     }
 
     fn renew(seq: u64) -> Event {

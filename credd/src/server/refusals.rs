@@ -72,9 +72,13 @@ impl Refusals {
     /// How a stream was opened, or not.
     pub fn stream<T>(&self, outcome: &Result<T, Trouble>) {
         *self.stream.borrow_mut() = match outcome {
-            Err(Trouble::Site(reason) | Trouble::No(reason) | Trouble::Never(reason) | Trouble::Gone(reason)) => {
-                Some(format!("credvend refuses this node: {reason}"))
-            }
+            Err(
+                Trouble::Site(reason)
+                | Trouble::No(reason)
+                | Trouble::Never(reason)
+                | Trouble::Over(reason)
+                | Trouble::Gone(reason),
+            ) => Some(format!("credvend refuses this node: {reason}")),
             Ok(_) | Err(Trouble::Outage(_) | Trouble::Busy(..)) => None,
         };
     }
@@ -84,7 +88,9 @@ impl Refusals {
         match outcome {
             Ok(_) => self.sessions.given(),
             Err(Trouble::Site(reason)) => self.sessions.refused_all(reason),
-            Err(Trouble::No(reason) | Trouble::Never(reason)) => self.sessions.refused(job, reason),
+            Err(Trouble::No(reason) | Trouble::Never(reason) | Trouble::Over(reason)) => {
+                self.sessions.refused(job, reason)
+            }
             Err(Trouble::Outage(_) | Trouble::Busy(..) | Trouble::Gone(_)) => {}
         }
     }
@@ -95,7 +101,7 @@ impl Refusals {
             Ok(_) => self.credentials.given(),
             Err(Trouble::Site(reason)) => self.credentials.refused_all(reason),
             Err(Trouble::No(reason)) => self.credentials.refused(session, reason),
-            Err(Trouble::Never(_) | Trouble::Outage(_) | Trouble::Busy(..) | Trouble::Gone(_)) => {}
+            Err(Trouble::Never(_) | Trouble::Over(_) | Trouble::Outage(_) | Trouble::Busy(..) | Trouble::Gone(_)) => {}
         }
     }
 

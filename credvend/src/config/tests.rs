@@ -109,7 +109,7 @@ node_address_check = "warn"
 [[cluster]]
 name = "LAB"
 head-session-max-days = 0
-node-addresses = { n1 = "nowhere", "a/b" = "10.0.0.1" }
+node-addresses = { n1 = "nowhere", "a,b" = "10.0.0.1" }
 [log]
 format = "xml"
 "#;

@@ -62,6 +62,7 @@ mod tests {
             asked: HashSet::new(),
             plain: vec![0; bytes].into(),
             to_answer: vec![].into(),
+            completed: vec![],
         })
     }
 

@@ -22,6 +22,7 @@ fn news(sessions: usize, order: Option<OrderId>, nodes: &[&str]) -> News {
         reason: "revoked\nby an administrator".into(),
         order,
         nodes: nodes.iter().map(|name| node(name)).collect(),
+        completed: vec![],
     }
 }
 
@@ -85,7 +86,7 @@ async fn one_replicas_own_news_is_told_at_once_and_to_the_watcher_before_it() {
     let order = OrderId::random();
     one.publish(&lab(), news(3, Some(order), &["n1"])).await.unwrap();
     let line = stream.news.try_recv().unwrap();
-    let Event::Invalidated { seq: 1, sessions, reason, answer: true } = event(&line, "n1") else { panic!() };
+    let Event::Invalidated { seq: 1, sessions, reason, answer: true, .. } = event(&line, "n1") else { panic!() };
     assert_eq!((sessions.len(), reason.as_str()), (3, "revokedby an administrator"));
     assert!(matches!(event(&line, "n2"), Event::Invalidated { seq: 1, answer: false, .. }));
     assert_eq!(*watched.lock().unwrap(), [3]);
@@ -242,4 +243,39 @@ async fn answers_are_counted_once_from_whom_they_were_asked_whichever_replica_th
     assert_eq!(one.answers(order, &concerned, Duration::from_secs(3600)).await, concerned, "not waited for longer");
     one.look(&[lab()]).await.unwrap();
     assert_eq!(one.store.heard(order).await.unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_jobs_are_told_together_to_their_own_nodes_and_old_readers_see_nothing() {
+    let (_dir, [one, two]) = replicas();
+    let mut stream = one.subscribe(&lab(), None).await.unwrap();
+    let mut elsewhere = two.subscribe(&lab(), None).await.unwrap();
+    let ids: Vec<SessionId> = (0..4).map(|_| SessionId::random()).collect();
+    one.completed(&lab(), ids[0], &[node("n1")]);
+    one.completed(&lab(), ids[1], &[node("n1"), node("n2")]);
+    // All of its nodes have said so themselves.
+    one.left(ids[2], &node("n1"));
+    one.completed(&lab(), ids[2], &[node("n1")]);
+    one.completed(&lab(), ids[3], &(0..100).map(|n| node(&format!("m{n}"))).collect::<Vec<_>>());
+    one.look(&[lab()]).await.unwrap();
+    assert!(stream.news.try_recv().is_err(), "gathered for a while");
+    tokio::time::advance(Duration::from_secs(6)).await;
+    one.look(&[lab()]).await.unwrap();
+    two.look(&[lab()]).await.unwrap();
+    for line in [stream.news.try_recv().unwrap(), elsewhere.news.try_recv().unwrap()] {
+        let of = |name: &str| match event(&line, name) {
+            Event::Invalidated { seq: 1, sessions, answer: false, completed, .. } if sessions.is_empty() => completed,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of("n1"), [ids[0], ids[1], ids[3]]);
+        assert_eq!(of("n2"), [ids[1], ids[3]]);
+        assert_eq!(of("n9"), [ids[3]], "of many nodes, all are told");
+    }
+    assert!(stream.news.try_recv().is_err(), "together");
+    // As a credvend of the release before it reads the store.
+    let stored = one.store.news(&lab(), 0).await.unwrap().remove(0).news;
+    let mut text = serde_json::to_value(&stored).unwrap();
+    assert!(text["sessions"].as_array().unwrap().is_empty() && text["completed"].is_array());
+    text.as_object_mut().unwrap().remove("completed");
+    assert!(serde_json::from_value::<News>(text).unwrap().completed.is_empty());
 }

@@ -153,7 +153,7 @@ fn a_project_is_of_the_clusters_that_it_names() {
     assert!(on(&map, "genomics", "lab").unwrap().contains("names no clusters"));
     assert_eq!(on(&map, "shared", "lab"), None);
     assert_eq!(map.without_clusters().count(), 3);
-    for (bad, line) in [("\"lab\"", "array"), ("[]", "nowhere"), ("[7]", "array"), ("[\"a b\"]", "cluster name")] {
+    for (bad, line) in [("\"lab\"", "array"), ("[]", "nowhere"), ("[7]", "array"), ("[\"a \"]", "cluster name")] {
         let text = format!("[projects.a]\nrole-arn = \"arn:aws:iam::123456789012:role/a\"\nclusters = {bad}\n");
         assert!(problems(&text)[0].starts_with("line 3: ") && problems(&text)[0].contains(line), "{bad}");
     }

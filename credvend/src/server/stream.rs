@@ -193,6 +193,7 @@ mod tests {
             reason: "over".into(),
             order,
             nodes: vec![n1.clone()],
+            completed: vec![],
         };
         let Event::Hello { epoch, seq: 0 } = events.subscribe(&lab, None).await.unwrap().hello else { panic!() };
         for _ in 0..2 {

@@ -95,6 +95,21 @@ pub struct News {
     pub order: Option<OrderId>,
     /// The nodes that may hold credentials of these sessions: they are asked to answer when they have dropped them.
     pub nodes: Vec<NodeName>,
+    /// Sessions that are COMPLETED; at most [`NEWS_SESSIONS`]. They stand in news of the kind INVALIDATED that has no
+    /// sessions: a credvend that does not know of them reads it, and tells its nodes nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub completed: Vec<CompletedSession>,
+}
+
+/// A session whose job is over, and who must hear of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CompletedSession {
+    /// Which.
+    pub session: SessionId,
+    /// The nodes that have not said that the job left them; empty: they are too many to be named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeName>,
 }
 
 /// See [`News`].

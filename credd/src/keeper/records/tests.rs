@@ -122,6 +122,19 @@ fn a_bad_record_is_refused_and_the_others_are_served() {
 }
 
 #[test]
+fn an_end_is_of_one_run_only() {
+    let (_dir, run_dir) = run_dir();
+    let (before, now) = (record(1), record(1));
+    let run = start(&run_dir, &now);
+    let (path, ended) = (run_dir.job(now.job), run_dir.ended().join("1.0.x"));
+    let earlier = RunId::of(before.token.hash());
+    assert!(matches!(super::end(&path, &ended, &earlier), Err(Refused::NoRecord)) && path.exists());
+    super::end(&path, &ended, &run).unwrap();
+    assert!(!path.exists() && ended.exists());
+    assert!(matches!(super::end(&path, &ended, &run), Err(Refused::NoRecord)), "its epilog was faster");
+}
+
+#[test]
 #[cfg_attr(not(is_root), ignore = "gives a record to another uid: run this test as root")]
 fn another_users_record_is_refused() {
     let (_dir, run_dir) = run_dir();

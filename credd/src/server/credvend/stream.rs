@@ -110,7 +110,13 @@ mod tests {
     }
 
     fn invalidated(seq: u64) -> Event {
-        Event::Invalidated { seq, sessions: vec![SessionId::random()], reason: "r".into(), answer: true }
+        Event::Invalidated {
+            seq,
+            sessions: vec![SessionId::random()],
+            reason: "r".into(),
+            answer: true,
+            completed: vec![],
+        }
     }
 
     /// Lines of credvend's, and others.

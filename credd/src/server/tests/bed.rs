@@ -469,7 +469,13 @@ fn hear(server: &Rc<Server>, run: &Rc<Run>, ledger: &Rc<RefCell<Ledger>>, act: A
     let (sessions, reason) = (session.into_iter().collect(), "r".to_owned());
     *seq += 1;
     match act {
-        Act::Invalidate => server.credvend_said(Some(Event::Invalidated { seq: *seq, sessions, reason, answer: true })),
+        Act::Invalidate => server.credvend_said(Some(Event::Invalidated {
+            seq: *seq,
+            sessions,
+            reason,
+            answer: true,
+            completed: vec![],
+        })),
         Act::Renew => server.credvend_said(Some(Event::Renew { seq: *seq, sessions, reason, answer: true })),
         Act::Gap => server.credvend_said(Some(Event::Ping { seq: *seq })),
         _ => {

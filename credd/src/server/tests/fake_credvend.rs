@@ -205,7 +205,7 @@ impl FakeCredvend {
 
     pub fn invalidate(&self, session: SessionId, reason: &str) {
         let reason = reason.to_owned();
-        self.tell(|seq| Event::Invalidated { seq, sessions: vec![session], reason, answer: false });
+        self.tell(|seq| Event::Invalidated { seq, sessions: vec![session], reason, answer: false, completed: vec![] });
     }
 }
 

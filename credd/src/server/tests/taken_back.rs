@@ -23,7 +23,7 @@ fn one_line_ends_many_sessions_for_good_and_is_answered_once_they_are_gone() {
             [(&over[..8], true), (&over[8..16], true), (&over[16..17], false), (&over[17..], true)]
         {
             let (sessions, reason) = (sessions.to_vec(), "revoked by an administrator".to_owned());
-            house.credvend.tell(|seq| Event::Invalidated { seq, sessions, reason, answer });
+            house.credvend.tell(|seq| Event::Invalidated { seq, sessions, reason, answer, completed: vec![] });
         }
         let refused = |m: &&ToKeeper| matches!(m, ToKeeper::Refused { .. });
         house.until("all are refused", |h| h.said.borrow().iter().filter(refused).count() == 18).await;
@@ -112,6 +112,7 @@ fn a_stream_that_breaks_is_taken_up_where_it_was() {
             sessions: vec![session],
             reason: "r".into(),
             answer: true,
+            completed: vec![],
         });
         house.credvend.start().await;
         house.until("it is refused", |h| h.said.borrow().iter().any(|m| matches!(m, ToKeeper::Refused { .. }))).await;
@@ -193,4 +194,25 @@ fn of_two_bounds_on_silence_the_stricter_counts() {
             assert_eq!(house.ask(1, &token).await.status, 503);
         });
     }
+}
+
+/// The epilog did not run here, or could not note the end: Slurm's word counts.
+#[test]
+fn a_job_that_is_over_for_slurm_gets_nothing_more_and_the_keeper_hears_of_it() {
+    in_a_house(async || {
+        let mut house = House::new().await;
+        let (stuck, stuck_token) = house.job(1).await;
+        let (other, other_token) = house.job(2).await;
+        for (id, token) in [(1, &stuck_token), (2, &other_token)] {
+            assert_eq!(house.ask(id, token).await.status, 200);
+        }
+        let completed = vec![house.session_of(&stuck.run).unwrap()];
+        let (sessions, reason) = (vec![], String::new());
+        house.credvend.tell(|seq| Event::Invalidated { seq, sessions, reason, answer: false, completed });
+        let over = |m: &&ToKeeper| matches!(m, ToKeeper::Over { run } if *run == stuck.run);
+        house.until("the keeper hears of it", |h| h.said.borrow().iter().filter(over).count() == 1).await;
+        assert_eq!(house.ask(1, &stuck_token).await.word(), "Refused");
+        assert_eq!(house.ask(2, &other_token).await.status, 200);
+        assert_ne!(stuck.run, other.run);
+    });
 }

@@ -30,6 +30,7 @@ fn news(reason: &str) -> News {
         reason: reason.into(),
         order: Some(OrderId::random()),
         nodes: vec!["n1".parse().unwrap(), "n2".parse().unwrap()],
+        completed: vec![],
     }
 }
 

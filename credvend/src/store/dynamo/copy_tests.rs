@@ -114,6 +114,7 @@ async fn lived(store: &dyn Store) {
             reason: format!("{i}"),
             order: None,
             nodes: vec![],
+            completed: vec![],
         };
         store.publish(&clusters[i % 7 % 2], news, T0 + Duration::seconds(i as i64)).await.unwrap();
     }

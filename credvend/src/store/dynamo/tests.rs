@@ -129,6 +129,7 @@ async fn what_is_longer_than_an_item_is_kept_whole() {
         reason: "revoked".into(),
         order: None,
         nodes: session.nodes.clone(),
+        completed: vec![],
     };
     let lab = "lab".parse().unwrap();
     assert_eq!(store.publish(&lab, news.clone(), T0).await.unwrap(), 1);

@@ -61,7 +61,7 @@ impl Vending {
                 // In order: who has heard the last has heard all.
                 let asked = if at + 1 == chunks.len() && stored { nodes.clone() } else { vec![] };
                 let (sessions, reason) = (some.to_vec(), reason.to_owned());
-                let news = News { kind, sessions, reason, order, nodes: asked };
+                let news = News { kind, sessions, reason, order, nodes: asked, completed: vec![] };
                 stored &= self.parts.events.publish_or_keep(cluster, news).await;
             }
             all_stored &= stored;

@@ -205,6 +205,7 @@ async fn a_node_that_was_told_to_renew_by_one_replica_gets_nothing_older_from_an
         reason: "dead in AWS".into(),
         order: None,
         nodes: vec![],
+        completed: vec![],
     };
     let seq = elsewhere.events().publish(&lab(), news).await.unwrap();
     assert_eq!(ask(seq - 1).await, first, "that node has not heard it, and this replica has not looked");
