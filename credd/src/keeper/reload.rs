@@ -11,6 +11,9 @@ use crate::logging;
 /// Tells whoever asked: a sentence about what a restart alone changes, if there is any; or why nothing changed.
 pub type Reply = SyncSender<Result<Option<String>, String>>;
 
+/// `systemctl status` is not the place for a long list; the log has it whole.
+const MAX_STATUS_LINES: usize = 4;
+
 /// A reload that the server process has not answered yet.
 pub struct Reload {
     new: Config,
@@ -85,8 +88,8 @@ impl Keeper {
         for line in problem.lines() {
             tracing::error!("the configuration in force stays: {line}");
         }
-        let first = problem.lines().next().unwrap_or_default();
-        let status = format!("serving with an earlier configuration; the file is not in force: {first}");
+        let why: Vec<&str> = problem.lines().map(str::trim).take(MAX_STATUS_LINES).collect();
+        let status = format!("serving with an earlier configuration; the file is not in force: {}", why.join(" "));
         self.end_reload(&status, replies, &Err(problem.to_owned()));
     }
 

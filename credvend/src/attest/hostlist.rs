@@ -218,7 +218,11 @@ mod tests {
             let mut text = String::new();
             for element in 0..1 + random(4) {
                 let comma = if element > 0 { "," } else { "" };
-                let _ = write!(text, "{comma}{}", ["n", "gpu-", "rack1.", "x0y", "a+b", "c#d@", "%=:", "e_"][random(8) as usize]);
+                let _ = write!(
+                    text,
+                    "{comma}{}",
+                    ["n", "gpu-", "rack1.", "x0y", "a+b", "c#d@", "%=:", "e_"][random(8) as usize]
+                );
                 for _ in 0..random(3) {
                     let ranges: Vec<String> = (0..1 + random(3))
                         .map(|_| {
