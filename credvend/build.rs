@@ -25,6 +25,10 @@ fn main() {
         println!("cargo:rustc-cfg=munge_as_root");
         println!("cargo:rustc-env=MUNGED_FOUND={}", munged.display());
     }
+    println!("cargo:rustc-check-cfg=cfg(has_systemd_analyze)");
+    if on_path("systemd-analyze").is_some() {
+        println!("cargo:rustc-cfg=has_systemd_analyze");
+    }
     // A file system of a test's own needs a mount namespace.
     println!("cargo:rustc-check-cfg=cfg(own_mounts)");
     if root && ["unshare", "nsenter", "mount"].iter().all(|name| on_path(name).is_some()) {
