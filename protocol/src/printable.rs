@@ -42,6 +42,7 @@ mod tests {
         for (name, shown) in [
             ("gpu+a100", "gpu+a100"),
             (r"DOM\jo", r"DOM\jo"),
+            ("Jo Doe", r#""Jo Doe""#),
             ("a user=root", r#""a user=root""#),
             ("a=b", r#""a=b""#),
             (r#"a" b="c"#, r#""a\" b=\"c""#),
