@@ -20,9 +20,9 @@ fn a_cluster_name_with_capitals_is_slurms_own() {
     assert!(arn.ends_with("assumed-role/genomics/MyLab-alice-n1"), "{arn}");
     let job = hold(&cluster, "alice", &[]);
     assert!(job.uri.contains("/cluster/mylab/"), "Slurm's word: {}", job.uri);
-    let listed = admin(&cluster, &["session", "list", "--cluster", "mylab", "--status", "active"]);
-    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     let number = job.job;
+    let listed = admin(&cluster, &["session", "list", "--cluster", "mylab", "--job", &number.to_string()]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     admin(&cluster, &["revoke", "--job", &format!("mylab/{number}")]);
     let answer = job.get_as("alice");
     assert_eq!(answer.status, 403, "{answer:?}");
