@@ -12,8 +12,7 @@ use serde_json::Value;
 
 use super::asking::over_unix;
 use super::clock::{Ms, Wall, now};
-use super::faults::{How, Target};
-use super::history::{History, Issued, Job, JobKey, Session, Span, Use};
+use super::history::{History, Issued, Job, JobKey, Session, Use};
 use super::{locked, records};
 use crate::cluster::Cluster;
 use crate::daemon::Daemon;
@@ -356,7 +355,8 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::soak::faults::Fault;
+    use crate::soak::faults::{Fault, How, Target};
+    use crate::soak::history::Span;
 
     fn answer(rows: &[(u32, u64, &str, &str, &str)]) -> HashMap<JobKey, (String, String, String)> {
         let row = |&(id, at, state, nodes, reason): &(u32, u64, &str, &str, &str)| {
