@@ -83,6 +83,16 @@ pub enum AttestError {
         /// What is wrong with it.
         why: String,
     },
+    /// It was not asked: the address that makes credvend ask has done so too often.
+    #[error("{address} made credvend ask Slurm of cluster {cluster} too often; it may again in a moment")]
+    TooOften {
+        /// Which cluster.
+        cluster: ClusterName,
+        /// Whose budget it is.
+        address: std::net::IpAddr,
+        /// When there is some of it again.
+        again_in: std::time::Duration,
+    },
 }
 
 /// A complete, successful answer about one job.
@@ -100,6 +110,12 @@ pub trait Attestor: Send + Sync + 'static {
     /// The facts about one job. Callers who ask about the same job at the same time share one question, and questions
     /// about many jobs are put together. `fresh` forbids an answer asked for before this call.
     async fn job(&self, job: JobId) -> Result<Answer, AttestError>;
+
+    /// The same for what credvend asks by itself, such as whether a session is to be closed: it does not wait behind what
+    /// nodes make it ask.
+    async fn job_unasked(&self, job: JobId) -> Result<Answer, AttestError> {
+        self.job(job).await
+    }
 
     /// All jobs that are not [`JobState::Over`], from one complete answer: for the sweep that closes what is over.
     async fn all_jobs(&self) -> Result<Vec<JobFacts>, AttestError>;

@@ -120,6 +120,8 @@ pub struct Tls {
     pub key: Option<PathBuf>,
     /// `client-ca`: PEM; certificates of these authorities identify nodes, heads and administrators.
     pub client_ca: Option<PathBuf>,
+    /// `client-crl`: PEM; lists of those authorities' revoked certificates, one file or several.
+    pub client_crl: Vec<PathBuf>,
     /// `names`: host names and addresses for the self-signed certificate; the first stands in `public-url`'s default.
     pub names: Vec<String>,
 }
@@ -286,7 +288,8 @@ impl Config {
         let secrets = secrets.chain(self.upstream.iter().map(|upstream| &upstream.head_secret_file));
         let mut problems: Vec<String> = secrets.filter_map(|path| secret_file::problem(path)).collect();
         let projects = (self.projects_from == ProjectsFrom::File).then_some(&self.projects);
-        let readable = self.tls.certificate.iter().chain(&self.tls.client_ca).chain(projects);
+        let readable =
+            self.tls.certificate.iter().chain(&self.tls.client_ca).chain(&self.tls.client_crl).chain(projects);
         let readable = readable.chain(self.upstream.iter().filter_map(|upstream| upstream.ca_file.as_ref()));
         problems.extend(readable.filter_map(|path| {
             std::fs::File::open(path).err().map(|error| format!("{} cannot be read: {error}", path.display()))
@@ -423,12 +426,16 @@ fn read_tls(section: Section<'_, '_>, plain_http: bool) -> Tls {
         certificate: section.path("certificate"),
         key: section.path("key"),
         client_ca: section.path("client-ca"),
+        client_crl: section.paths("client-crl"),
         names: section.texts("names").unwrap_or_default(),
     };
     match (&tls.certificate, &tls.key) {
         (Some(_), None) => section.problem_at("certificate", "needs key beside it"),
         (None, Some(_)) => section.problem_at("key", "needs certificate beside it"),
         _ => {}
+    }
+    if tls.client_ca.is_none() && !tls.client_crl.is_empty() {
+        section.problem_at("client-crl", "has no effect without client-ca");
     }
     if plain_http && tls.client_ca.is_some() {
         section.problem_at("client-ca", "has no effect with plain-http = true");

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use credd_protocol::node_api::{Event, MAX_REASON_BYTES};
+use credd_protocol::printable::one_line;
 use credd_protocol::{ClusterName, NodeName, SessionId};
 use hyper::body::Bytes;
 use tokio::sync::{OnceCell, broadcast, watch};
@@ -173,7 +174,7 @@ impl Events {
     /// The store's. What was stored before it erred is told.
     pub async fn publish(&self, cluster: &ClusterName, news: News) -> Result<u64, StoreError> {
         let own = self.of(cluster).await?;
-        let reason = bounded(&news.reason);
+        let reason = one_line(&news.reason, MAX_REASON_BYTES);
         let mut stored = Ok(0);
         let sessions = news.sessions.chunks(NEWS_SESSIONS).map(|sessions| (sessions, &[][..]));
         let completed = news.completed.chunks(NEWS_SESSIONS).map(|completed| (&[][..], completed));
@@ -389,18 +390,6 @@ impl Events {
             }
         }
     }
-}
-
-/// Without control characters, and no longer than a line has room for.
-fn bounded(reason: &str) -> String {
-    let mut text = String::new();
-    for c in reason.chars().filter(|c| !c.is_control()) {
-        if text.len() + c.len_utf8() > MAX_REASON_BYTES {
-            break;
-        }
-        text.push(c);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -89,6 +89,7 @@ pub struct Metrics {
     denies_behind: Gauge,
     upstream_waiting: Gauge,
     certificate_expiry: Family<OfCertificate, Gauge>,
+    client_crl_expiry: Family<(), Gauge>,
     audit_lines: Counter,
     audit_lost: Counter,
     audit_failures: Counter,
@@ -144,6 +145,7 @@ impl Default for Metrics {
             upstream_waiting = Gauge::default(), "upstream_ends_waiting", "Ended sessions and revoked users that the upstream does not hear of; 0 while it hears";
             denies_behind = Gauge::default(), "deny_policies_behind", "Roles whose Deny IAM has not taken";
             certificate_expiry = Family::default(), "certificate_expiry_timestamp_seconds", "When a certificate ends: server, or the first of client-ca";
+            client_crl_expiry = Family::default(), "client_crl_expiry_timestamp_seconds", "When the first of client-crl ends, and with it every certificate that it speaks of";
             audit_lines = Counter::default(), "audit_lines", "Lines written to the audit log";
             audit_lost = Counter::default(), "audit_lines_lost", "Lines that the audit log does not have";
             audit_failures = Counter::default(), "audit_failures", "Failed writes and syncs of the audit log";
@@ -266,6 +268,11 @@ impl Metrics {
     /// A certificate ends then.
     pub fn certificate_expires(&self, certificate: Text, at: OffsetDateTime) {
         self.certificate_expiry.get_or_create(&OfCertificate { certificate }).set(at.unix_timestamp());
+    }
+
+    /// The first of the clients' revocation lists ends then.
+    pub fn client_crl_expires(&self, at: OffsetDateTime) {
+        self.client_crl_expiry.get_or_create(&()).set(at.unix_timestamp());
     }
 
     /// So many lines are in the audit log's file.

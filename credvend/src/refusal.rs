@@ -32,6 +32,9 @@ pub enum Refusal {
     /// No such path.
     #[error("{0}")]
     NotFound(String),
+    /// What a page in a browser may have made it send.
+    #[error("the request may be a browser's, which some page made: {0}")]
+    BrowserRequest(String),
     /// A path with another method.
     #[error("{0}")]
     MethodNotAllowed(String),
@@ -190,6 +193,7 @@ impl Refusal {
             Refusal::NotAllowed { .. } => "NotAllowed",
             Refusal::BadRequest(_) => "BadRequest",
             Refusal::NotFound(_) => "NotFound",
+            Refusal::BrowserRequest(_) => "BrowserRequest",
             Refusal::MethodNotAllowed(_) => "MethodNotAllowed",
             Refusal::TooLarge(_) => "TooLarge",
             Refusal::UnknownCluster(_) => "UnknownCluster",
@@ -286,7 +290,10 @@ impl From<StoreError> for Refusal {
 
 impl From<AttestError> for Refusal {
     fn from(error: AttestError) -> Self {
-        Refusal::Unavailable(error.to_string())
+        match error {
+            AttestError::TooOften { again_in, .. } => Refusal::Busy { why: error.to_string(), again_in },
+            _ => Refusal::Unavailable(error.to_string()),
+        }
     }
 }
 
@@ -318,6 +325,7 @@ mod tests {
             Refusal::NotAllowed { who: text(), why: text() },
             Refusal::BadRequest(text()),
             Refusal::NotFound(text()),
+            Refusal::BrowserRequest(text()),
             Refusal::MethodNotAllowed(text()),
             Refusal::TooLarge(text()),
             Refusal::UnknownCluster(cluster.clone()),

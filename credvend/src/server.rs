@@ -8,6 +8,7 @@
 //! | [`admin_socket`] | the administrators' own |
 //! | [`tls`] | the certificate: given, or made at first start and pinned |
 //! | [`route`] | method and path → [`route::Verb`] |
+//! | [`browser`] | requests that a browser may have been made to send |
 //! | [`principal`] | headers and certificate → [`principal::Principal`] |
 //! | [`seed`], [`node`], [`admin`], [`revocations`] | the verbs; [`stream`] is the nodes' standing one |
 //! | [`metrics_page`] | what Prometheus reads, on a socket of its own |
@@ -37,6 +38,7 @@ use route::Verb;
 pub mod admin;
 pub mod admin_socket;
 pub mod answer;
+pub mod browser;
 pub mod connections;
 pub mod head_secrets;
 pub mod listen;
@@ -67,6 +69,8 @@ pub enum Connection {
         certificate: Option<CertificateDer<'static>>,
         /// SHA-256 of the certificate that this connection was shown, lower-case hex.
         fingerprint: Arc<str>,
+        /// The host names in that certificate.
+        names: Arc<[String]>,
     },
     /// Plain HTTP on a loopback address.
     Plain {
@@ -103,6 +107,8 @@ pub struct Settings {
     pub request_patience: Duration,
     /// A new stream of a node ends its oldest.
     pub max_streams_per_node: usize,
+    /// The host name of `public-url`.
+    pub host: Option<String>,
 }
 
 /// Everything a request needs.
@@ -196,10 +202,14 @@ impl Server {
             .authenticate(connection, &asked, self.clock.now())
             .await
             .map_err(|refusal| (None, refusal))?;
+        let who = principal.to_string();
+        if !parts.headers.contains_key(header::AUTHORIZATION) {
+            browser::refuse(connection, &principal, &asked, self.settings.host.as_deref())
+                .map_err(|refusal| (Some(who.clone()), refusal))?;
+        }
         if matches!(principal, Principal::Node(_) | Principal::Head(_) | Principal::Admin(_)) {
             on_proof();
         }
-        let who = principal.to_string();
         // A caller that hangs up must not leave a revocation half done: the work goes on by itself.
         let work = {
             let (server, verb, connection) = (self.clone(), verb.clone(), connection.clone());
@@ -259,6 +269,7 @@ fn on_record_here(verb: &Verb, refusal: &Refusal) -> bool {
     match refusal {
         Refusal::Unauthenticated(_) => !matches!(verb, Verb::SessionCredentials { .. }),
         Refusal::NotAllowed { .. } | Refusal::WrongAddress { .. } => at_the_door,
+        Refusal::BrowserRequest(_) => true,
         _ => false,
     }
 }

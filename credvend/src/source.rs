@@ -11,6 +11,7 @@ use crate::store::Session;
 
 pub mod aws;
 pub mod failure;
+mod own;
 pub mod sts;
 pub mod turns;
 pub mod upstream;

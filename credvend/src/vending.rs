@@ -34,7 +34,7 @@ mod blocking;
 mod crowds;
 mod denying;
 mod facts;
-mod heads;
+pub(crate) mod heads;
 mod issuing;
 mod nodes;
 mod refused;
@@ -205,6 +205,13 @@ impl Vending {
             replica,
             parts,
         }
+    }
+
+    /// With this budget of questions to Slurm for each address: so many a second, and so many at once after a pause.
+    #[must_use]
+    pub fn with_questions(mut self, per_second: u32, burst: u32) -> Self {
+        self.facts.limit(per_second, burst);
+        self
     }
 
     /// The store, for listings by an administrator.

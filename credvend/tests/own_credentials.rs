@@ -82,6 +82,15 @@ fn metadata_services_are_not_asked_unless_allowed() {
 }
 
 #[test]
+fn a_slow_process_of_a_profile_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), "[default]\ncredential_process = /bin/sleep 30\n");
+    let report = report_with(&[("AWS_CONFIG_FILE", &file), ("PATH", "/usr/bin:/bin")]);
+    assert!(report.contains("own credentials") && report.contains("credential_process"), "{report}");
+    assert!(!report.contains("did not answer") && !report.contains("does not answer"), "{report}");
+}
+
+#[test]
 fn environment_and_profiles_give_credentials() {
     let dir = tempfile::tempdir().unwrap();
     let process = "[default]\ncredential_process = /bin/echo {\"Version\":1,\"AccessKeyId\":\"AKIAEXAMPLE\",\"SecretAccessKey\":\"x\"}\n";

@@ -33,6 +33,19 @@ impl fmt::Display for FieldValue<'_> {
     }
 }
 
+/// Somebody's sentence as one line of at most so many bytes: each control character becomes a space, so that the words
+/// around it stay apart.
+pub fn one_line(text: &str, max_bytes: usize) -> String {
+    let mut line = String::with_capacity(text.len().min(max_bytes));
+    for c in text.chars() {
+        if line.len() + c.len_utf8() > max_bytes {
+            break;
+        }
+        line.push(if c.is_control() { ' ' } else { c });
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +70,12 @@ mod tests {
         assert_eq!(escaped("\"it's\" a\\b é 漢 😀".chars()), "\"it's\" a\\b é 漢 😀");
         assert_eq!(escaped("a\u{202e}b\u{2066}c\u{200b}d\u{feff}".chars()), "a\\u{202e}b\\u{2066}c\\u{200b}d\\u{feff}");
         assert_eq!(escaped("\u{1b}[2J\n\u{9b}".chars()), "\\u{1b}[2J\\n\\u{9b}");
+    }
+
+    #[test]
+    fn a_line_keeps_its_words_apart_and_is_bounded() {
+        assert_eq!(one_line("revoked\nby\tcarol\u{1b}[2J\u{85}", 100), "revoked by carol [2J ");
+        assert_eq!(one_line("éééé", 5), "éé");
+        assert_eq!(one_line("", 5), "");
     }
 }

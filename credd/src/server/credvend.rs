@@ -9,6 +9,7 @@ use credd_protocol::node_api::{
     ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, HEARD, HeardRequest, LeaveRequest,
     OpenRequest, OpenResponse, SlurmFacts, credentials_path, leave_path, stream_path,
 };
+use credd_protocol::printable::one_line;
 use credd_protocol::{Secret, SessionId};
 use reqwest::StatusCode;
 use serde::Serialize;
@@ -219,7 +220,7 @@ pub fn refusal(status: StatusCode, body: &[u8]) -> Trouble {
     let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
         return Trouble::Outage(format!("credvend answered {status} without saying why"));
     };
-    let reason: String = error.message.chars().filter(|c| !c.is_control()).take(1000).collect();
+    let reason = one_line(&error.message, 1000);
     // Who is not authenticated is a matter of this node's munged and clock, not of the job.
     let about_the_job = status.is_client_error()
         && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);

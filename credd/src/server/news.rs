@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use credd_protocol::SessionId;
-use credd_protocol::node_api::{Event, HeardRequest, MAX_EVENT_SESSIONS, MAX_HEARD};
+use credd_protocol::node_api::{Event, HeardRequest, MAX_EVENT_SESSIONS, MAX_HEARD, MAX_REASON_BYTES};
+use credd_protocol::printable::one_line;
 use tokio::sync::Notify;
 
 use super::Server;
@@ -155,7 +156,7 @@ fn bounded(sessions: Vec<SessionId>) -> HashSet<SessionId> {
 }
 
 fn plain(reason: &str) -> String {
-    reason.chars().filter(|c| !c.is_control()).take(1000).collect()
+    one_line(reason, MAX_REASON_BYTES)
 }
 
 /// Answers what asks for it, for as long as the server lives. Nothing waits for this.

@@ -104,6 +104,38 @@ type Outcome = Result<Answer, AttestError>;
 /// and nobody else does.
 const SECOND_QUESTIONS: usize = 2;
 
+/// Questions that credvend asks by itself, at the same time: closing a session must not wait behind what nodes make it ask.
+const OWN_QUESTIONS: usize = 1;
+
+/// Callers that wait, and the questions that may run for them. Those of nodes and those of credvend itself are apart, so
+/// that neither keeps the other waiting.
+struct Lane {
+    questions: Arc<Semaphore>,
+    second_questions: Semaphore,
+    waiting: Mutex<Waiting>,
+}
+
+impl Lane {
+    fn new(concurrency: usize) -> Self {
+        Lane {
+            questions: Arc::new(Semaphore::new(concurrency)),
+            second_questions: Semaphore::new(SECOND_QUESTIONS),
+            waiting: Mutex::default(),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For whom a job is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    Nodes,
+    Itself,
+}
+
 /// Jobs that callers wait for, and whether a task is about to ask.
 #[derive(Default)]
 struct Waiting {
@@ -123,11 +155,10 @@ struct Inner {
     /// Whose eyes slurmctld thinks it is talking to.
     uid: u32,
     commands: Commands,
-    questions: Arc<Semaphore>,
-    second_questions: Semaphore,
+    for_nodes: Lane,
+    for_itself: Lane,
     /// One at a time: they must not keep the questions about jobs waiting.
     about_nodes: Semaphore,
-    waiting: Mutex<Waiting>,
     settings: tokio::sync::Mutex<Option<(Instant, Settings)>>,
 }
 
@@ -140,17 +171,16 @@ impl Slurm {
     fn read_by(uid: u32, config: SlurmConfig) -> Self {
         let concurrency = config.concurrency.max(1);
         // Three more places, so that neither a long listing nor a question about nodes or the site has to wait.
-        let places = concurrency + SECOND_QUESTIONS + 3;
+        let places = concurrency + OWN_QUESTIONS + 2 * SECOND_QUESTIONS + 3;
         let commands = Commands::new(config.bin_dir.clone(), config.slurm_conf.clone(), places);
         Slurm {
             inner: Arc::new(Inner {
                 config,
                 uid,
                 commands,
-                questions: Arc::new(Semaphore::new(concurrency)),
-                second_questions: Semaphore::new(SECOND_QUESTIONS),
+                for_nodes: Lane::new(concurrency),
+                for_itself: Lane::new(OWN_QUESTIONS),
                 about_nodes: Semaphore::new(1),
-                waiting: Mutex::default(),
                 settings: tokio::sync::Mutex::default(),
             }),
         }
@@ -166,8 +196,29 @@ impl Slurm {
 }
 
 impl Inner {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lane(&self, whose: For) -> &Lane {
+        match whose {
+            For::Nodes => &self.for_nodes,
+            For::Itself => &self.for_itself,
+        }
+    }
+
+    /// Waits for the answer among those who ask at the same time.
+    async fn job(self: &Arc<Self>, job: JobId, whose: For) -> Outcome {
+        let (send, receive) = oneshot::channel();
+        {
+            let mut waiting = self.lane(whose).waiting();
+            if waiting.callers >= MAX_WAITING {
+                return Err(self.unavailable(format!("{MAX_WAITING} questions wait for it already")));
+            }
+            waiting.callers += 1;
+            waiting.jobs.entry(job).or_default().push(send);
+            if !waiting.asker_due {
+                waiting.asker_due = true;
+                self.ask_soon(whose);
+            }
+        }
+        receive.await.unwrap_or_else(|_| Err(self.unavailable("the question was given up")))
     }
 
     fn unavailable(&self, why: impl ToString) -> AttestError {
@@ -179,16 +230,17 @@ impl Inner {
     }
 
     /// In a task of its own: a caller may go away, those who share its question stay.
-    fn ask_soon(self: &Arc<Self>) {
-        tokio::spawn(Arc::clone(self).ask_for_waiting());
+    fn ask_soon(self: &Arc<Self>, whose: For) {
+        tokio::spawn(Arc::clone(self).ask_for_waiting(whose));
     }
 
     /// Asks for what waits now, and for what came meanwhile in further rounds.
-    async fn ask_for_waiting(self: Arc<Self>) {
+    async fn ask_for_waiting(self: Arc<Self>, whose: For) {
+        let lane = self.lane(whose);
         // Never closed.
-        let Ok(turn) = Arc::clone(&self.questions).acquire_owned().await else { return };
+        let Ok(turn) = Arc::clone(&lane.questions).acquire_owned().await else { return };
         let taken = {
-            let mut waiting = self.waiting();
+            let mut waiting = lane.waiting();
             let rest = match waiting.jobs.keys().nth(BATCH).copied() {
                 Some(first_left) => waiting.jobs.split_off(&first_left),
                 None => BTreeMap::new(),
@@ -197,7 +249,7 @@ impl Inner {
             waiting.callers -= taken.values().map(Vec::len).sum::<usize>();
             waiting.asker_due = !waiting.jobs.is_empty();
             if waiting.asker_due {
-                self.ask_soon();
+                self.ask_soon(whose);
             }
             taken
         };
@@ -215,7 +267,7 @@ impl Inner {
         for (job, callers) in missing {
             let outcome = match &away {
                 Some(error) => Err(AttestError::clone(error)),
-                None => self.ask_again(job).await,
+                None => self.ask_again(job, lane).await,
             };
             tell(callers, &outcome);
             away = outcome.err().filter(|error| matches!(error, AttestError::Unavailable { .. }));
@@ -249,8 +301,8 @@ impl Inner {
         })
     }
 
-    async fn ask_again(&self, job: JobId) -> Outcome {
-        let turn = tokio::time::timeout(self.config.timeouts.question, self.second_questions.acquire()).await;
+    async fn ask_again(&self, job: JobId, lane: &Lane) -> Outcome {
+        let turn = tokio::time::timeout(self.config.timeouts.question, lane.second_questions.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
             return Err(self.unavailable("too many second questions about missing jobs wait for it"));
         };
@@ -364,20 +416,11 @@ fn is_nobody(uid: Uid) -> bool {
 #[async_trait]
 impl Attestor for Slurm {
     async fn job(&self, job: JobId) -> Outcome {
-        let (send, receive) = oneshot::channel();
-        {
-            let mut waiting = self.inner.waiting();
-            if waiting.callers >= MAX_WAITING {
-                return Err(self.inner.unavailable(format!("{MAX_WAITING} questions wait for it already")));
-            }
-            waiting.callers += 1;
-            waiting.jobs.entry(job).or_default().push(send);
-            if !waiting.asker_due {
-                waiting.asker_due = true;
-                self.inner.ask_soon();
-            }
-        }
-        receive.await.unwrap_or_else(|_| Err(self.inner.unavailable("the question was given up")))
+        self.inner.job(job, For::Nodes).await
+    }
+
+    async fn job_unasked(&self, job: JobId) -> Outcome {
+        self.inner.job(job, For::Itself).await
     }
 
     /// Unreadable accounts and names do not hide the other jobs: see [`squeue::Row::listed`]. Nodes are left out beyond

@@ -45,13 +45,18 @@ fn questions(dir: &Path) -> Vec<String> {
     asked.lines().filter_map(|l| l.split_once("--jobs=")).map(|(_, jobs)| jobs.to_owned()).collect()
 }
 
-/// Waits until `file` is there, at most half a minute.
-async fn appears(file: &Path) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while !file.exists() {
-        assert!(std::time::Instant::now() < deadline, "{} did not appear", file.display());
-        tokio::task::yield_now().await;
+/// Waits until something holds, at most a minute.
+async fn until(holds: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "it does not come about");
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Waits until `file` is there.
+async fn appears(file: &Path) {
+    until(|| file.exists()).await;
 }
 
 #[tokio::test]
@@ -121,9 +126,7 @@ async fn callers_share_the_next_question_and_never_one_that_has_begun() {
     appears(&dir.path().join("begun")).await;
     let later: Vec<_> = [1, 1, 2, 3, 1].map(ask).into();
     // They are all in the waiting list before the first question ends.
-    while slurm.inner.waiting().callers < 5 {
-        tokio::task::yield_now().await;
-    }
+    until(|| slurm.inner.for_nodes.waiting().callers >= 5).await;
     std::fs::write(dir.path().join("go"), "").unwrap();
     assert!(first.await.unwrap().is_ok());
     for caller in later {
@@ -149,9 +152,7 @@ async fn more_jobs_than_one_question_takes_are_asked_for_in_several() {
     let first = ask(1);
     appears(&dir.path().join("begun")).await;
     let later: Vec<_> = (2..2 + many).map(ask).collect();
-    while slurm.inner.waiting().callers < later.len() {
-        tokio::task::yield_now().await;
-    }
+    until(|| slurm.inner.for_nodes.waiting().callers >= later.len()).await;
     std::fs::write(dir.path().join("go"), "").unwrap();
     assert!(first.await.unwrap().is_ok());
     for caller in later {
@@ -220,9 +221,7 @@ async fn a_job_that_is_missing_among_others_is_asked_about_once_more() {
     let first = ask(1);
     appears(&dir.path().join("begun")).await;
     let later: Vec<_> = [1, 2, 3].map(ask).into();
-    while slurm.inner.waiting().callers < 3 {
-        tokio::task::yield_now().await;
-    }
+    until(|| slurm.inner.for_nodes.waiting().callers >= 3).await;
     std::fs::write(dir.path().join("go"), "").unwrap();
     assert!(first.await.unwrap().is_ok());
     let mut absent = 0;
@@ -290,4 +289,23 @@ async fn questions_about_nodes_keep_none_about_jobs_waiting() {
     while let Some(lie) = lies.join_next().await {
         assert!(matches!(lie.unwrap(), Err(AttestError::Unavailable { .. })));
     }
+}
+
+#[tokio::test]
+async fn what_nodes_ask_for_keeps_no_question_of_credvends_own_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    // About the jobs that a node invents, Slurm is slow.
+    let slow = "case \"$*\" in *--jobs=9*) touch begun; exec sleep 60;; esac; cat answer";
+    script(dir.path(), "squeue", slow);
+    answer(dir.path(), &[running("4")]);
+    let slurm = slurm(dir.path(), 1);
+    let mut lies = tokio::task::JoinSet::new();
+    for n in 0..100 {
+        let slurm = slurm.clone();
+        lies.spawn(async move { slurm.job(id(900 + n)).await });
+    }
+    appears(&dir.path().join("begun")).await;
+    let facts = tokio::time::timeout(Duration::from_secs(60), slurm.job_unasked(id(4))).await.unwrap();
+    assert!(matches!(facts, Ok(Answer::Known(_))), "{facts:?}");
+    assert!(lies.try_join_next().is_none(), "it waited for them");
 }

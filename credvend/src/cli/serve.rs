@@ -120,7 +120,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         munged: if config.tls.client_ca.is_none() { parts::munge_sockets(&config) } else { vec![] },
         source: source.clone(),
     };
-    let vending = Arc::new(Vending::new(Parts {
+    let limits = config.limits.bounds();
+    let vending = Vending::new(Parts {
         store: store.clone(),
         clusters,
         source,
@@ -131,10 +132,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         clock: clock.clone(),
         audit,
         metrics,
-    }));
+    });
+    // Whoever allows an address more connections has more nodes behind it.
+    let vending = Arc::new(vending.with_questions(limits.handshakes_per_address, limits.per_address));
     let munge = MungeVerifier::new(parts::munge_sockets(&config), store)?;
-    let authenticator =
-        Authenticator { clusters: config.clusters.iter().map(|c| c.name.clone()).collect(), secrets, munge };
+    let authenticator = Authenticator {
+        clusters: config.clusters.iter().map(|c| c.name.clone()).collect(),
+        secrets,
+        munge,
+        head_certificates: config.tls.client_ca.is_some(),
+    };
     let mut warnings = parts::warnings(&config);
     warnings.extend(config.admin_group.as_deref().and_then(visible_group::hidden));
     let of_map = parts::map_warnings(&config, &projects.current());
@@ -188,6 +195,7 @@ fn settings(config: &Config) -> Settings {
         session_tokens: config.session_tokens,
         request_patience: REQUEST_PATIENCE,
         max_streams_per_node: config.limits.max_streams_per_node as usize,
+        host: config.public_url.parse::<hyper::Uri>().ok().and_then(|url| url.host().map(str::to_owned)),
     }
 }
 

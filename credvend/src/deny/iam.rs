@@ -57,8 +57,8 @@ impl IamDenier {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         match self.aws.within(call).await {
-            Some(answer) => answer.map_err(|error| Failure::of(&error)),
-            None => Err(Failure { kind: Kind::Passing, words: self.aws.late("IAM") }),
+            Some(answer) => answer.map_err(|error| self.aws.failure(&error)),
+            None => Err(self.aws.late_failure("IAM")),
         }
     }
 

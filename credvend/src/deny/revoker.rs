@@ -59,7 +59,7 @@ impl Revoker {
         let ask = sts.assume_role().role_arn(self.arn.as_str()).role_session_name(SESSION_NAME);
         let answer = match self.aws.within(ask.duration_seconds(LIFE_SECONDS).send()).await {
             Some(Ok(answer)) => answer,
-            Some(Err(error)) => return Err(self.explain(Failure::of(&error)).await),
+            Some(Err(error)) => return Err(self.explain(self.aws.failure(&error)).await),
             None => return Err(DenyError::Unavailable(self.aws.late("STS"))),
         };
         let given = answer.credentials.filter(|c| !c.access_key_id.is_empty() && !c.secret_access_key.is_empty());

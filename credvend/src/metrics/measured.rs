@@ -234,6 +234,7 @@ macro_rules! slurm {
 
 slurm! {
     job(job: JobId) -> Answer;
+    job_unasked(job: JobId) -> Answer;
     all_jobs() -> Vec<JobFacts>;
     node_addresses() -> HashMap<NodeName, String>;
     site() -> Site;

@@ -71,6 +71,11 @@ impl HeadSecrets {
         found
     }
 
+    /// Whether a head of this cluster has a secret.
+    pub fn any_of(&self, cluster: &ClusterName) -> bool {
+        self.lock().hashes.iter().any(|(of, _)| of == cluster)
+    }
+
     /// Reads all files now (SIGHUP).
     ///
     /// # Errors

@@ -97,10 +97,20 @@ async fn tcp_connection(
     let stream = shaken
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))?
         .inspect_err(|error| server.refusals.note_connection(peer, &format!("TLS handshake: {error}")))?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+    let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let connection =
-        Connection::Tls { peer, certificate: certificate.map(|c| c.into_owned()), fingerprint: live.fingerprint };
-    http(server.clone(), stream, connection, place).await
+        Connection::Tls { peer, certificate: chain.first().cloned(), fingerprint: live.fingerprint, names: live.names };
+    let served = http(server.clone(), stream, connection, place);
+    if chain.is_empty() {
+        return served.await;
+    }
+    tokio::select! {
+        ended = served => ended,
+        why = certificates.refused(&chain) => {
+            server.refusals.note_connection(peer, &format!("its certificate is not good any more: {why}"));
+            Err(io::Error::other(why))
+        }
+    }
 }
 
 pub(super) async fn http(

@@ -88,6 +88,9 @@ impl Server {
         }
         self.vending.look_at_gauges();
         let Some(live) = certificates.map(Certificates::live) else { return };
+        if let Some(at) = live.client_crl_expires {
+            metrics.client_crl_expires(at);
+        }
         for (certificate, at) in [("server", live.expires), ("client-ca", live.client_ca_expires)] {
             if let Some(at) = at {
                 metrics.certificate_expires(certificate, at);

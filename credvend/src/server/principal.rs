@@ -70,9 +70,17 @@ pub struct Authenticator {
     pub secrets: HeadSecrets,
     /// The nodes' MUNGE credentials.
     pub munge: MungeVerifier,
+    /// Whether a head can prove itself by a certificate.
+    pub head_certificates: bool,
 }
 
 impl Authenticator {
+    /// Whether there can be session tokens of this cluster: it is configured, and a head can open sessions there.
+    pub fn may_have_tokens(&self, cluster: &ClusterName) -> bool {
+        let configured = self.clusters.iter().find(|own| own.as_str().eq_ignore_ascii_case(cluster.as_str()));
+        configured.is_some_and(|own| self.head_certificates || self.secrets.any_of(own))
+    }
+
     /// Who asks.
     ///
     /// # Errors

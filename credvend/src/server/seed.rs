@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use credd_protocol::credentials::{Credentials, rfc3339_z};
 use credd_protocol::seed_api::{OpenSession, SessionOpened, SessionStatus, SetStatus};
-use credd_protocol::{ClusterName, ProjectId, TokenHash, UserName};
+use credd_protocol::{ClusterName, ProjectId, RoleArn, Secret, TokenHash, UserName};
+use serde::{Serialize, Serializer};
 
 use super::Server;
 use super::answer::{self, Reply};
@@ -12,6 +14,42 @@ use super::revocations::answer_report;
 use super::route::encode_segment;
 use crate::refusal::Refusal;
 use crate::vending::Head;
+use crate::vending::heads::wrong_token;
+
+/// The document of the API's first version. Its node proxy reads `Expiration` with `datetime.fromisoformat(Expiration[:-6])`,
+/// which needs a fraction of a second that is three digits long, or six, without the last six characters: eight digits and
+/// `Z` do for it in every Python 3, and every SDK takes them, where none takes `+00:00`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct V1Document<'a> {
+    access_key_id: &'a str,
+    #[serde(serialize_with = "exposed")]
+    secret_access_key: &'a Secret,
+    #[serde(serialize_with = "exposed")]
+    token: &'a Secret,
+    expiration: String,
+    role_arn: &'a RoleArn,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
+}
+
+fn exposed<S: Serializer>(secret: &&Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    Secret::serialize_exposed(secret, serializer)
+}
+
+impl<'a> V1Document<'a> {
+    fn of(credentials: &'a Credentials) -> Self {
+        let whole = rfc3339_z::format(credentials.expiration);
+        V1Document {
+            access_key_id: &credentials.access_key_id,
+            secret_access_key: &credentials.secret_access_key,
+            token: &credentials.token,
+            expiration: format!("{}.00000000Z", whole.trim_end_matches('Z')),
+            role_arn: &credentials.role_arn,
+            account_id: credentials.account_id.as_deref(),
+        }
+    }
+}
 
 impl Server {
     /// `POST /sessions`.
@@ -63,8 +101,12 @@ impl Server {
                 why: "credvend's configuration has session-tokens = false; ask the node's credd at 127.0.0.1".into(),
             });
         }
+        // Anybody may ask this, so the store is not asked in vain.
+        if !self.authenticator.may_have_tokens(cluster) {
+            return Err(wrong_token(session));
+        }
         let answer = self.vending.credentials_for_token(token, session, cluster, project, claimed, peer).await?;
-        Ok(answer::json(200, &answer.credentials))
+        Ok(answer::json(200, &V1Document::of(&answer.credentials)))
     }
 
     /// DELETE: 200 when all is done, 202 when the report says what is lacking.

@@ -5,14 +5,20 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::principal::hex;
 use crate::config::{Tls, secret_file};
@@ -42,6 +48,7 @@ pub struct Files {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
+    client_crl: Vec<PathBuf>,
     /// Whether this program made them.
     pub made_here: bool,
 }
@@ -65,7 +72,13 @@ impl Files {
             (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
             _ => (state_dir.join(MADE[0]), state_dir.join(MADE[1])),
         };
-        Files { certificate, key, client_ca: tls.client_ca.clone(), made_here: tls.certificate.is_none() }
+        Files {
+            certificate,
+            key,
+            client_ca: tls.client_ca.clone(),
+            client_crl: tls.client_crl.clone(),
+            made_here: tls.certificate.is_none(),
+        }
     }
 
     /// SHA-256 of the server's own certificate, lower-case hex: what nodes pin and sign for.
@@ -89,27 +102,62 @@ impl Files {
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| setup(e.to_string()))?;
-        let builder = match &self.client_ca {
+        let clients = self.client_ca.as_deref().map(|path| self.clients(path, provider)).transpose()?;
+        let builder = match &clients {
             None => builder.with_no_client_auth(),
-            Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for authority in self::chain(path)? {
-                    roots.add(authority).map_err(|e| TlsError::File { path: path.clone(), why: e.to_string() })?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|e| setup(e.to_string()))?;
-                builder.with_client_cert_verifier(verifier)
-            }
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
         };
         let fingerprint = fingerprint(&chain).into();
         let expires = chain.first().and_then(end);
         let authorities = self.client_ca.as_deref().map(self::chain).transpose()?;
         let client_ca_expires = authorities.iter().flatten().filter_map(end).min();
+        let names = chain.first().map(names).unwrap_or_default().into();
         let mut config = builder.with_single_cert(chain, key).map_err(|e| setup(e.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Live { config: Arc::new(config), fingerprint, expires, client_ca_expires })
+        let client_crl_expires = self.crl_end()?;
+        Ok(Live {
+            config: Arc::new(config),
+            fingerprint,
+            names,
+            clients,
+            expires,
+            client_ca_expires,
+            client_crl_expires,
+        })
+    }
+
+    /// Knows the clients' certificates: of these authorities, and on none of the lists. A certificate about which no list
+    /// speaks, or only one that has expired, is refused: a list that is not renewed must not let in again whom it keeps out.
+    fn clients(&self, path: &Path, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for authority in chain(path)? {
+            roots.add(authority).map_err(|e| TlsError::File { path: path.to_owned(), why: e.to_string() })?;
+        }
+        let mut lists = Vec::new();
+        for path in &self.client_crl {
+            lists.extend(revocation_lists(path)?);
+        }
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+        if !lists.is_empty() {
+            builder = builder.with_crls(lists).enforce_revocation_expiration();
+        }
+        builder.build().map_err(|e| TlsError::Setup(e.to_string()))
+    }
+
+    /// When the first of the lists ends.
+    fn crl_end(&self) -> Result<Option<OffsetDateTime>, TlsError> {
+        let mut first = None;
+        for path in &self.client_crl {
+            for list in revocation_lists(path)? {
+                let error = |why: &str| TlsError::File { path: path.clone(), why: why.to_owned() };
+                let (_, read) = CertificateRevocationList::from_der(&list).map_err(|_| error("holds a damaged CRL"))?;
+                let next = read.next_update().ok_or_else(|| error("holds a CRL without nextUpdate"))?;
+                let end = OffsetDateTime::from_unix_timestamp(next.timestamp()).ok();
+                first = first.into_iter().chain(end).min();
+            }
+        }
+        Ok(first)
     }
 }
 
@@ -120,17 +168,37 @@ pub struct Live {
     pub config: Arc<ServerConfig>,
     /// Of the certificate in it.
     pub fingerprint: Arc<str>,
+    /// The host names in it, without wildcards.
+    pub names: Arc<[String]>,
+    /// Knows the clients' certificates.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
     /// When that ends.
     pub expires: Option<OffsetDateTime>,
     /// When the first of the client authorities ends.
     pub client_ca_expires: Option<OffsetDateTime>,
+    /// When the first of the clients' revocation lists ends.
+    pub client_crl_expires: Option<OffsetDateTime>,
+}
+
+impl Live {
+    /// Whether a client's certificate still is what it was in its handshake.
+    fn still_good(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+        let (Some(clients), [own, intermediates @ ..]) = (&self.clients, chain) else {
+            return Err("client certificates are not taken any more".into());
+        };
+        clients.verify_client_cert(own, intermediates, UnixTime::now()).map(drop).map_err(|error| error.to_string())
+    }
 }
 
 /// The certificate in force; a reload replaces it for new connections.
 pub struct Certificates {
     files: Files,
     live: RwLock<Live>,
+    reloaded: Notify,
 }
+
+/// How often the certificate of an open connection is looked at again: it, or the list that speaks of it, may expire.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 impl Certificates {
     /// Loads the files.
@@ -139,7 +207,7 @@ impl Certificates {
     /// What is wrong with them.
     pub fn open(files: Files) -> Result<Self, TlsError> {
         let live = RwLock::new(files.load()?);
-        Ok(Certificates { files, live })
+        Ok(Certificates { files, live, reloaded: Notify::new() })
     }
 
     /// What is in force.
@@ -154,12 +222,45 @@ impl Certificates {
     pub fn reload(&self) -> Result<(), TlsError> {
         let live = self.files.load()?;
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = live;
+        self.reloaded.notify_waiters();
         Ok(())
+    }
+
+    /// Waits until a client's certificate is not good any more, and says why: whoever is revoked must not go on over the
+    /// connections that it has.
+    pub async fn refused(&self, chain: &[CertificateDer<'_>]) -> String {
+        loop {
+            let reloaded = self.reloaded.notified();
+            if let Err(why) = self.live().still_good(chain) {
+                return why;
+            }
+            let _ = tokio::time::timeout(LOOK_AGAIN, reloaded).await;
+        }
     }
 }
 
 fn fingerprint(chain: &[CertificateDer<'_>]) -> String {
     chain.first().map(|leaf| hex(&Sha256::digest(leaf))).unwrap_or_default()
+}
+
+/// The host names of a certificate. A wildcard's are somebody else's too.
+fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, read)) = X509Certificate::from_der(certificate) else { return vec![] };
+    let names = read.subject_alternative_name().ok().flatten();
+    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+    let host = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) if !name.contains('*') => Some((*name).to_owned()),
+        _ => None,
+    };
+    names.iter().filter_map(host).collect()
+}
+
+fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let error = |why: String| TlsError::File { path: path.to_owned(), why };
+    let lists: Result<Vec<_>, _> =
+        CertificateRevocationListDer::pem_file_iter(path).map_err(|e| error(format!("cannot be read: {e}")))?.collect();
+    let lists = lists.map_err(|e| error(format!("holds a damaged CRL: {e}")))?;
+    if lists.is_empty() { Err(error("holds no CRL (PEM, X509 CRL)".into())) } else { Ok(lists) }
 }
 
 fn end(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::identity::IdentityCache;
 use aws_config::meta::credentials::CredentialsProviderChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
@@ -13,12 +15,15 @@ use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_config::{AppName, BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_sts::config::http::HttpResponse;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls;
 use credd_protocol::Region;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::SourceError;
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
+use super::own::{self, Own};
 use super::turns::{Rate, Turns};
 
 /// How long calls to AWS may take.
@@ -116,7 +121,11 @@ pub struct Aws {
     turns: Turns,
     places: Semaphore,
     identity: Mutex<Option<Identity>>,
+    own: Own,
 }
+
+/// A fetch of credvend's own credentials that takes this long is what a call has waited for.
+const SLOW: Duration = Duration::from_secs(1);
 
 impl Aws {
     /// Reads the SDK's environment variables and profile files. No network: AWS may be reachable later.
@@ -150,12 +159,17 @@ impl Aws {
         if let Ok(name) = AppName::new("credvend") {
             loader = loader.app_name(name);
         }
-        if let Some(own) = own {
-            loader = loader.credentials_provider(own);
-        } else if !options.allow_instance_metadata {
-            let provider = ProviderConfig::without_region().with_region(Some(region)).with_http_client(http);
-            loader = loader.credentials_provider(without_metadata(&provider));
-        }
+        let provider = ProviderConfig::without_region().with_region(Some(region)).with_http_client(http);
+        let own = Own::new(match own {
+            Some(own) => own,
+            None if options.allow_instance_metadata => {
+                SharedCredentialsProvider::new(DefaultCredentialsChain::builder().configure(provider).build().await)
+            }
+            None => SharedCredentialsProvider::new(without_metadata(&provider)),
+        });
+        // Whoever waits has a deadline of its own, and says what it waited for.
+        let cache = IdentityCache::lazy().load_timeout(own::PATIENCE + Duration::from_secs(5)).build();
+        loader = loader.credentials_provider(own.clone()).identity_cache(cache);
         let config = loader.load().await;
         let mut sts = aws_sdk_sts::config::Builder::from(&config);
         if let Some(endpoint) = &options.sts_endpoint {
@@ -168,6 +182,7 @@ impl Aws {
             turns: Turns::new(options.rate),
             places: Semaphore::new(options.concurrency.max(1)),
             identity: Mutex::default(),
+            own,
             options,
             config,
         })
@@ -244,16 +259,53 @@ impl Aws {
 
     async fn ask_identity(&self) -> Result<Identity, SourceError> {
         let answer = self.sts.get_caller_identity().send().await;
-        let answer = answer.map_err(|error| SourceError::Unavailable(Failure::of(&error).sentence("STS")))?;
+        let answer = answer.map_err(|error| SourceError::Unavailable(self.failure(&error).sentence("STS")))?;
         match (answer.arn, answer.account) {
             (Some(arn), Some(account)) if !arn.is_empty() && account.len() == 12 => Ok(Identity { arn, account }),
             _ => Err(SourceError::Unavailable("STS does not say who credvend is".into())),
         }
     }
 
-    pub(crate) fn late(&self, service: &str) -> String {
-        format!("AWS {service} did not answer within {:?}; it is asked again", self.options.timeouts.total)
+    /// What a call has failed of.
+    pub(crate) fn failure<E>(&self, error: &SdkError<E, HttpResponse>) -> Failure
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let failure = Failure::of(error);
+        match self.own.waited().filter(|waited| failure.kind == Kind::Passing && *waited >= SLOW) {
+            Some(waited) => slow(waited),
+            None => failure,
+        }
     }
+
+    /// Of a call whose deadline has passed.
+    pub(crate) fn late_failure(&self, service: &str) -> Failure {
+        let total = self.options.timeouts.total;
+        match self.own.waited().filter(|waited| *waited >= SLOW.min(total / 2)) {
+            Some(waited) => slow(waited),
+            None => {
+                let words = format!("AWS {service} did not answer within {total:?}; it is asked again");
+                Failure { kind: Kind::Passing, words }
+            }
+        }
+    }
+
+    /// The same in a sentence.
+    pub(crate) fn late(&self, service: &str) -> String {
+        let failure = self.late_failure(service);
+        if failure.kind == Kind::Own { failure.sentence(service) } else { failure.words }
+    }
+}
+
+/// credvend's own credentials are not there.
+fn slow(waited: Duration) -> Failure {
+    let words = format!(
+        "they have not come after {:.1} s: the credential_process of its profile, or what else gives them, is slow or hangs; \
+         it is waited for up to {} s",
+        waited.as_secs_f64(),
+        own::PATIENCE.as_secs()
+    );
+    Failure { kind: Kind::Own, words }
 }
 
 /// The SDK's default chain without its last two links, the container's and the instance's metadata service, also where
@@ -297,6 +349,42 @@ mod tests {
         let aws = Aws::with_credentials(options, CredentialsProviderChain::first_try("MetadataServices", Refuse)).await;
         let Err(SourceError::Unavailable(why)) = aws.identity().await else { panic!("there is no identity") };
         assert!(why.contains("credvend's own credentials") && why.contains("allow-instance-metadata"), "{why}");
+    }
+
+    /// Takes its time.
+    #[derive(Debug)]
+    struct Slow(Duration);
+
+    impl ProvideCredentials for Slow {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            future::ProvideCredentials::new(async {
+                tokio::time::sleep(self.0).await;
+                Ok(aws_credential_types::Credentials::for_tests())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn slow_credentials_of_its_own_are_named_as_the_cause_and_come_in_the_end() {
+        let mut options = AwsOptions::new("us-east-1".parse().unwrap());
+        options.sts_endpoint = Some("http://127.0.0.1:9".into());
+        (options.timeouts.total, options.timeouts.attempt) = (Duration::from_millis(400), Duration::from_millis(300));
+        let aws = Aws::with_credentials(options, Slow(Duration::from_secs(3))).await;
+        let begun = std::time::Instant::now();
+        let Err(SourceError::Unavailable(why)) = aws.identity().await else { panic!("there is no identity") };
+        assert!(why.contains("credvend's own credentials") && why.contains("credential_process"), "{why}");
+        assert!(!why.contains("did not answer"), "{why}");
+        // Each call is cut off long before; the fetch is one and goes on.
+        loop {
+            let Err(SourceError::Unavailable(why)) = aws.identity().await else { panic!("nobody listens there") };
+            if !why.contains("own credentials") {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "they never come: {why}");
+        }
     }
 
     #[test]

@@ -121,8 +121,8 @@ impl StsSource {
                 kind: Kind::Passing,
                 words: format!("its answer for {} cannot be used: {why}", request.role_arn),
             }),
-            Some(Err(error)) => Err(Failure::of(&error)),
-            None => Err(Failure { kind: Kind::Passing, words: self.aws.late("STS") }),
+            Some(Err(error)) => Err(self.aws.failure(&error)),
+            None => Err(self.aws.late_failure("STS")),
         }
     }
 
@@ -162,9 +162,8 @@ impl Source for StsSource {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let late = Failure { kind: Kind::Passing, words: self.aws.late("STS") };
             let attempted = tokio::time::timeout_at(deadline, self.attempt(request, tags.clone())).await;
-            let failure = match attempted.unwrap_or(Err(late)) {
+            let failure = match attempted.unwrap_or_else(|_| Err(self.aws.late_failure("STS"))) {
                 Ok(assumed) => return Ok(assumed),
                 Err(failure) => failure,
             };

@@ -109,7 +109,7 @@ impl Vending {
     ) -> Result<Result<Arc<Word>, Refusal>, AttestError> {
         let checked = |word: &Word| placed(node, job, word).and_then(&check);
         let good = |word: &Word| fresh(word.asked, self.now(), within) && checked(word).is_ok();
-        let word = self.facts.ask(attestor, (&node.cluster, job, &node.name), mark, good).await?;
+        let word = self.facts.ask(attestor, (node, job), mark, good).await?;
         Ok(checked(&word).map(|()| word))
     }
 
@@ -184,6 +184,8 @@ impl Vending {
         let same = |facts: &JobFacts| self.same_run(node, session, run, facts);
         match self.word(node, attestor, job, (mark, ATTESTED_FOR), same).await {
             Ok(checked) => checked.map(|_| ()),
+            // Slurm is there: an old word must not count only because the node makes credvend ask too often.
+            Err(e @ AttestError::TooOften { .. }) => Err(e.into()),
             Err(e) => {
                 let last = self.facts.kept(&node.cluster, job, &node.name);
                 let last = last.filter(|word| fresh(word.asked, self.now(), ATTESTED_IN_OUTAGE));

@@ -12,13 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use credd_protocol::{ClusterName, JobId, NodeName};
 use time::{Duration, OffsetDateTime};
 
+use super::Node;
 use super::fresh;
 use crate::attest::{Answer, AttestError, Attestor, JobFacts, JobState};
 use crate::clock::Clock;
+use crate::rates::AddressRates;
 
 /// The most jobs, and names of their nodes, that are remembered. What is not costs a question each time.
 const MAX_JOBS: usize = 65_536;
 const MAX_NAMES: usize = 500_000;
+
+/// So many questions to Slurm each address may cause in a second, and at once after a pause, unless told otherwise. A node
+/// needs one when a job starts there, and one when it ends. By address, since root of one node can take any node's name.
+const QUESTIONS: (u32, u32) = (32, 256);
 
 /// One answer of Slurm's.
 pub(super) struct Word {
@@ -76,6 +82,8 @@ pub(super) struct Facts {
     /// The number of the question that began last.
     questions: AtomicU64,
     clusters: HashMap<ClusterName, Mutex<Jobs>>,
+    /// Root of one node must not keep slurmctld, and the questions that others need, busy.
+    budgets: AddressRates,
 }
 
 #[derive(Default)]
@@ -120,7 +128,21 @@ impl Facts {
             clock,
             questions: AtomicU64::new(0),
             clusters: clusters.map(|name| (name.clone(), Mutex::default())).collect(),
+            budgets: AddressRates::new(QUESTIONS.0, QUESTIONS.1),
         }
+    }
+
+    /// With another budget for each address.
+    pub(super) fn limit(&mut self, per_second: u32, burst: u32) {
+        self.budgets = AddressRates::new(per_second, burst);
+    }
+
+    fn may_ask(&self, node: &Node) -> Result<(), AttestError> {
+        let Some(address) = node.peer.map(|peer| peer.to_canonical()) else { return Ok(()) };
+        self.budgets.take(address, std::time::Instant::now()).map_err(|again_in| {
+            let cluster = node.cluster.clone();
+            AttestError::TooOften { cluster, address, again_in }
+        })
     }
 
     /// This moment: what is asked from now on [is after](Word::is_after) it.
@@ -172,14 +194,15 @@ impl Facts {
     /// a job: who waits for it takes its answer, or its failure.
     ///
     /// # Errors
-    /// No complete answer.
+    /// No complete answer, or the node's address made credvend ask too often.
     pub(super) async fn ask(
         &self,
         attestor: &Arc<dyn Attestor>,
-        (cluster, job, node): (&ClusterName, JobId, &NodeName),
+        (by, job): (&Node, JobId),
         mark: Mark,
         good: impl Fn(&Word) -> bool,
     ) -> Result<Arc<Word>, AttestError> {
+        let (cluster, node) = (&by.cluster, &by.name);
         let entry = self.entry(cluster, job);
         let kept = || entry.said().for_node(node).filter(|word| word.is_after(mark) || good(word));
         if let Some(word) = kept() {
@@ -195,6 +218,8 @@ impl Facts {
         {
             return Err(error.clone());
         }
+        // Not the failure of those who wait: they have budgets of their own.
+        self.may_ask(by)?;
         let number = self.questions.fetch_add(1, Ordering::SeqCst) + 1;
         let asked = self.clock.now();
         let answer = attestor.job(job).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use credd_protocol::node_api::CredentialsResponse;
 use credd_protocol::seed_api::{OpenSession, SessionStatus};
-use credd_protocol::{ClusterName, JobId, JobToken, ProjectId, RoleName, Secret, SessionId, TokenHash};
+use credd_protocol::{ClusterName, JobToken, ProjectId, RoleName, Secret, SessionId, TokenHash};
 
 use super::blocking::Asking;
 use super::issuing::Want;
@@ -13,7 +13,7 @@ use super::nodes::names;
 use super::{Head, HeadOpened, Vending, require_active};
 use crate::audit::{Event, Refused, To};
 use crate::refusal::Refusal;
-use crate::store::{Ended, Opened, Origin, Session, SessionFilter};
+use crate::store::{Ended, Opened, Origin, Session};
 
 /// Why the earlier session of a head's id ended.
 const ANEW: &str = "the head opened this session id anew";
@@ -180,7 +180,7 @@ impl Vending {
     /// `roleSessionName`: it goes to the audit log and nowhere else, as does the address of `peer`.
     ///
     /// # Errors
-    /// An unknown session, a wrong token, a node-opened session (it has none), an ended one, AWS.
+    /// A token that is not that of the session, whether or not there is one; an ended session; AWS.
     pub async fn credentials_for_token(
         &self,
         token: TokenHash,
@@ -201,8 +201,8 @@ impl Vending {
                 why = %refusal, "credentials refused to a session token"
             );
             self.parts.audit.note(Event::Refused(Refused {
-                // What is said before the token is compared, and what is said where there is none to compare.
-                stranger: matches!(refusal, Refusal::UnknownSession(_) | Refusal::NotAllowed { .. }),
+                // What is said before a token was found to be a session's.
+                stranger: matches!(refusal, Refusal::Unauthenticated(_)),
                 by: Some("the bearer of a session token"),
                 peer: peer.map(|peer| peer.to_string()),
                 cluster: Some(cluster),
@@ -224,11 +224,11 @@ impl Vending {
     ) -> Result<CredentialsResponse, Refusal> {
         let cluster = self.spelled(cluster);
         let Some(session) = self.parts.store.find_head(std::slice::from_ref(&cluster), head_session).await? else {
-            return Err(self.no_head_session(&cluster, head_session).await?);
+            return Err(wrong_token(head_session));
         };
         // TokenHash compares in constant time. Nothing about the session is told before it matches.
         if !matches!(&session.origin, Origin::Head { token, .. } if *token == bearer) {
-            return Err(Refusal::Unauthenticated(format!("the token is not that of session {head_session:?}")));
+            return Err(wrong_token(head_session));
         }
         if session.project != *project {
             return Err(Refusal::NotAllowed {
@@ -247,22 +247,6 @@ impl Vending {
         let named = self.parts.names.of(&session, &config, None);
         self.issue(Want { session: Arc::new(session), role, config, named, min_life_seconds: 0 }, to).await
     }
-
-    /// Why there is no such session for a token: a node-opened one has none.
-    async fn no_head_session(&self, cluster: &ClusterName, head_session: &str) -> Result<Refusal, Refusal> {
-        if let Ok(job) = head_session.parse::<JobId>() {
-            let filter = SessionFilter { cluster: Some(cluster.clone()), job: Some(job), ..Default::default() };
-            if !self.parts.store.list(&filter, None).await?.items.is_empty() {
-                return Ok(Refusal::NotAllowed {
-                    who: "a session token".into(),
-                    why: format!(
-                        "the session of job {job} was opened by its node and has no token; its credentials are at the node's own endpoint"
-                    ),
-                });
-            }
-        }
-        Ok(unknown(head_session))
-    }
 }
 
 /// Whether the request is surely of a later submission than the session: both are times of the head's own format. An
@@ -270,6 +254,13 @@ impl Vending {
 fn supersedes(request: &OpenSession, session: &Session) -> bool {
     let Origin::Head { submitted, .. } = &session.origin else { return false };
     submitted.len() == request.submitted_time.len() && *submitted < request.submitted_time
+}
+
+/// The one answer to a token that is not that of the session: whether there is such a session, opened by a head or by a
+/// node, or such a cluster, is nobody's to learn.
+pub(crate) fn wrong_token(head_session: &str) -> Refusal {
+    let shown: String = head_session.chars().take(80).collect();
+    Refusal::Unauthenticated(format!("the token is not that of session {shown:?}"))
 }
 
 fn unknown(head_session: &str) -> Refusal {

@@ -319,10 +319,7 @@ impl Vending {
         let kept = self.facts.word(&node.cluster, job).filter(|word| completing(word));
         let word = match kept {
             Some(word) => word,
-            None => {
-                let asking = (&node.cluster, job, &node.name);
-                self.facts.ask(attestor, asking, self.facts.mark(), completing).await?
-            }
+            None => self.facts.ask(attestor, (node, job), self.facts.mark(), completing).await?,
         };
         match verdict(&OpenRun { id, run, uid: session.uid }, &word.answer) {
             Verdict::Over(why) => {

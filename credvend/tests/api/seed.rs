@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use hyper::Method;
+use time::OffsetDateTime;
 
 use super::world::{SECRET, World, opening, request};
 
@@ -30,6 +31,17 @@ async fn a_session_from_post_to_completed() {
         assert!(document[field].is_string(), "{field} in {document}");
     }
     assert!(document["Expiration"].as_str().unwrap().ends_with('Z') && document.get("Code").is_none());
+    let nodes_proxy = "import datetime, sys; print(datetime.datetime.fromisoformat(sys.argv[1][:-6]))";
+    let read = |text: &str| {
+        let python = std::process::Command::new("python3").args(["-c", nodes_proxy, text]).output().unwrap();
+        assert!(python.status.success(), "{text}: {}", String::from_utf8_lossy(&python.stderr));
+        String::from_utf8(python.stdout).unwrap()
+    };
+    let expiration = document["Expiration"].as_str().unwrap();
+    let seconds = expiration[..19].replace('T', " ");
+    assert_eq!(read(expiration).trim(), seconds, "as the first version's own proxy on a node reads it");
+    let at = OffsetDateTime::parse(expiration, &time::format_description::well_known::Rfc3339).unwrap();
+    assert!(at > OffsetDateTime::now_utc(), "as SDKs read it: {at}");
     // The caller's roleSessionName said root on n9.
     let name = world.aws.asked.lock().unwrap()[0].session_name.clone();
     assert!(name.contains("alice") && !name.contains("root"), "{name}");
@@ -118,7 +130,7 @@ async fn a_wrong_secret_a_wrong_token_and_another_cluster_get_nothing() {
     let project = "/sessions/5/cluster/lab/project/climate";
     assert_eq!(world.call(None, get(project, &token)).await.refusal(), (403, "NotAllowed".into()));
     let cluster = "/sessions/5/cluster/hpc/project/genomics";
-    assert_eq!(world.call(None, get(cluster, &token)).await.refusal(), (404, "UnknownSession".into()));
+    assert_eq!(world.call(None, get(cluster, &token)).await.refusal(), (401, "Unauthenticated".into()));
     assert_eq!(world.call(None, get(right, &token)).await.status, 200);
 }
 
@@ -132,4 +144,35 @@ async fn a_secret_is_rotated_without_a_restart() {
     assert_eq!((try_with(old).await, try_with(new).await), (400, 400));
     world.replace_secrets(&format!("{new}\n"));
     assert_eq!((try_with(old).await, try_with(new).await), (401, 400));
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_the_sessions_learns_nothing_and_costs_little() {
+    let world = World::start().await;
+    let node = world.certificate("credd:node:lab:n1");
+    let job_seven = r#"{"job":7,"restart":0,"uid":1001,"account":"genomics"}"#;
+    let opened = world.call(Some(&node), request(Method::POST, "/node/v1/sessions", None, job_seven)).await;
+    assert_eq!(opened.status, 200, "{}", opened.text);
+    world.open_for_head("5", "2023-01-01").await;
+    let asked = |operation: &str| -> u64 {
+        let begin = format!("credvend_store_duration_seconds_count{{operation=\"{operation}\"}} ");
+        let text = world.metrics.text();
+        text.lines().find_map(|line| line.strip_prefix(begin.as_str())?.parse().ok()).unwrap_or(0)
+    };
+    let before = (asked("find_head"), asked("list"));
+    let mut answers = std::collections::BTreeSet::new();
+    // A head's session, a job that a node opened, nothing; a cluster without a head, and one that is not there.
+    for (cluster, session) in [("lab", "5"), ("lab", "7"), ("lab", "9"), ("hpc", "7"), ("mars", "7")] {
+        let path = format!("/sessions/{session}/cluster/{cluster}/project/genomics");
+        let seen = world.call(None, request(Method::GET, &path, Some("credd1-of-somebody-else"), "")).await;
+        answers.insert((seen.status, seen.text.replace(&format!("\\\"{session}\\\""), "ID")));
+    }
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers.first().unwrap().0, 401);
+    let after = (asked("find_head"), asked("list"));
+    assert_eq!(
+        (after.0 - before.0, after.1 - before.1),
+        (3, 0),
+        "one question, and only where a head can open sessions"
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use credvend::config::Tls;
 use credvend::deny::{Denier, DenyError};
 use credvend::events::Events;
 use credvend::metrics::Metrics;
+use credvend::metrics::measured::Measured;
 use credvend::projects::{ProjectMap, Projects, Role};
 use credvend::server::admin::{About, Admin};
 use credvend::server::admin_socket::AdminSocket;
@@ -142,6 +143,7 @@ pub struct World {
     /// Answers of the administrator's reload.
     pub reload: Arc<Mutex<Result<(), Vec<String>>>>,
     ca: CertifiedIssuer<'static, KeyPair>,
+    certificates: Arc<Certificates>,
     stop: watch::Sender<bool>,
     limits: Arc<ConnectionLimits>,
     tasks: tokio::task::JoinSet<()>,
@@ -167,14 +169,17 @@ impl World {
         let (ca_file, secret_file) = (dir.path().join("ca.pem"), dir.path().join("secret"));
         std::fs::write(&ca_file, ca.pem()).unwrap();
         write_secret(&secret_file, SECRET);
-        let tls = Tls { client_ca: Some(ca_file), ..Tls::default() };
+        let crl_file = dir.path().join("crl.pem");
+        write_crl(&ca, &crl_file, &[], OffsetDateTime::now_utc() + Duration::from_secs(3600));
+        let tls = Tls { client_ca: Some(ca_file), client_crl: vec![crl_file], ..Tls::default() };
         let certificates = Arc::new(Certificates::open(Files::prepare(&tls, dir.path()).unwrap()).unwrap());
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+        let metrics = Arc::<Metrics>::default();
+        let store = Arc::new(SqliteStore::open(&dir.path().join("db")).unwrap());
+        let store: Arc<dyn Store> = Measured::<dyn Store>::new(store, metrics.clone());
         let aws = Arc::new(Aws::default());
         let addresses = NodeAddresses { check: AddressCheck::Off, decided: true, ..NodeAddresses::default() };
         let cluster = |attestor| Cluster { attestor, addresses: addresses.clone(), ..Cluster::default() };
         let lab = cluster(Some(Arc::new(Slurm) as Arc<dyn Attestor>));
-        let metrics = Arc::<Metrics>::default();
         let vending = Arc::new(Vending::new(Parts {
             store: store.clone(),
             clusters: HashMap::from([("lab".parse().unwrap(), lab), ("hpc".parse().unwrap(), cluster(None))]),
@@ -197,6 +202,7 @@ impl World {
                 clusters: ["lab", "hpc"].map(|name| name.parse().unwrap()).into(),
                 secrets: HeadSecrets::open(vec![("lab".parse().unwrap(), secret_file)]).unwrap(),
                 munge: MungeVerifier::new(vec![("lab".parse().unwrap(), Some(socket))], store.clone()).unwrap(),
+                head_certificates: false,
             },
             settings: Settings {
                 public_url: "https://credvend.example.org".into(),
@@ -204,6 +210,7 @@ impl World {
                 session_tokens: true,
                 request_patience: DEADLINE,
                 max_streams_per_node: 2,
+                host: Some("credvend.example.org".into()),
             },
             admin: Admin {
                 reload: Arc::new(move |_| reloaded.lock().unwrap().clone()),
@@ -225,10 +232,10 @@ impl World {
         let fingerprint = certificates.live().fingerprint.to_string();
         let admin = AdminSocket::bind(&dir.path().join("admin.sock"), None).unwrap();
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(serve_tcp(server.clone(), listener, Some(certificates), limits.clone()));
+        tasks.spawn(serve_tcp(server.clone(), listener, Some(certificates.clone()), limits.clone()));
         tasks.spawn(serve_tcp(server.clone(), plain, None, limits.clone()));
         tasks.spawn(admin.serve(server, limits.clone()));
-        World { dir, aws, port, plain_port, fingerprint, reload, ca, stop, limits, tasks, metrics }
+        World { dir, aws, port, plain_port, fingerprint, reload, ca, certificates, stop, limits, tasks, metrics }
     }
 
     /// Stops the service; true if everything ended by itself.
@@ -245,6 +252,17 @@ impl World {
     /// A client's certificate of the configured authority, with this URI.
     pub fn certificate(&self, uri: &str) -> Identity {
         identity(&self.ca, uri)
+    }
+
+    /// An administrator's reload, as far as it is about certificates.
+    pub fn reload_certificates(&self) -> Result<(), String> {
+        self.certificates.reload().map_err(|error| error.to_string())
+    }
+
+    /// The authority's list says that these are revoked, and ends then; an administrator reloads it.
+    pub fn revoke(&self, revoked: &[&Identity], next: OffsetDateTime) {
+        write_crl(&self.ca, &self.dir.path().join("crl.pem"), revoked, next);
+        self.certificates.reload().unwrap();
     }
 
     /// One request over TLS, on a connection of its own.
@@ -322,6 +340,9 @@ pub fn request(method: Method, target: &str, authorization: Option<&str>, body: 
     if let Some(value) = authorization {
         builder = builder.header("authorization", value);
     }
+    if builder.method_ref() == Some(&Method::POST) {
+        builder = builder.header("content-type", "application/json");
+    }
     builder.body(Full::new(Bytes::from(body.to_owned()))).unwrap()
 }
 
@@ -353,6 +374,7 @@ impl Seen {
 
 /// A client's certificate and key.
 pub struct Identity {
+    serial: u64,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
@@ -365,6 +387,7 @@ pub fn stranger(uri: &str) -> Identity {
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
@@ -372,9 +395,36 @@ fn identity(ca: &CertifiedIssuer<'static, KeyPair>, uri: &str) -> Identity {
     let mut params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
     params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    static SERIAL: AtomicU64 = AtomicU64::new(1);
+    let serial = SERIAL.fetch_add(1, Ordering::SeqCst);
+    params.serial_number = Some(serial.into());
     let key = KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, ca).unwrap();
-    Identity { chain: vec![certificate.der().clone()], key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
+    Identity {
+        serial,
+        chain: vec![certificate.der().clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+    }
+}
+
+/// The authority's list of revoked certificates.
+fn write_crl(ca: &CertifiedIssuer<'static, KeyPair>, path: &Path, revoked: &[&Identity], next: OffsetDateTime) {
+    let now = OffsetDateTime::now_utc();
+    let revoked = revoked.iter().map(|identity| rcgen::RevokedCertParams {
+        serial_number: identity.serial.into(),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: now - Duration::from_secs(7200),
+        next_update: next,
+        crl_number: 1u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    std::fs::write(path, list.signed_by(ca).unwrap().pem().unwrap()).unwrap();
 }
 
 fn projects() -> ProjectMap {

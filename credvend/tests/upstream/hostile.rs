@@ -305,3 +305,36 @@ async fn ends_that_the_upstream_does_not_hear_are_counted() {
     deaf.store(false, Ordering::SeqCst);
     until("0").await;
 }
+
+/// The handlers of the first version look for `Authorization`, and find no `authorization`.
+#[tokio::test]
+async fn header_names_are_written_as_programs_of_http_1_1_write_them() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "head-secret-0123456789\n").unwrap();
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let options = Options {
+        url: format!("http://{}", listener.local_addr().unwrap()),
+        known: Known::System,
+        head_secret_file: secret,
+        cluster: None,
+        clusters: vec!["lab".parse().unwrap()],
+        timeouts: Timeouts::default(),
+    };
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut head).await.unwrap() > 0);
+        }
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await.unwrap();
+        String::from_utf8_lossy(&head).into_owned()
+    });
+    let _ = credvend::source::upstream::identity(&options).await;
+    let head = asked.await.unwrap();
+    for name in ["Authorization: head-secret", "Content-Type: application/json", "Host: "] {
+        assert!(head.contains(&format!("\r\n{name}")), "{name}: {head}");
+    }
+}

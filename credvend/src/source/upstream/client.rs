@@ -81,6 +81,9 @@ impl Client {
         };
         let builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
+            // As programs of HTTP/1.1 write them: the first version's handlers look for `Authorization`, and nothing else.
+            .http1_only()
+            .http1_title_case_headers()
             .connect_timeout(timeouts.connect)
             .tcp_keepalive(Duration::from_secs(30))
             .pool_idle_timeout(Duration::from_secs(30));

@@ -64,9 +64,7 @@ async fn a_dead_holder_loses_the_role_by_time() {
         let vending = w.vending.clone();
         async move { vending.revoke(order(user("bob"))).await.unwrap() }
     });
-    while w.store.list_revocations(now).await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(async || !w.store.list_revocations(now).await.unwrap().is_empty()).await;
     assert_eq!(w.iam.calls.load(Ordering::SeqCst), 0, "it is another's turn");
     w.clock.advance(Duration::minutes(1));
     let report = revoking.await.unwrap();
@@ -88,9 +86,7 @@ async fn two_credvends_never_write_one_roles_policy_at_the_same_time() {
         let role = role.clone();
         async move { one.bring_in_line(&role).await }
     });
-    while w.iam.calls.load(Ordering::SeqCst) == before {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.iam.calls.load(Ordering::SeqCst) != before).await;
     // All of the other's patience passes while the first is at IAM.
     tokio::time::pause();
     let asking = tokio::spawn({
@@ -123,15 +119,11 @@ async fn what_comes_while_a_policy_is_written_is_in_the_next_one() {
         let vending = w.vending.clone();
         async move { vending.revoke(order(user("bob"))).await.unwrap() }
     });
-    while w.iam.calls.load(Ordering::SeqCst) == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.iam.calls.load(Ordering::SeqCst) != 0).await;
     // Another replica stores its entry, and then waits for the lease.
     let other = w.replica();
     let eve = tokio::spawn(async move { other.revoke(order(user("eve"))).await.unwrap() });
-    while w.store.list_revocations(crate::store::conformance::T0).await.unwrap().len() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.store.list_revocations(crate::store::conformance::T0).await.unwrap().len() >= 2).await;
     drop(closed);
     assert!(bob.await.unwrap().not_denied.is_empty() && eve.await.unwrap().not_denied.is_empty());
     assert_eq!(w.iam.denied("genomics"), ["AROAgenomics:lab-bob-n1", "AROAgenomics:lab-eve-n1"]);

@@ -7,6 +7,7 @@ use credd_protocol::Uid;
 use credd_protocol::seed_api::SessionStatus;
 use time::Duration;
 
+use super::super::Node;
 use super::world::*;
 use crate::attest::JobState;
 
@@ -172,9 +173,7 @@ async fn those_who_wait_for_a_question_share_its_failure() {
         let w = w.clone();
         opening.spawn(async move { refused(w.try_open(&node, 7).await).0 });
     }
-    while w.vending.facts.waiting() < 50 {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.vending.facts.waiting() >= 50).await;
     w.slurm.silent();
     drop(held);
     assert!(opening.join_all().await.iter().all(|code| *code == "Unavailable"));
@@ -199,4 +198,38 @@ async fn the_end_of_a_large_jobs_session_is_seen_by_the_next_who_asks() {
     assert!(code == "SessionEnded" && why.contains("revoked elsewhere"), "{code} {why}");
     assert_eq!(refused(w.try_open("n3", 7).await).0, "SessionEnded");
     assert_eq!(w.assumed(), 1);
+}
+
+#[tokio::test]
+async fn who_makes_credvend_ask_too_often_waits_and_sessions_are_closed_all_the_same() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    w.slurm.run(8, "alice", "genomics", &["n1", "n2"]);
+    let (over, left) = (w.open(7).await.session, w.open(8).await.session);
+    w.credentials("n1", left).await.unwrap();
+    // Root of n1 invents jobs.
+    let mut asked = 0;
+    let (code, retry, why) = loop {
+        asked += 1;
+        let seen = refused(w.try_open("n1", 1000 + asked).await);
+        if seen.0 != "JobNotRunning" {
+            break seen;
+        }
+        assert!(asked < 5_000, "there is no bound");
+    };
+    assert!((200..2_000).contains(&asked), "a node that starts many jobs at once is served: {asked}");
+    assert!(code == "Busy" && retry && why.contains("10.77.0.11"), "{code}: {why}");
+    // Nor does an older word count longer for it, as it does while Slurm is away.
+    w.slurm.change(8, |job| job.nodes = vec!["n2".parse().unwrap()]);
+    w.clock.advance(Duration::minutes(2));
+    let exhausted = async || while refused(w.try_open("n1", 6000).await).0 != "Busy" {};
+    exhausted().await;
+    let (code, _, why) = refused(w.credentials("n1", left).await);
+    assert!(matches!(code, "Busy" | "NotOnNode"), "{code}: {why}");
+    // Another address has a budget of its own, and the sweep needs none.
+    let elsewhere = Node { peer: Some([10, 77, 0, 12].into()), ..node("n2") };
+    w.vending.leave(&elsewhere, left).await.unwrap();
+    w.slurm.gone(7);
+    assert_eq!(w.vending.sweep().await.unwrap(), 1);
+    assert_eq!(w.session(over).await.status, SessionStatus::Completed);
 }

@@ -195,9 +195,7 @@ async fn who_shared_the_name_is_told_before_iam_answers() {
         let vending = w.vending.clone();
         async move { vending.sweep().await.unwrap() }
     });
-    while w.iam.calls.load(Ordering::SeqCst) == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.iam.calls.load(Ordering::SeqCst) != 0).await;
     assert_eq!(renewed(&mut w), sessions[1..]);
     // The same where it was ordered.
     w.slurm.run(3, "bob", "climate", &["n1"]);
@@ -211,9 +209,7 @@ async fn who_shared_the_name_is_told_before_iam_answers() {
         let vending = w.vending.clone();
         async move { vending.revoke(order(job)).await.unwrap() }
     });
-    while w.iam.calls.load(Ordering::SeqCst) == 1 {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.iam.calls.load(Ordering::SeqCst) != 1).await;
     assert_eq!(renewed(&mut w), [fourth]);
     drop(closed);
     sweeping.await.unwrap();

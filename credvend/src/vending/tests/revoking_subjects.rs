@@ -314,9 +314,7 @@ async fn an_order_is_left_to_who_carries_it_out_and_the_same_id_is_the_same_orde
         let (vending, ordered) = (w.vending.clone(), ordered.clone());
         async move { vending.revoke(ordered).await }
     });
-    while w.iam.calls.load(std::sync::atomic::Ordering::SeqCst) == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(async || w.iam.calls.load(std::sync::atomic::Ordering::SeqCst) != 0).await;
     let other = w.replica();
     let again = other.revoke(ordered.clone()).await.unwrap();
     assert!(again.unfinished.is_some() && again.sessions_total == 1, "{again:?}");
@@ -496,9 +494,7 @@ async fn a_sweep_does_not_wait_for_orders_that_take_long_nor_they_for_one_anothe
     assert!(w.iam.calls.load(std::sync::atomic::Ordering::SeqCst) >= 2, "both at once");
     drop(iam);
     let all_done = async {
-        while !w.store.open_orders().await.unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(async || w.store.open_orders().await.unwrap().is_empty()).await;
     };
     tokio::time::timeout(std::time::Duration::from_secs(60), all_done).await.expect("carried out");
     assert_eq!((w.iam.denied("genomics").len(), w.iam.denied("climate").len()), (1, 1));

@@ -49,9 +49,7 @@ async fn a_failure_is_shared_by_those_who_waited_and_tried_again_by_the_next() {
     }
     w.sts.calls.subscribe().wait_for(|n| *n == 1).await.unwrap();
     // Let every caller reach the queue: each needs one read of the store first.
-    while w.store_is_busy(&callers) {
-        tokio::task::yield_now().await;
-    }
+    until(async || !w.store_is_busy(&callers)).await;
     drop(closed);
     for (code, retry, why) in callers.join_all().await {
         assert!(code == "Unavailable" && retry && why.contains("throttled"), "{why}");
@@ -296,8 +294,6 @@ async fn a_session_that_ends_while_it_waits_for_its_turn_costs_no_assumerole() {
     w.vending.close("root", session).await.unwrap();
     drop(held);
     // The one who asks holds the slot too, until it is done.
-    while Arc::strong_count(&slot) > 1 {
-        tokio::task::yield_now().await;
-    }
+    until(async || Arc::strong_count(&slot) <= 1).await;
     assert_eq!(w.assumed(), 0);
 }

@@ -455,6 +455,15 @@ impl World {
     }
 }
 
+/// Waits until something holds, at most a minute of real time, whatever the test's clock says.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !holds().await {
+        assert!(std::time::Instant::now() < deadline, "it does not come about");
+        tokio::task::yield_now().await;
+    }
+}
+
 pub fn node(name: &str) -> Node {
     Node { cluster: lab(), name: name.parse().unwrap(), peer: Some(IpAddr::from([10, 77, 0, 11])), certified: false }
 }
