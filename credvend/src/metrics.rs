@@ -89,7 +89,7 @@ pub struct Metrics {
     denies_behind: Gauge,
     upstream_waiting: Gauge,
     certificate_expiry: Family<OfCertificate, Gauge>,
-    client_crl_expiry: Family<(), Gauge>,
+    client_crl_expiry: Gauge,
     audit_lines: Counter,
     audit_lost: Counter,
     audit_failures: Counter,
@@ -145,7 +145,7 @@ impl Default for Metrics {
             upstream_waiting = Gauge::default(), "upstream_ends_waiting", "Ended sessions and revoked users that the upstream does not hear of; 0 while it hears";
             denies_behind = Gauge::default(), "deny_policies_behind", "Roles whose Deny IAM has not taken";
             certificate_expiry = Family::default(), "certificate_expiry_timestamp_seconds", "When a certificate ends: server, or the first of client-ca";
-            client_crl_expiry = Family::default(), "client_crl_expiry_timestamp_seconds", "When the first of client-crl ends, and with it every certificate that it speaks of";
+            client_crl_expiry = Gauge::default(), "client_crl_expiry_timestamp_seconds", "When the first of client-crl ends; 0 without one";
             audit_lines = Counter::default(), "audit_lines", "Lines written to the audit log";
             audit_lost = Counter::default(), "audit_lines_lost", "Lines that the audit log does not have";
             audit_failures = Counter::default(), "audit_failures", "Failed writes and syncs of the audit log";
@@ -272,7 +272,7 @@ impl Metrics {
 
     /// The first of the clients' revocation lists ends then.
     pub fn client_crl_expires(&self, at: OffsetDateTime) {
-        self.client_crl_expiry.get_or_create(&()).set(at.unix_timestamp());
+        self.client_crl_expiry.set(at.unix_timestamp());
     }
 
     /// So many lines are in the audit log's file.

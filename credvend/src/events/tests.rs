@@ -87,7 +87,7 @@ async fn one_replicas_own_news_is_told_at_once_and_to_the_watcher_before_it() {
     one.publish(&lab(), news(3, Some(order), &["n1"])).await.unwrap();
     let line = stream.news.try_recv().unwrap();
     let Event::Invalidated { seq: 1, sessions, reason, answer: true, .. } = event(&line, "n1") else { panic!() };
-    assert_eq!((sessions.len(), reason.as_str()), (3, "revokedby an administrator"));
+    assert_eq!((sessions.len(), reason.as_str()), (3, "revoked by an administrator"));
     assert!(matches!(event(&line, "n2"), Event::Invalidated { seq: 1, answer: false, .. }));
     assert_eq!(*watched.lock().unwrap(), [3]);
 }

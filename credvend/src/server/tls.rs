@@ -198,7 +198,7 @@ pub struct Certificates {
 }
 
 /// How often the certificate of an open connection is looked at again: it, or the list that speaks of it, may expire.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(120);
 
 impl Certificates {
     /// Loads the files.

@@ -297,7 +297,7 @@ impl World {
             .with_root_certificates(roots);
         let config = match as_whom {
             None => builder.with_no_client_auth(),
-            Some(Identity { chain, key }) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap(),
+            Some(Identity { chain, key, .. }) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap(),
         };
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await.map_err(|e| e.to_string())?;
         let name = ServerName::try_from("localhost").unwrap();

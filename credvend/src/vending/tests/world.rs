@@ -353,7 +353,8 @@ impl World {
             events,
             clock: clock.clone(),
         });
-        let vending = Arc::new(vending);
+        // All nodes of a test come from one address.
+        let vending = Arc::new(vending.with_questions(32, 8192));
         World { vending, slurm, sts, iam, clock, store, projects, deaf, audit, events: receiver, _dir: dir }
     }
 
