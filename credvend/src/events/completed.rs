@@ -68,6 +68,13 @@ impl Events {
         }
     }
 
+    /// The session's job runs on the node again, which it may have left before: it shrank, and grew back.
+    pub fn joined(&self, session: SessionId, node: &NodeName) {
+        if let Some(left) = self.completed.waiting().left.get_mut(&session) {
+            left.remove(node);
+        }
+    }
+
     /// A session is COMPLETED, which ran on these nodes. Those that have not said that it left them are told within seconds.
     pub fn completed(&self, cluster: &ClusterName, session: SessionId, nodes: &[NodeName]) {
         let left = self.completed.waiting().left.remove(&session).unwrap_or_default();

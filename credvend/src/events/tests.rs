@@ -252,6 +252,9 @@ async fn ended_jobs_are_told_together_to_their_own_nodes_and_old_readers_see_not
     let mut elsewhere = two.subscribe(&lab(), None).await.unwrap();
     let ids: Vec<SessionId> = (0..4).map(|_| SessionId::random()).collect();
     one.completed(&lab(), ids[0], &[node("n1")]);
+    // It left, and came back.
+    one.left(ids[1], &node("n2"));
+    one.joined(ids[1], &node("n2"));
     one.completed(&lab(), ids[1], &[node("n1"), node("n2")]);
     // All of its nodes have said so themselves.
     one.left(ids[2], &node("n1"));

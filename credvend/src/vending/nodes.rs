@@ -113,6 +113,7 @@ impl Vending {
             }
         };
         drop(turn);
+        self.parts.events.joined(session.id, &node.name);
         if new {
             self.parts
                 .audit
