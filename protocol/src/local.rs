@@ -63,6 +63,47 @@ pub enum Outcome {
     Unknown,
 }
 
+impl Outcome {
+    /// Reads the line that answers [`Request::Outcome`]; the inner `Err` is credd's sentence. It means what
+    /// [`Response`] means, and spares the plugin, which every job step loads, the code that reads the other answers.
+    ///
+    /// # Errors
+    /// Another line.
+    pub fn from_line(line: &[u8]) -> Result<Result<Self, String>, serde_json::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum Answer {
+            Outcome(Fields),
+            Error(String),
+        }
+        #[derive(Deserialize)]
+        struct Fields {
+            state: State,
+            #[serde(default)]
+            reason: Option<String>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum State {
+            Opening,
+            Open,
+            Refused,
+            Unknown,
+        }
+        let Fields { state, reason } = match serde_json::from_slice(line)? {
+            Answer::Outcome(fields) => fields,
+            Answer::Error(why) => return Ok(Err(why)),
+        };
+        Ok(Ok(match (state, reason) {
+            (State::Opening, reason) => Outcome::Opening { reason },
+            (State::Open, _) => Outcome::Open,
+            (State::Refused, Some(reason)) => Outcome::Refused { reason },
+            (State::Refused, None) => return Err(serde::de::Error::missing_field("reason")),
+            (State::Unknown, _) => Outcome::Unknown,
+        }))
+    }
+}
+
 /// A job as `credd status` shows it. No secret is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -158,5 +199,27 @@ mod tests {
             r#"{"outcome":{"state":"open"}}"#
         );
         assert!(serde_json::from_str::<Request>(r#"{"op":"started","job":0}"#).is_err());
+    }
+
+    #[test]
+    fn an_outcome_is_read_without_the_other_answers() {
+        let reason = || "why".to_owned();
+        let outcomes = [
+            Outcome::Opening { reason: None },
+            Outcome::Opening { reason: Some(reason()) },
+            Outcome::Open,
+            Outcome::Refused { reason: reason() },
+            Outcome::Unknown,
+        ];
+        for outcome in outcomes {
+            let line = serde_json::to_vec(&Response::Outcome(outcome.clone())).unwrap();
+            assert_eq!(Outcome::from_line(&line).unwrap(), Ok(outcome));
+        }
+        let line = serde_json::to_vec(&Response::Error(reason())).unwrap();
+        assert_eq!(Outcome::from_line(&line).unwrap(), Err(reason()));
+        for other in [r#""ok""#, r#"{"metrics":"x"}"#, r#"{"outcome":{"state":"refused"}}"#, "{}", ""] {
+            assert!(Outcome::from_line(other.as_bytes()).is_err(), "{other}");
+            assert!(!matches!(serde_json::from_str(other), Ok(Response::Outcome(_) | Response::Error(_))), "{other}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use credd_protocol::JobId;
-use credd_protocol::local::{MAX_LINE_BYTES, Outcome, Request, Response};
+use credd_protocol::local::{MAX_LINE_BYTES, Outcome, Request};
 use credd_protocol::record::RunDir;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
@@ -88,10 +88,10 @@ fn ask(run_dir: &RunDir, job: JobId, left: Duration) -> io::Result<Outcome> {
 }
 
 fn understand(line: &[u8]) -> io::Result<Outcome> {
-    match serde_json::from_slice(line) {
-        Ok(Response::Outcome(outcome)) => Ok(outcome),
-        Ok(Response::Error(error)) => Err(io::Error::other(error)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "its answer was not understood")),
+    match Outcome::from_line(line) {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(error)) => Err(io::Error::other(error)),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "its answer was not understood")),
     }
 }
 
@@ -140,6 +140,7 @@ fn read_line(mut stream: &UnixStream, end: Instant) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use credd_protocol::local::Response;
     use proptest::prelude::*;
 
     use super::*;
