@@ -62,8 +62,19 @@ pub struct LateRecord {
     pub created: u64,
     /// The bearer token of the job on this node.
     pub token: JobToken,
-    /// What each partition gets.
-    pub policies: Policies,
+    /// [`Policies`] as JSON text: the plugin, which is to stay small, writes and never reads them.
+    policies: String,
+}
+
+/// Whose a late record is, by Slurm's items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The job.
+    pub job: JobId,
+    /// Its uid.
+    pub uid: Uid,
+    /// Its gid.
+    pub gid: u32,
 }
 
 /// What credvend has from Slurm about a job on this node.
@@ -100,6 +111,22 @@ impl LateRecord {
     /// The format written today.
     pub const VERSION: u32 = 1;
 
+    /// One that is made now, in seconds since 1970.
+    pub fn new(owner: Owner, token: JobToken, policies: &Policies, now: u64) -> Self {
+        let Owner { job, uid, gid } = owner;
+        let policies = serde_json::to_string(policies).expect("policies are plain values");
+        LateRecord { version: Self::VERSION, job, uid, gid, created: now, token, policies }
+    }
+
+    /// What each partition gets.
+    ///
+    /// # Errors
+    /// The text is none of the plugin's.
+    pub fn policies(&self) -> Result<Policies, Invalid> {
+        let bad = |e: serde_json::Error| format!("{:?} error at column {} of its policies", e.classify(), e.column());
+        serde_json::from_str(&self.policies).map_err(|e| Invalid::new("late job record", "", bad(e)))
+    }
+
     /// Reads a late record's file contents.
     ///
     /// # Errors
@@ -132,13 +159,16 @@ impl LateRecord {
     }
 
     /// With what Slurm says. The partition that Slurm names decides, and its options count.
-    pub fn complete(self, facts: SlurmFacts) -> Completed {
-        let options = match self.policies.of(&facts.partition) {
+    ///
+    /// # Errors
+    /// As [`LateRecord::policies`].
+    pub fn complete(self, facts: SlurmFacts) -> Result<Completed, Invalid> {
+        let options = match self.policies()?.of(&facts.partition) {
             Policy::On(options) => options.clone(),
-            Policy::Off => return Completed::Off,
-            Policy::Broken(why) => return Completed::Broken(why.clone()),
+            Policy::Off => return Ok(Completed::Off),
+            Policy::Broken(why) => return Ok(Completed::Broken(why.clone())),
         };
-        Completed::Record(Box::new(JobRecord {
+        Ok(Completed::Record(Box::new(JobRecord {
             version: JobRecord::VERSION,
             job: self.job,
             restart: facts.restart,
@@ -157,7 +187,7 @@ impl LateRecord {
             created: self.created,
             token: self.token,
             options,
-        }))
+        })))
     }
 }
 
@@ -166,24 +196,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn late() -> LateRecord {
+    fn policies() -> Policies {
         let train = JobOptions { role: "train".parse().unwrap(), ..JobOptions::default() };
-        LateRecord {
-            version: LateRecord::VERSION,
-            job: JobId::try_from(12).unwrap(),
-            uid: Uid(1001),
-            gid: 1002,
-            created: 7,
-            token: JobToken::mint().unwrap(),
-            policies: Policies {
-                default: Policy::On(JobOptions::default()),
-                named: vec![
-                    ("debug".parse().unwrap(), Policy::Off),
-                    ("gpu".parse().unwrap(), Policy::On(train)),
-                    ("odd".parse().unwrap(), Policy::Broken("a mistake".into())),
-                ],
-            },
+        Policies {
+            default: Policy::On(JobOptions::default()),
+            named: vec![
+                ("debug".parse().unwrap(), Policy::Off),
+                ("gpu".parse().unwrap(), Policy::On(train)),
+                ("odd".parse().unwrap(), Policy::Broken("a mistake".into())),
+            ],
         }
+    }
+
+    fn late(policies: &Policies) -> LateRecord {
+        let owner = Owner { job: JobId::try_from(12).unwrap(), uid: Uid(1001), gid: 1002 };
+        LateRecord::new(owner, JobToken::mint().unwrap(), policies, 7)
     }
 
     fn facts(partition: &str) -> SlurmFacts {
@@ -199,28 +226,29 @@ mod tests {
 
     #[test]
     fn slurms_partition_decides_what_a_late_record_becomes() {
-        let record = late();
+        let record = late(&policies());
+        assert_eq!(record.policies().unwrap(), policies());
         assert_eq!(LateRecord::from_json(&record.to_json().unwrap()).unwrap(), record);
-        let Completed::Record(gpu) = record.clone().complete(facts("gpu")) else { panic!("not on") };
+        let Completed::Record(gpu) = record.clone().complete(facts("gpu")).unwrap() else { panic!("not on") };
         assert_eq!((gpu.options.role.as_str(), gpu.restart, gpu.uid, gpu.gid), ("train", 2, Uid(1001), 1002));
         assert_eq!(gpu.token, record.token);
-        let Completed::Record(batch) = record.clone().complete(facts("batch")) else { panic!("not on") };
+        let Completed::Record(batch) = record.clone().complete(facts("batch")).unwrap() else { panic!("not on") };
         assert_eq!(batch.options, JobOptions::default());
-        assert_eq!(record.clone().complete(facts("debug")), Completed::Off);
-        assert_eq!(record.complete(facts("odd")), Completed::Broken("a mistake".into()));
+        assert_eq!(record.clone().complete(facts("debug")).unwrap(), Completed::Off);
+        assert_eq!(record.clone().complete(facts("odd")).unwrap(), Completed::Broken("a mistake".into()));
+        assert!(LateRecord { policies: "{}".into(), ..record }.complete(facts("gpu")).is_err());
     }
 
     #[test]
     fn its_debug_and_errors_hide_the_token_and_a_long_one_is_not_written() {
-        let mut record = late();
+        let record = late(&policies());
         let token = record.token.expose().to_owned();
         assert!(!format!("{record:?}").contains(&token[8..]));
         let text = String::from_utf8(record.to_json().unwrap()).unwrap().replace(&token, &token.to_uppercase());
         let error = LateRecord::from_json(text.as_bytes()).unwrap_err().to_string();
         assert!(!error.to_lowercase().contains(&token[8..]), "{error}");
-        record.policies.named =
-            (0..2000).map(|at| (format!("p{at}").parse().unwrap(), Policy::Broken("x".repeat(30)))).collect();
-        assert!(record.to_json().unwrap_err().to_string().contains("partitions"));
+        let named = (0..2000).map(|at| (format!("p{at}").parse().unwrap(), Policy::Broken("x".repeat(30)))).collect();
+        assert!(late(&Policies { named, ..policies() }).to_json().unwrap_err().to_string().contains("partitions"));
     }
 
     proptest! {

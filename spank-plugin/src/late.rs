@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use credd_protocol::late::Owner;
 use credd_protocol::late::{LateRecord, Policy};
 use credd_protocol::local::{Outcome, Request};
 use credd_protocol::record::{JobOptions, JobRecord, OnError, RunDir};
@@ -19,22 +20,9 @@ use crate::credd;
 use crate::plugstack::Plugstack;
 use crate::run_files::RunFiles;
 
-/// Whose step it is, by Slurm's items.
-#[derive(Debug, Clone, Copy)]
-pub struct Owner {
-    /// The job.
-    pub job: JobId,
-    /// Its uid.
-    pub uid: Uid,
-    /// Its gid.
-    pub gid: u32,
-}
-
-impl Owner {
-    /// Asks Slurm; `None` where it does not say.
-    pub fn of(job: &dyn Job) -> Option<Self> {
-        Some(Owner { job: JobId::try_from(job.id().ok()?).ok()?, uid: Uid(job.uid().ok()?), gid: job.gid().ok()? })
-    }
+/// Whose step it is, by Slurm's items; `None` where Slurm does not say.
+pub fn owner(job: &dyn Job) -> Option<Owner> {
+    Some(Owner { job: JobId::try_from(job.id().ok()?).ok()?, uid: Uid(job.uid().ok()?), gid: job.gid().ok()? })
 }
 
 /// What is on the node after a late record was left, or found.
@@ -63,18 +51,12 @@ pub fn leave(site: &Plugstack, owner: Owner) -> Result<(RunFiles, Left), String>
         )
     };
     let files = RunFiles::open_or_create(&site.run_dir).map_err(|error| failed(error.to_string()))?;
-    if let Some(left) = find(&files, owner)? {
+    if let Some(left) = find(site, &files, owner)? {
         return Ok((files, left));
     }
-    let record = LateRecord {
-        version: LateRecord::VERSION,
-        job: owner.job,
-        uid: owner.uid,
-        gid: owner.gid,
-        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-        token: JobToken::mint().map_err(|error| failed(error.to_string()))?,
-        policies: site.policies(),
-    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let token = JobToken::mint().map_err(|error| failed(error.to_string()))?;
+    let record = LateRecord::new(owner, token, &site.policies(), now);
     match files.write_late(&record) {
         Ok(()) => {
             // credd finds it by itself as well; telling it only saves time.
@@ -82,7 +64,7 @@ pub fn leave(site: &Plugstack, owner: Owner) -> Result<(RunFiles, Left), String>
             Ok((files, Left::Late(Box::new(record))))
         }
         // Another step of the job began at the same moment: one token for all of them.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match find(&files, owner)? {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match find(site, &files, owner)? {
             Some(left) => Ok((files, left)),
             None => Err(failed("what another step left is gone again".into())),
         },
@@ -90,23 +72,29 @@ pub fn leave(site: &Plugstack, owner: Owner) -> Result<(RunFiles, Left), String>
     }
 }
 
-/// What is there already.
-fn find(files: &RunFiles, owner: Owner) -> Result<Option<Left>, String> {
-    // The record first: where credd completes the late one in between, it is there when that is gone.
+/// Ends what an earlier run, or a job that had the number before, left behind, and tells credd.
+///
+/// # Errors
+/// A sentence: it could not be ended.
+pub fn end_stale(site: &Plugstack, files: &RunFiles, job: JobId, token: &JobToken) -> Result<(), String> {
+    files.end_run(job, token).map_err(|error| format!("an earlier run's record could not be put aside: {error}"))?;
+    // credd finds it in `ended/` by itself as well.
+    let _ = credd::tell(&site.run_dir, &Request::Ended { job });
+    Ok(())
+}
+
+/// What is there already of this owner's.
+fn find(site: &Plugstack, files: &RunFiles, owner: Owner) -> Result<Option<Left>, String> {
+    // The late one first: where credd completes it in between, the record is there when it is gone.
     let late = files.read_late(owner.job)?;
-    let left = match files.read_record(owner.job)? {
-        Some(record) => Some(Left::Record(Box::new(record))),
-        None => late.map(|late| Left::Late(Box::new(late))),
-    };
-    let (job, uid) = match &left {
-        None => return Ok(None),
-        Some(Left::Record(record)) => (record.job, record.uid),
-        Some(Left::Late(late)) => (late.job, late.uid),
-    };
-    if (job, uid) != (owner.job, owner.uid) {
-        return Err(format!("the record of job {} on this node is another job's", owner.job));
+    if let Some(record) = files.read_record(owner.job)?.filter(|record| record.uid == owner.uid) {
+        return Ok(Some(Left::Record(Box::new(record))));
     }
-    Ok(left)
+    match late {
+        Some(late) if late.uid == owner.uid => Ok(Some(Left::Late(Box::new(late)))),
+        Some(late) => end_stale(site, files, owner.job, &late.token).map(|()| None),
+        None => Ok(None),
+    }
 }
 
 /// What a task waits for whose job has a late record only.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use credd_protocol::late::{LateRecord, MAX_LATE_BYTES};
 use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, OnError, RunDir, file};
-use credd_protocol::{Invalid, JobId, secret::JobToken};
+use credd_protocol::{JobId, secret::JobToken};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
@@ -120,7 +120,10 @@ impl RunFiles {
     /// # Errors
     /// A sentence: a file that is not root's alone, or is no record.
     pub fn read_record(&self, job: JobId) -> Result<Option<JobRecord>, String> {
-        self.read_job(job, file::RECORD, MAX_RECORD_BYTES, JobRecord::from_json)
+        self.read_job(job, file::RECORD, MAX_RECORD_BYTES)?
+            .map(|bytes| JobRecord::from_json(&bytes))
+            .transpose()
+            .map_err(|error| format!("the record of job {job}: {error}"))
     }
 
     /// A running job's late record; `None` if there is none.
@@ -128,31 +131,27 @@ impl RunFiles {
     /// # Errors
     /// As [`RunFiles::read_record`].
     pub fn read_late(&self, job: JobId) -> Result<Option<LateRecord>, String> {
-        self.read_job(job, file::LATE, MAX_LATE_BYTES, LateRecord::from_json)
+        self.read_job(job, file::LATE, MAX_LATE_BYTES)?
+            .map(|bytes| LateRecord::from_json(&bytes))
+            .transpose()
+            .map_err(|error| format!("the record of job {job}: {error}"))
     }
 
-    fn read_job<T>(
-        &self,
-        job: JobId,
-        name: &str,
-        max: u64,
-        parse: impl FnOnce(&[u8]) -> Result<T, Invalid>,
-    ) -> Result<Option<T>, String> {
+    /// A file of a job's that is root's alone.
+    fn read_job(&self, job: JobId, name: &str, max: u64) -> Result<Option<Vec<u8>>, String> {
         let path = self.paths.job(job).join(name);
-        let file = match open_read(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("{}: {error}", path.display())),
-        };
-        let bytes = (|| {
+        let read = open_read(&path).and_then(|file| {
             let meta = file.metadata()?;
             if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
                 return Err(io::Error::other("it is not a file of root's alone"));
             }
             read_bounded(file, max + 1)
-        })();
-        let bytes = bytes.map_err(|error| format!("{}: {error}", path.display()))?;
-        parse(&bytes).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+        });
+        match read {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        }
     }
 
     /// Whether Slurm's partition of a job with a late record is off.
@@ -179,17 +178,25 @@ impl RunFiles {
         create(&self.paths.job(job).join(file::NOTIFIED), 0o600).is_ok()
     }
 
-    /// Ends the run that this record is of, if Slurm's word is that it is over: a step begins, so its epilog was lost.
+    /// Whether credvend says, by Slurm's word, that the run is over that a job's record is of.
+    pub fn is_over(&self, job: JobId) -> bool {
+        self.paths.job(job).join(file::OVER).exists()
+    }
+
+    /// Ends the run that has this token here, as [`RunFiles::end`] does, and no other: another step may have done so just
+    /// now, and left a record of the new run.
     ///
     /// # Errors
-    /// As [`RunFiles::end`].
-    pub fn end_if_over(&self, record: &JobRecord) -> io::Result<bool> {
-        if !self.paths.job(record.job).join(file::OVER).exists() {
-            return Ok(false);
+    /// As [`RunFiles::end`]; a record that cannot be read.
+    pub fn end_run(&self, job: JobId, token: &JobToken) -> Result<(), String> {
+        let now = match self.read_record(job)? {
+            Some(record) => Some(record.token),
+            None => self.read_late(job)?.map(|late| late.token),
+        };
+        if now.is_some_and(|now| now == *token) {
+            self.end(job).map_err(|error| error.to_string())?;
         }
-        // Another step may have done it just now, and left a record of the new run.
-        let same = self.read_record(record.job).is_ok_and(|now| now.is_some_and(|now| now.token == record.token));
-        if same { self.end(record.job) } else { Ok(true) }
+        Ok(())
     }
 
     /// Ends a job: moves its directory to `ended/`, then removes what else it left. `false` if it had no directory. What

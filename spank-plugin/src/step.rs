@@ -14,11 +14,10 @@ use credd_protocol::{JobId, JobToken, Uid};
 use slurm_spank::{Job, Level, StepId};
 
 use crate::job_options::Asked;
-use crate::late::{self, Left, Owner, Question};
+use crate::late::{self, Left, Question};
 use crate::plugstack::{Plugstack, Policy};
 use crate::run_files::{RunFiles, Skipped};
 use crate::{credd, environment};
-use credd_protocol::local::Request;
 
 /// What the hooks after `init_post_opt` have left to do. Those run where root's files cannot be read (`user_init`), or in
 /// the forked child of each task.
@@ -190,18 +189,16 @@ fn find_record(job: &mut dyn Job, site: &Plugstack, asked: Asked, plan: &mut Pla
     let policy = site.policy(&partition);
     let claims_on_error = on_error(&policy);
     let without = |why: String| Without { why, on_error: claims_on_error };
-    let Some(owner) = Owner::of(job) else { return Err(without("Slurm did not say whose job this is".into())) };
+    let Some(owner) = late::owner(job) else { return Err(without("Slurm did not say whose job this is".into())) };
     let (id, uid) = (owner.job, owner.uid);
     let files = RunFiles::open(&site.run_dir).map_err(|error| without(error.to_string()))?;
     if let Some(files) = &files {
         match files.read_record(id).map_err(without)? {
-            Some(record) if record.job == id && files.end_if_over(&record).map_err(|e| without(e.to_string()))? => {
-                let _ = credd::tell(&site.run_dir, &Request::Ended { job: id });
-            }
-            Some(record) if record.job == id && record.uid == uid => {
+            Some(record) if record.job == id && record.uid == uid && !files.is_over(id) => {
                 return Ok(Found::Record(files.clone(), Box::new(record)));
             }
-            Some(_) => return Err(without(format!("the record of job {id} on this node is another job's"))),
+            // Slurm's items say whose step this is: the record is of a job or run before, whose end was lost.
+            Some(record) => late::end_stale(site, files, id, &record.token).map_err(without)?,
             None => {}
         }
     }
@@ -356,7 +353,7 @@ mod tests {
                 fs::remove_file(lab.paths.endpoint()).unwrap();
                 asked(None)
             }),
-            ("", |lab| {
+            ("default=off", |lab| {
                 lab.job.uid += 1;
                 asked(None)
             }),
@@ -403,9 +400,13 @@ mod tests {
     #[test]
     fn another_users_record_is_not_used() {
         let mut lab = lab("", |record| record.uid = Uid(record.uid.0 + 1));
-        let plan = lab.init(asked(None));
-        assert_eq!(lab.token(), None);
-        assert!(plan.notices[0].contains("another job's"), "{plan:?}");
+        assert_eq!(lab.init(asked(None)), Plan::default());
+        assert!(lab.token().is_some_and(|token| token != lab.record.token.expose()));
+        let files = RunFiles::open(&lab.paths).unwrap().unwrap();
+        assert!(
+            files.read_record(lab.record.job).unwrap().is_none() && files.read_late(lab.record.job).unwrap().is_some()
+        );
+        assert_eq!(fs::read_dir(lab.paths.ended()).unwrap().count(), 1);
     }
 
     #[test]

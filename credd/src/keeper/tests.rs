@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use credd_protocol::late::{LateRecord, Policies, Policy, SlurmFacts};
+use credd_protocol::late::{LateRecord, Owner, Policies, Policy, SlurmFacts};
 use credd_protocol::local::{MAX_LINE_BYTES as LOCAL_LINE, Outcome, Request, Response};
 use credd_protocol::record::{JobOptions, JobRecord, RunDir, file};
 use credd_protocol::{JobId, JobToken, SessionId, Uid};
@@ -266,18 +266,12 @@ fn ends_outlive_the_keeper() {
 /// Leaves a late record as a step does.
 fn leave_late(run_dir: &RunDir, job: u32) -> LateRecord {
     let train = JobOptions { role: "train".parse().unwrap(), ..JobOptions::default() };
-    let late = LateRecord {
-        version: LateRecord::VERSION,
-        job: JobId::try_from(job).unwrap(),
-        uid: Uid(1001),
-        gid: 1001,
-        created: 1,
-        token: JobToken::mint().unwrap(),
-        policies: Policies {
-            default: Policy::On(JobOptions::default()),
-            named: vec![("debug".parse().unwrap(), Policy::Off), ("gpu".parse().unwrap(), Policy::On(train))],
-        },
+    let owner = Owner { job: JobId::try_from(job).unwrap(), uid: Uid(1001), gid: 1001 };
+    let policies = Policies {
+        default: Policy::On(JobOptions::default()),
+        named: vec![("debug".parse().unwrap(), Policy::Off), ("gpu".parse().unwrap(), Policy::On(train))],
     };
+    let late = LateRecord::new(owner, JobToken::mint().unwrap(), &policies, 1);
     let dir = run_dir.job(late.job);
     super::records::tests::write(&dir, b"");
     fs::rename(dir.join(file::RECORD), dir.join(file::LATE)).unwrap();

@@ -85,7 +85,9 @@ impl Keeper {
             return;
         }
         let partition = facts.partition.clone();
-        let record = match records::late_record_of(&path, id).map(|late| late.complete(facts)) {
+        let completed = records::late_record_of(&path, id)
+            .and_then(|late| late.complete(facts).map_err(|error| Refused::Wrong(error.to_string())));
+        let record = match completed {
             Ok(Completed::Record(record)) => record,
             Ok(Completed::Off) => {
                 self.note(Some(path), id, file::OFF, partition.as_str());

@@ -17,9 +17,6 @@ const LEFT: Ms = 5_000;
 /// After a fault of Slurm's a node learns that it runs what slurmctld has given up when it registers again.
 const REGISTERED: Ms = 40_000;
 
-/// slurmd remembers the numbers of jobs that ended for two minutes.
-const REMEMBERED: Ms = 150_000;
-
 /// A job's processes may be told that it is over while they are being ended.
 const ENDING: Ms = 6_000;
 
@@ -224,16 +221,11 @@ pub fn refused_without_cause(history: &History) -> Vec<Violation> {
     found
 }
 
-/// Every job finds URL and token in its environment, also where nothing of ours runs at that moment. Slurm runs no prolog
-/// for a job whose number it gave before and the node still knows, as after a kill of slurmctld.
+/// Every job finds URL and token in its environment, also where nothing of ours runs at that moment, and where slurmd ran
+/// no prolog for it.
 pub fn unequipped(history: &History) -> Vec<Violation> {
     let lacking = history.runs.values().filter(|run| !run.begin.run.is_empty() && !run.begin.equipped);
     lacking
-        .filter(|run| {
-            let node = &run.begin.node;
-            let slurms = |target: &Target| target.is_slurms() && (target.host() == node || target.host() == "head");
-            history.troubled(run.begin.at, slurms, |_| REMEMBERED).is_none()
-        })
         .map(|run| {
             let what = format!("{} found no URL or no token in its environment", subject(run));
             Violation::new("every job finds its environment", subject(run), what)
@@ -549,7 +541,7 @@ mod tests {
         fault(&mut history, Target::Credd("n1".into()), 9_000, 11_000);
         assert_eq!(unequipped(&history).len(), 1);
         fault(&mut history, Target::Slurmctld, 2_000, 3_000);
-        assert_eq!(unequipped(&history), []);
+        assert_eq!(unequipped(&history).len(), 1, "also where slurmd ran no prolog");
     }
 
     #[test]
