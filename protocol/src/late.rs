@@ -47,11 +47,8 @@ impl Policies {
 }
 
 /// What a step knows of a job that has no record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LateRecord {
-    /// [`LateRecord::VERSION`].
-    pub version: u32,
     /// The raw job id, from Slurm's item.
     pub job: JobId,
     /// The job's uid, from Slurm's item.
@@ -108,14 +105,15 @@ pub enum Completed {
 }
 
 impl LateRecord {
-    /// The format written today.
-    pub const VERSION: u32 = 1;
+    /// The format written today, the first word of the first line. job, uid, gid, time and token follow, separated by
+    /// spaces; the second line has the policies. Not JSON as a whole: reading it would be a large part of the plugin.
+    const VERSION: &str = "1";
 
     /// One that is made now, in seconds since 1970.
     pub fn new(owner: Owner, token: JobToken, policies: &Policies, now: u64) -> Self {
         let Owner { job, uid, gid } = owner;
         let policies = serde_json::to_string(policies).expect("policies are plain values");
-        LateRecord { version: Self::VERSION, job, uid, gid, created: now, token, policies }
+        LateRecord { job, uid, gid, created: now, token, policies }
     }
 
     /// What each partition gets.
@@ -131,16 +129,28 @@ impl LateRecord {
     ///
     /// # Errors
     /// What is wrong with the text; it never shows the token.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, Invalid> {
-        let bad = |why: String| Invalid::new("late job record", "", why);
-        if bytes.len() as u64 > MAX_LATE_BYTES {
-            return Err(bad(format!("it is longer than {MAX_LATE_BYTES} bytes")));
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
+        let bad = |why: &str| Invalid::new("late job record", "", why);
+        let text = std::str::from_utf8(bytes).map_err(|_| bad("it is no text"))?;
+        let (first, policies) = text.split_once('\n').ok_or_else(|| bad("it is cut short"))?;
+        let policies = policies.strip_suffix('\n').ok_or_else(|| bad("it is cut short"))?.to_owned();
+        let number = |text: &str| text.parse::<u64>().map_err(|_| bad("a number in it is none"));
+        let small = |text: &str| text.parse::<u32>().map_err(|_| bad("a number in it is none"));
+        let mut words = first.split(' ');
+        let mut next = || words.next().ok_or_else(|| bad("it is cut short"));
+        if next()? != Self::VERSION {
+            return Err(bad("its version is another one than this program reads"));
         }
-        // As for a record: category and place only, which cannot hold a secret.
-        let record: LateRecord = serde_json::from_slice(bytes)
-            .map_err(|e| bad(format!("{:?} error at line {} column {}", e.classify(), e.line(), e.column())))?;
-        if record.version != Self::VERSION {
-            return Err(bad(format!("its version is {}, this program reads {}", record.version, Self::VERSION)));
+        let record = LateRecord {
+            job: JobId::try_from(small(next()?)?)?,
+            uid: Uid(small(next()?)?),
+            gid: small(next()?)?,
+            created: number(next()?)?,
+            token: next()?.parse()?,
+            policies,
+        };
+        if next().is_ok() || bytes.len() as u64 > MAX_LATE_BYTES {
+            return Err(bad("it is too long"));
         }
         Ok(record)
     }
@@ -149,13 +159,13 @@ impl LateRecord {
     ///
     /// # Errors
     /// It would be too long to be read: `plugstack.conf` names very many partitions.
-    pub fn to_json(&self) -> Result<Vec<u8>, Invalid> {
-        let bytes = serde_json::to_vec(self).expect("a record has only string keys and plain values");
-        if bytes.len() as u64 > MAX_LATE_BYTES {
-            let why = format!("plugstack.conf has more partitions than fit its {MAX_LATE_BYTES} bytes");
-            return Err(Invalid::new("late job record", "", why));
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Invalid> {
+        let LateRecord { job, uid, gid, created, token, policies } = self;
+        let text = format!("{} {job} {uid} {gid} {created} {}\n{policies}\n", Self::VERSION, token.expose());
+        if text.len() as u64 > MAX_LATE_BYTES {
+            return Err(Invalid::new("late job record", "", "plugstack.conf has more partitions than fit"));
         }
-        Ok(bytes)
+        Ok(text.into_bytes())
     }
 
     /// With what Slurm says. The partition that Slurm names decides, and its options count.
@@ -228,7 +238,7 @@ mod tests {
     fn slurms_partition_decides_what_a_late_record_becomes() {
         let record = late(&policies());
         assert_eq!(record.policies().unwrap(), policies());
-        assert_eq!(LateRecord::from_json(&record.to_json().unwrap()).unwrap(), record);
+        assert_eq!(LateRecord::from_bytes(&record.to_bytes().unwrap()).unwrap(), record);
         let Completed::Record(gpu) = record.clone().complete(facts("gpu")).unwrap() else { panic!("not on") };
         assert_eq!((gpu.options.role.as_str(), gpu.restart, gpu.uid, gpu.gid), ("train", 2, Uid(1001), 1002));
         assert_eq!(gpu.token, record.token);
@@ -244,17 +254,22 @@ mod tests {
         let record = late(&policies());
         let token = record.token.expose().to_owned();
         assert!(!format!("{record:?}").contains(&token[8..]));
-        let text = String::from_utf8(record.to_json().unwrap()).unwrap().replace(&token, &token.to_uppercase());
-        let error = LateRecord::from_json(text.as_bytes()).unwrap_err().to_string();
+        let text = String::from_utf8(record.to_bytes().unwrap()).unwrap().replace(&token, &token.to_uppercase());
+        let error = LateRecord::from_bytes(text.as_bytes()).unwrap_err().to_string();
         assert!(!error.to_lowercase().contains(&token[8..]), "{error}");
         let named = (0..2000).map(|at| (format!("p{at}").parse().unwrap(), Policy::Broken("x".repeat(30)))).collect();
-        assert!(late(&Policies { named, ..policies() }).to_json().unwrap_err().to_string().contains("partitions"));
+        assert!(late(&Policies { named, ..policies() }).to_bytes().unwrap_err().to_string().contains("partitions"));
     }
 
     proptest! {
         #[test]
+        fn no_text_like_one_makes_the_parser_panic(text in "1 [0-9 a-f\\-]{0,90}\n?[ -~]{0,20}\n?") {
+            let _ = LateRecord::from_bytes(text.as_bytes()).map(|record| record.policies());
+        }
+
+        #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = LateRecord::from_json(&bytes);
+            let _ = LateRecord::from_bytes(&bytes);
         }
     }
 }

@@ -87,7 +87,7 @@ impl RunFiles {
     /// [`io::ErrorKind::AlreadyExists`]: the job has a directory with something in it by now. Otherwise a file operation
     /// failed.
     pub fn write_late(&self, record: &LateRecord) -> io::Result<()> {
-        let bytes = record.to_json().map_err(io::Error::other)?;
+        let bytes = record.to_bytes().map_err(io::Error::other)?;
         self.write_job(record.job, file::LATE, &bytes).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty => io::ErrorKind::AlreadyExists.into(),
             _ => error,
@@ -132,7 +132,7 @@ impl RunFiles {
     /// As [`RunFiles::read_record`].
     pub fn read_late(&self, job: JobId) -> Result<Option<LateRecord>, String> {
         self.read_job(job, file::LATE, MAX_LATE_BYTES)?
-            .map(|bytes| LateRecord::from_json(&bytes))
+            .map(|bytes| LateRecord::from_bytes(&bytes))
             .transpose()
             .map_err(|error| format!("the record of job {job}: {error}"))
     }

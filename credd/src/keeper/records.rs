@@ -360,7 +360,7 @@ fn late_record(directory: &OwnedFd) -> Result<LateRecord, Refused> {
     if file.metadata()?.mode() & 0o077 != 0 {
         return Err(Refused::Wrong("its late record can be read by others".to_owned()));
     }
-    LateRecord::from_json(&read_bounded(file, MAX_LATE_BYTES)?).map_err(|error| Refused::Wrong(error.to_string()))
+    LateRecord::from_bytes(&read_bounded(file, MAX_LATE_BYTES)?).map_err(|error| Refused::Wrong(error.to_string()))
 }
 
 /// The run whose directory it is.

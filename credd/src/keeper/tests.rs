@@ -275,7 +275,7 @@ fn leave_late(run_dir: &RunDir, job: u32) -> LateRecord {
     let dir = run_dir.job(late.job);
     super::records::tests::write(&dir, b"");
     fs::rename(dir.join(file::RECORD), dir.join(file::LATE)).unwrap();
-    fs::write(dir.join(file::LATE), late.to_json().unwrap()).unwrap();
+    fs::write(dir.join(file::LATE), late.to_bytes().unwrap()).unwrap();
     late
 }
 

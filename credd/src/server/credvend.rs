@@ -314,7 +314,7 @@ mod tests {
                 .unwrap()
         };
         let of = |status: u16, retry| refusal(StatusCode::from_u16(status).unwrap(), &body(retry));
-        assert_eq!(of(403, false), Trouble::Never("ab".into()));
+        assert_eq!(of(403, false), Trouble::Never("a b".into()));
         for (code, message, over) in [
             ("JobNotRunning", "job 7 of cluster lab is not running: Slurm has it waiting for nodes", true),
             ("SessionEnded", "session x is COMPLETED: Slurm has restart 1", true),
@@ -325,11 +325,11 @@ mod tests {
             let trouble = refusal(StatusCode::FORBIDDEN, &serde_json::to_vec(&error).unwrap());
             assert_eq!(matches!(trouble, Trouble::Over(_)), over, "{trouble:?}");
         }
-        assert_eq!(of(403, true), Trouble::No("ab".into()));
+        assert_eq!(of(403, true), Trouble::No("a b".into()));
         let site = br#"{"code":"UnknownCluster","message":"which?","retry":true}"#;
         assert_eq!(refusal(StatusCode::FORBIDDEN, site), Trouble::Site("which?".into()));
-        assert_eq!(of(401, true), Trouble::Outage("ab".into()));
-        assert_eq!(of(503, true), Trouble::Outage("ab".into()));
+        assert_eq!(of(401, true), Trouble::Outage("a b".into()));
+        assert_eq!(of(503, true), Trouble::Outage("a b".into()));
         let busy = br#"{"code":"Busy","message":"later","retry":true,"retry-after":7}"#;
         let later = Trouble::Busy("later".into(), Duration::from_secs(7));
         assert_eq!(refusal(StatusCode::SERVICE_UNAVAILABLE, busy), later);
