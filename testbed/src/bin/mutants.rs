@@ -182,6 +182,8 @@ mod tests {
         for member in workspace["workspace"]["members"].as_array().unwrap() {
             gather(&root.join(member.as_str().unwrap()), &mut code);
         }
+        // The root package's own.
+        gather(&root.join("tests"), &mut code);
         let mut names = BTreeSet::new();
         for mutant in &list.mutant {
             let name = &mutant.name;
