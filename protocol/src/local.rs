@@ -66,6 +66,7 @@ pub enum Outcome {
 impl Outcome {
     /// Reads the line that answers [`Request::Outcome`]; the inner `Err` is credd's sentence. It means what
     /// [`Response`] means, and spares the plugin, which every job step loads, the code that reads the other answers.
+    /// Unknown fields are ignored.
     ///
     /// # Errors
     /// Another line.
