@@ -149,7 +149,8 @@ mod tests {
         #[test]
         fn equality_order_and_hash_agree(one in "[A-Ca-c._-]{1,4}", other in "[A-Ca-c._-]{1,4}") {
             let (a, b) = (name(&one), name(&other));
-            let same = one.to_ascii_lowercase() == other.to_ascii_lowercase();
+            let [lower_one, lower_other] = [&one, &other].map(|text| text.to_ascii_lowercase());
+            let same = lower_one == lower_other;
             prop_assert_eq!(a == b, same);
             prop_assert_eq!(a.cmp(&b) == Ordering::Equal, same);
             let hash = |name: &ClusterName| BuildHasherDefault::<DefaultHasher>::default().hash_one(name);
