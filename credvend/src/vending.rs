@@ -419,6 +419,7 @@ impl Vending {
         self.issuing.forget(session.id);
         self.parts.source.ended(session);
         self.crowds.forget(session.id);
+        self.parts.events.forget_left(session.id);
         if let Origin::Slurm(run) = &session.origin {
             self.facts.forget(&session.cluster, run.job);
         }

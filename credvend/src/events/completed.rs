@@ -20,6 +20,12 @@ const MAX_WAITING: usize = 16_384;
 /// Sessions of which it is remembered which nodes left; the others' are told to all of theirs.
 const MAX_LEFT: usize = 65_536;
 
+/// A session's leaves are forgotten this long after the first: another replica may have heard of its end.
+const LEFT_FOR: Duration = Duration::from_hours(24);
+
+/// How often the forgotten are looked for.
+const FORGET_EVERY: Duration = Duration::from_hours(1);
+
 /// A session with more nodes than this is told to all: the list would be longer than the news.
 const MAX_NODES: usize = 32;
 
@@ -32,7 +38,15 @@ struct Waiting {
     since: Option<Instant>,
     of: BTreeMap<ClusterName, Vec<CompletedSession>>,
     /// Who has told this replica that a session's job left it: as a rule every node of it has.
-    left: HashMap<SessionId, HashSet<NodeName>>,
+    left: HashMap<SessionId, Left>,
+    /// When those that are too old were last forgotten.
+    forgot: Option<Instant>,
+}
+
+/// The nodes that a session's job has left, and when the first of them said so.
+struct Left {
+    since: Instant,
+    nodes: HashSet<NodeName>,
 }
 
 impl Completed {
@@ -60,24 +74,37 @@ impl Completed {
 }
 
 impl Events {
-    /// The session's job has left the node, says the node.
-    pub fn left(&self, session: SessionId, node: &NodeName) {
-        let mut waiting = self.completed.waiting();
-        if waiting.left.len() < MAX_LEFT || waiting.left.contains_key(&session) {
-            waiting.left.entry(session).or_default().insert(node.clone());
+    /// The session's job, which runs on these nodes, has left the node, says the node.
+    pub fn left(&self, session: SessionId, node: &NodeName, nodes: &[NodeName]) {
+        if nodes.len() > MAX_NODES || !nodes.contains(node) {
+            return;
         }
+        let mut waiting = self.completed.waiting();
+        if waiting.forgot.is_none_or(|forgot| forgot.elapsed() >= FORGET_EVERY) {
+            waiting.forgot = Some(Instant::now());
+            waiting.left.retain(|_, left| left.since.elapsed() < LEFT_FOR);
+        }
+        if waiting.left.len() < MAX_LEFT || waiting.left.contains_key(&session) {
+            let new = || Left { since: Instant::now(), nodes: HashSet::new() };
+            waiting.left.entry(session).or_insert_with(new).nodes.insert(node.clone());
+        }
+    }
+
+    /// The session is over, and its nodes are told by other means: which of them it left is of no use any more.
+    pub fn forget_left(&self, session: SessionId) {
+        self.completed.waiting().left.remove(&session);
     }
 
     /// The session's job runs on the node again, which it may have left before: it shrank, and grew back.
     pub fn joined(&self, session: SessionId, node: &NodeName) {
         if let Some(left) = self.completed.waiting().left.get_mut(&session) {
-            left.remove(node);
+            left.nodes.remove(node);
         }
     }
 
     /// A session is COMPLETED, which ran on these nodes. Those that have not said that it left them are told within seconds.
     pub fn completed(&self, cluster: &ClusterName, session: SessionId, nodes: &[NodeName]) {
-        let left = self.completed.waiting().left.remove(&session).unwrap_or_default();
+        let left = self.completed.waiting().left.remove(&session).map(|left| left.nodes).unwrap_or_default();
         let mut nodes: Vec<NodeName> = nodes.iter().filter(|node| !left.contains(node)).cloned().collect();
         if nodes.is_empty() {
             return;
@@ -107,5 +134,14 @@ impl Events {
             }
         }
         result
+    }
+}
+
+#[cfg(test)]
+impl Events {
+    /// Of how many sessions it is remembered that nodes left them, and how many nodes in all.
+    pub(super) fn remembered_leaves(&self) -> (usize, usize) {
+        let left = &self.completed.waiting().left;
+        (left.len(), left.values().map(|left| left.nodes.len()).sum())
     }
 }

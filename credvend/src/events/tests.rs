@@ -246,6 +246,25 @@ async fn answers_are_counted_once_from_whom_they_were_asked_whichever_replica_th
 }
 
 #[tokio::test(start_paused = true)]
+async fn leaves_are_remembered_of_a_sessions_own_nodes_until_it_is_over_or_a_day_has_passed() {
+    let (_dir, [one, _two]) = replicas();
+    let (first, second) = (SessionId::random(), SessionId::random());
+    one.left(first, &node("stranger"), &[node("n1")]);
+    let many: Vec<NodeName> = (0..100).map(|n| node(&format!("m{n}"))).collect();
+    one.left(first, &many[0], &many);
+    assert_eq!(one.remembered_leaves(), (0, 0));
+    one.left(first, &node("n1"), &[node("n1"), node("n2")]);
+    one.left(first, &node("n2"), &[node("n1"), node("n2")]);
+    assert_eq!(one.remembered_leaves(), (1, 2));
+    one.forget_left(first);
+    assert_eq!(one.remembered_leaves(), (0, 0));
+    one.left(first, &node("n1"), &[node("n1")]);
+    tokio::time::advance(Duration::from_hours(25)).await;
+    one.left(second, &node("n1"), &[node("n1")]);
+    assert_eq!(one.remembered_leaves(), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn ended_jobs_are_told_together_to_their_own_nodes_and_old_readers_see_nothing() {
     let (_dir, [one, two]) = replicas();
     let mut stream = one.subscribe(&lab(), None).await.unwrap();
@@ -253,11 +272,11 @@ async fn ended_jobs_are_told_together_to_their_own_nodes_and_old_readers_see_not
     let ids: Vec<SessionId> = (0..4).map(|_| SessionId::random()).collect();
     one.completed(&lab(), ids[0], &[node("n1")]);
     // It left, and came back.
-    one.left(ids[1], &node("n2"));
+    one.left(ids[1], &node("n2"), &[node("n1"), node("n2")]);
     one.joined(ids[1], &node("n2"));
     one.completed(&lab(), ids[1], &[node("n1"), node("n2")]);
     // All of its nodes have said so themselves.
-    one.left(ids[2], &node("n1"));
+    one.left(ids[2], &node("n1"), &[node("n1")]);
     one.completed(&lab(), ids[2], &[node("n1")]);
     one.completed(&lab(), ids[3], &(0..100).map(|n| node(&format!("m{n}"))).collect::<Vec<_>>());
     one.look(&[lab()]).await.unwrap();

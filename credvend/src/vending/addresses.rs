@@ -65,7 +65,8 @@ impl Addresses {
         let mut differing = self.differing();
         differing.retain(|_, differs| fresh(differs.at, now, DIFFERS_FOR));
         if differing.len() >= MAX_DIFFERING && !differing.contains_key(node) {
-            return false;
+            let oldest = differing.iter().min_by_key(|(_, of)| of.at).map(|(node, _)| node.clone());
+            oldest.and_then(|node| differing.remove(&node));
         }
         let before =
             differing.insert(node.clone(), Differs { at: now, peer: peer.clone(), expected: expected.clone() });
@@ -213,5 +214,25 @@ async fn resolve(text: &str) -> Result<Address, Refusal> {
         }
         Ok(Err(e)) => Err(failed(e.to_string())),
         Err(_) => Err(failed(format!("no answer in {} s", RESOLVE.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_many_nodes_elsewhere_the_oldest_makes_room_for_the_next() {
+        let addresses = Addresses::default();
+        let (start, node) = (OffsetDateTime::UNIX_EPOCH, |n: usize| format!("n{n}").parse::<NodeName>().unwrap());
+        let differs = |n: usize, second: i64| {
+            addresses.differs(&node(n), start + Duration::seconds(second), "::1".into(), "::2".into())
+        };
+        assert!((0..MAX_DIFFERING).all(|n| differs(n, 0)));
+        assert!((1..MAX_DIFFERING).all(|n| !differs(n, 1)));
+        assert!(differs(MAX_DIFFERING, 2), "one more is new");
+        assert!(!differs(MAX_DIFFERING, 3) && !differs(1, 3));
+        assert_eq!(addresses.listed(start + Duration::seconds(9)).0, MAX_DIFFERING);
+        assert!(differs(0, 4), "it was the oldest");
     }
 }

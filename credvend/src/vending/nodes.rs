@@ -310,7 +310,7 @@ impl Vending {
         if session.status != SessionStatus::Active {
             return Ok(());
         }
-        self.parts.events.left(id, &node.name);
+        self.parts.events.left(id, &node.name, &session.nodes);
         // The nodes of a large job leave together. That Slurm is completing it need not be said to each of them: the next
         // sweep looks again.
         let completing = |word: &Word| {
