@@ -46,8 +46,8 @@ impl Slurm {
         let slurm = Slurm(dir.to_owned());
         let mut queue = squeue::heading();
         queue.extend(jobs.iter().map(|j| squeue::running(j.id, j.uid, &j.user, &j.account, &j.nodes)));
-        let mut addresses = format!("{:65}NODE_ADDR\n", "NODELIST");
-        nodes.iter().for_each(|node| addresses.push_str(&format!("{node:65}127.0.0.1\n")));
+        let mut addresses = format!("{:129}NODE_ADDR\n", "NODELIST");
+        nodes.iter().for_each(|node| addresses.push_str(&format!("{node:129}127.0.0.1\n")));
         for (name, text) in [("squeue", &*queue), ("sinfo", &*addresses), ("scontrol", SETTINGS)] {
             let (command, answer) = (dir.join(name), dir.join(format!("{name}.answer")));
             fs::write(&answer, text)?;

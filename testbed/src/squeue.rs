@@ -6,9 +6,9 @@ const COLUMNS: [(&str, usize); 8] = [
     ("RESTART_COUNT", 16),
     ("UID", 12),
     ("STATE", 24),
-    ("USER", 65),
-    ("ACCOUNT", 129),
-    ("PARTITION", 65),
+    ("USER", 129),
+    ("ACCOUNT", 256),
+    ("PARTITION", 129),
     ("SUBMIT_TIME", 24),
 ];
 

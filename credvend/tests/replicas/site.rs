@@ -150,7 +150,7 @@ impl Site {
     }
 
     fn squeue_says(&self, jobs: &[[&str; 2]]) {
-        const WIDTHS: [usize; 8] = [12, 16, 12, 24, 65, 129, 65, 24];
+        const WIDTHS: [usize; 8] = [12, 16, 12, 24, 129, 256, 129, 24];
         let row = |values: [&str; 8], nodes: &str| {
             let padded = values.iter().zip(WIDTHS).map(|(value, width)| format!("{value:width$}"));
             format!("{}{nodes}\n", padded.collect::<String>())
