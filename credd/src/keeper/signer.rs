@@ -44,7 +44,8 @@ impl Identity {
         *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = (cluster, node);
     }
 
-    fn get(&self) -> Result<(ClusterName, NodeName), String> {
+    /// Cluster and node, or the sentence that says how to name them.
+    pub fn get(&self) -> Result<(ClusterName, NodeName), String> {
         match self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone() {
             (Some(cluster), Some(node)) => Ok((cluster, node)),
             _ => Err(NOT_NAMED.to_owned()),

@@ -48,8 +48,13 @@ struct Node {
 impl Node {
     /// A keeper over this run directory, whose endpoint is at `address`.
     fn start(dir: TempDir, run_dir: RunDir, address: SocketAddr) -> Node {
+        Node::start_named(dir, run_dir, address, "")
+    }
+
+    /// The same, with the lines of credd.toml that say where it is.
+    fn start_named(dir: TempDir, run_dir: RunDir, address: SocketAddr, named: &str) -> Node {
         let text = format!(
-            "run-dir = {:?}\n[credvend]\nurl = \"http://127.0.0.1:1\"\n[http]\nlisten = \"{address}\"",
+            "run-dir = {:?}\n{named}\n[credvend]\nurl = \"http://127.0.0.1:1\"\n[http]\nlisten = \"{address}\"",
             run_dir.path()
         );
         let config = config::parse(&text).unwrap();
@@ -295,7 +300,7 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     let (dir, run_dir) = run_dir();
     let late = leave_late(&run_dir, 1);
     let run = RunId::of(late.token.hash());
-    let node = Node::start(dir, run_dir, free_address());
+    let node = Node::start_named(dir, run_dir, free_address(), "cluster = \"lab\"\nnode = \"n1\"");
     let mut server = node.server();
     let told = LateJob { run: run.clone(), job: late.job, uid: late.uid, token: late.token.hash(), refused: None };
     assert_eq!(server.hear(), ToServer::Late(Box::new(told.clone())));
@@ -336,6 +341,29 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     node.poke_ended(off.job);
     assert_eq!(server.hear(), ToServer::Ended { run: told.run });
     node.until("it is gone", |_| !ended.exists());
+}
+
+#[test]
+fn the_server_cannot_name_the_node_by_a_late_record() {
+    let (dir, run_dir) = run_dir();
+    let lates = [1, 2].map(|job| leave_late(&run_dir, job));
+    let node = Node::start_named(dir, run_dir, free_address(), "cluster = \"lab\"\nnode = \"n1\"");
+    let mut server = node.server();
+    for _ in &lates {
+        assert!(matches!(server.hear(), ToServer::Late(_)));
+    }
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let (elsewhere, another) = (
+        SlurmFacts { node: "n2".parse().unwrap(), ..facts("batch") },
+        SlurmFacts { cluster: "other".parse().unwrap(), ..facts("batch") },
+    );
+    for (late, facts) in lates.iter().zip([elsewhere, another]) {
+        let run = RunId::of(late.token.hash());
+        server.say(&ToKeeper::Attested { run, facts });
+        let ToServer::Late(told) = server.hear() else { panic!("not told") };
+        assert!(told.refused.unwrap().contains("another node or cluster"));
+        assert!(!node.run_dir.job(late.job).join(file::RECORD).exists());
+    }
 }
 
 #[test]

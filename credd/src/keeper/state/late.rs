@@ -80,9 +80,12 @@ impl Keeper {
     pub(super) fn attested(&mut self, id: &RunId, facts: SlurmFacts) {
         let Some(late) = self.late.0.get(id) else { return };
         let (job, path) = (late.job.job, late.path.clone());
-        if self.config.cluster.as_ref().is_some_and(|cluster| *cluster != facts.cluster) {
-            tracing::error!(%job, cluster = %facts.cluster, "credvend's answer is about another cluster: ignored");
-            return;
+        // The record that comes of it is believed about this node's name, under which root signs: the server does not choose it.
+        let own = self.parts.identity.get();
+        if !own.as_ref().is_ok_and(|(cluster, node)| (cluster, node) == (&facts.cluster, &facts.node)) {
+            tracing::error!(%job, cluster = %facts.cluster, node = %facts.node, ?own, "an answer about a late record is another node's");
+            let why = "credvend's answer is about another node or cluster; tell your administrator";
+            return self.refuse_late(id, why.to_owned());
         }
         let partition = facts.partition.clone();
         let completed = records::late_record_of(&path, id)
