@@ -112,11 +112,13 @@ async fn for_as_long_as_addresses_need_not_agree_status_says_so_and_names_who_wo
     let w = world(AddressCheck::Warn);
     assert!(warned(&w).unwrap().contains("no node that asked in the last day"), "{:?}", warned(&w));
     w.try_open("n2", 7).await.unwrap();
+    assert_eq!(refused(w.try_open("x9", 7).await).0, "NotOnNode");
     let text = warned(&w).unwrap();
     for part in ["n2 (asks from 10.77.0.11; Slurm: 10.77.0.12)", "node-addresses", "\"warn\"", "another node's name"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains("n1 ("), "{text}");
+    assert!(!text.contains("x9"), "Slurm does not know it: {text}");
     w.vending.look_at_gauges();
     let page = w.vending.metrics().text();
     for line in ["credvend_node_addresses_unchecked{cluster=\"lab\"} 1", "credvend_nodes_elsewhere{cluster=\"lab\"} 1"]
