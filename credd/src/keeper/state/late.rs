@@ -81,11 +81,14 @@ impl Keeper {
         let Some(late) = self.late.0.get(id) else { return };
         let (job, path) = (late.job.job, late.path.clone());
         // The record that comes of it is believed about this node's name, under which root signs: the server does not choose it.
-        let own = self.parts.identity.get();
-        if !own.as_ref().is_ok_and(|(cluster, node)| (cluster, node) == (&facts.cluster, &facts.node)) {
-            tracing::error!(%job, cluster = %facts.cluster, node = %facts.node, ?own, "an answer about a late record is another node's");
-            let why = "credvend's answer is about another node or cluster; tell your administrator";
-            return self.refuse_late(id, why.to_owned());
+        let own = match self.parts.identity.get() {
+            Ok((cluster, node)) if (&cluster, &node) == (&facts.cluster, &facts.node) => None,
+            Ok(_) => Some("credvend's answer is about another node or cluster; tell your administrator".to_owned()),
+            Err(why) => Some(why),
+        };
+        if let Some(why) = own {
+            tracing::error!(%job, cluster = %facts.cluster, node = %facts.node, why, "an answer about a late record is not taken");
+            return self.refuse_late(id, why);
         }
         let partition = facts.partition.clone();
         let completed = records::late_record_of(&path, id)
