@@ -406,7 +406,7 @@ fn sessions_are_closed_and_users_invalidated_from_the_command_line() {
     assert_eq!((left.len(), &left[0]["user"]), (1, &"bobby".into()));
     assert!(site.done(&["session", "list"]).lines().count() == 4);
     assert_eq!(site.run(&["session", "close", "00000000-0000-4000-8000-000000000000"]).code, 1);
-    assert_eq!(site.run(&["session", "list", "--user", "a b"]).code, 2);
+    assert_eq!(site.run(&["session", "list", "--user", "a\tb"]).code, 2);
 }
 
 #[test]

@@ -94,6 +94,10 @@ where
     }
 }
 
+fn without_spans(format: format::Format<format::Json>) -> format::Format<format::Json> {
+    format.with_current_span(false).with_span_list(false)
+}
+
 fn write_line<S, N>(
     context: &FmtContext<'_, S, N>,
     to: &mut Writer<'_>,
@@ -108,8 +112,9 @@ where
     let mut line = String::new();
     let writer = Writer::new(&mut line);
     match form {
-        Format::Json => format::json().format_event(context, writer, event),
-        Format::FlatJson => format::json().flatten_event(true).format_event(context, writer, event),
+        // Spans, which only the AWS SDK has, keep their fields as text: these formats would take them for JSON.
+        Format::Json => without_spans(format::json()).format_event(context, writer, event),
+        Format::FlatJson => without_spans(format::json()).flatten_event(true).format_event(context, writer, event),
         Format::Text if journal => {
             format::format().without_time().with_ansi(false).format_event(context, writer, event)
         }
