@@ -142,7 +142,7 @@ impl Variables {
         for name in NO_PROXY {
             let old = getenv(name).filter(|value| !value.is_empty());
             let value = match old {
-                Some(old) if old.split([',', ' ']).any(|item| item == LOOPBACK) => old,
+                Some(old) if old.split(',').any(|item| item.trim() == LOOPBACK) => old,
                 Some(old) => format!("{old},{LOOPBACK}"),
                 None => LOOPBACK.to_owned(),
             };
