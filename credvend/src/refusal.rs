@@ -259,6 +259,10 @@ impl Refusal {
             message: self.to_string(),
             retry: self.retry(),
             retry_after: self.retry_after(),
+            ended: match self {
+                Refusal::SessionEnded { status, .. } => Some((*status).to_owned()),
+                _ => None,
+            },
         }
     }
 
@@ -347,6 +351,15 @@ mod tests {
             Refusal::Unavailable(text()),
             Refusal::Internal(text()),
         ]
+    }
+
+    #[test]
+    fn how_a_session_ended_is_a_field_of_its_own() {
+        for refusal in one_of_each() {
+            let ended = refusal.to_api_error().ended;
+            let expected = (refusal.code() == "SessionEnded").then_some("COMPLETED");
+            assert_eq!(ended.as_deref(), expected, "{}", refusal.code());
+        }
     }
 
     #[test]

@@ -236,6 +236,10 @@ pub struct ApiError {
     /// In how many seconds, where credvend knows: sooner it will not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u32>,
+    /// With the code `SessionEnded`, how the session ended: `COMPLETED` or `INVALIDATED`. A credvend of release 0.1 does not
+    /// send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
 }
 
 #[cfg(test)]

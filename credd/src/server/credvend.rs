@@ -10,6 +10,7 @@ use credd_protocol::node_api::{
     OpenRequest, OpenResponse, SlurmFacts, credentials_path, leave_path, stream_path,
 };
 use credd_protocol::printable::one_line;
+use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{Secret, SessionId};
 use reqwest::StatusCode;
 use serde::Serialize;
@@ -207,9 +208,19 @@ fn understood<A: DeserializeOwned>(path: &str, body: &[u8]) -> Result<A, Trouble
 fn is_over(error: &ApiError) -> bool {
     match error.code.as_str() {
         "JobNotRunning" => true,
-        "SessionEnded" => error.message.contains(" is COMPLETED: "),
+        "SessionEnded" => match &error.ended {
+            Some(ended) => ended == SessionStatus::Completed.as_str(),
+            None => is_completed_in_words(&error.message),
+        },
         _ => false,
     }
+}
+
+/// What a credvend of release 0.1 says of a COMPLETED session, which has no field for it: `session ID is COMPLETED: why`. The
+/// reason may hold any text, so only the beginning counts.
+fn is_completed_in_words(message: &str) -> bool {
+    let after_id = message.strip_prefix("session ").and_then(|rest| rest.split_once(' ')).map(|(_, after)| after);
+    after_id.is_some_and(|after| after.starts_with("is COMPLETED: "))
 }
 
 /// The refusals that are about a node or its cluster, whichever job it asks for.
@@ -301,7 +312,7 @@ mod tests {
 
         #[test]
         fn a_refusals_sentence_is_bounded_and_without_controls(message in any::<String>(), times in 1usize..2000) {
-            let error = ApiError { code: "X".into(), message: message.repeat(times), retry: false, retry_after: None };
+            let error = ApiError { code: "X".into(), message: message.repeat(times), retry: false, retry_after: None, ended: None };
             let trouble = refusal(StatusCode::FORBIDDEN, &serde_json::to_vec(&error).unwrap());
             prop_assert!(trouble.reason().chars().count() <= 1000 && !trouble.reason().contains(char::is_control));
         }
@@ -310,18 +321,25 @@ mod tests {
     #[test]
     fn refusals_are_told_apart() {
         let body = |retry| {
-            serde_json::to_vec(&ApiError { code: "X".into(), message: "a\u{1b}b".into(), retry, retry_after: None })
-                .unwrap()
+            let message = "a\u{1b}b".into();
+            serde_json::to_vec(&ApiError { code: "X".into(), message, retry, retry_after: None, ended: None }).unwrap()
         };
         let of = |status: u16, retry| refusal(StatusCode::from_u16(status).unwrap(), &body(retry));
         assert_eq!(of(403, false), Trouble::Never("a b".into()));
-        for (code, message, over) in [
-            ("JobNotRunning", "job 7 of cluster lab is not running: Slurm has it waiting for nodes", true),
-            ("SessionEnded", "session x is COMPLETED: Slurm has restart 1", true),
-            ("SessionEnded", "session x is INVALIDATED: by root", false),
-            ("NotOnNode", "job 7 does not run on node n1", false),
+        for (code, message, ended, over) in [
+            ("JobNotRunning", "job 7 of cluster lab is not running: Slurm has it waiting for nodes", None, true),
+            ("SessionEnded", "session x is over", Some("COMPLETED"), true),
+            ("SessionEnded", "session x is INVALIDATED: the job is COMPLETED: says bob", Some("INVALIDATED"), false),
+            ("SessionEnded", "session x is COMPLETED: of a later release", Some("EXPIRED"), false),
+            ("NotOnNode", "job 7 does not run on node n1", Some("COMPLETED"), false),
+            // A credvend of release 0.1.
+            ("SessionEnded", "session x is COMPLETED: Slurm has restart 1", None, true),
+            ("SessionEnded", "session x is INVALIDATED: by root", None, false),
+            ("SessionEnded", "session x is INVALIDATED: bob wrote: session y is COMPLETED: really", None, false),
+            ("SessionEnded", "is COMPLETED: ", None, false),
         ] {
-            let error = ApiError { code: code.into(), message: message.into(), retry: false, retry_after: None };
+            let (code, message, ended) = (code.into(), message.into(), ended.map(str::to_owned));
+            let error = ApiError { code, message, retry: false, retry_after: None, ended };
             let trouble = refusal(StatusCode::FORBIDDEN, &serde_json::to_vec(&error).unwrap());
             assert_eq!(matches!(trouble, Trouble::Over(_)), over, "{trouble:?}");
         }

@@ -83,7 +83,7 @@ pub struct Script {
 }
 
 pub fn error(code: &str, message: &str, retry: bool) -> ApiError {
-    ApiError { code: code.into(), message: message.into(), retry, retry_after: None }
+    ApiError { code: code.into(), message: message.into(), retry, retry_after: None, ended: None }
 }
 
 /// The service itself.

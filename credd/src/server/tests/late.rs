@@ -1,5 +1,6 @@
 //! Jobs whose start left no record on the node.
 
+use credd_protocol::node_api::ApiError;
 use credd_protocol::{JobToken, Uid};
 
 use super::fake_credvend::{error, slurm_facts};
@@ -130,14 +131,17 @@ fn a_records_partition_must_be_slurms() {
 #[test]
 fn a_run_that_is_over_by_slurms_word_is_noted_and_a_revoked_one_is_not() {
     in_a_house(async || {
-        for (code, message, over) in [
-            ("JobNotRunning", "the session is of its restart 0, Slurm is at restart 1", true),
-            ("SessionEnded", "session x is COMPLETED: it is over", true),
-            ("SessionEnded", "session x is INVALIDATED: by root", false),
+        for (code, message, ended, over) in [
+            ("JobNotRunning", "the session is of its restart 0, Slurm is at restart 1", None, true),
+            ("SessionEnded", "session x is COMPLETED: it is over", Some("COMPLETED"), true),
+            ("SessionEnded", "session x is COMPLETED: says a credvend of release 0.1", None, true),
+            ("SessionEnded", "session x is INVALIDATED: by root", Some("INVALIDATED"), false),
+            ("SessionEnded", "session x is INVALIDATED: by root", None, false),
         ] {
             for opened in [false, true] {
                 let mut house = House::new().await;
-                let refusal = Some((403, error(code, message, false)));
+                let ended = ended.map(str::to_owned);
+                let refusal = Some((403, ApiError { ended, ..error(code, message, false) }));
                 if opened {
                     house.credvend.script.borrow_mut().refuse_credentials = refusal;
                 } else {
