@@ -199,7 +199,7 @@ async fn serve(
     tasks.spawn_local(users::accept(server.clone(), user));
     tasks.spawn_local(vend::renew(server.clone()));
     let sweeping = server.clone();
-    tasks.spawn_local(async move { sweeping.watch.sweep_all(sweeping.settings.limits.idle).await });
+    tasks.spawn_local(async move { sweeping.watch.sweep_all(sweeping.settings.get().limits.idle).await });
     tasks.spawn_local(credvend::stream::keep_open(server.clone()));
     tasks.spawn_local(news::answer(server.clone()));
     let mut page = metrics::Listening::at(&server, config.metrics);

@@ -39,13 +39,13 @@ pub async fn run_of(
         return Err(Denial::NotAToken);
     }
     let caller = caller.as_ref().map_err(|why| Denial::NoCaller(why.clone()))?;
-    let Some(_waiting) = Counted::one(&load.waiting, server.settings.limits.waiting_per_user) else {
+    let Some(_waiting) = Counted::one(&load.waiting, server.settings.get().limits.waiting_per_user) else {
         return Err(Denial::Crowded(asked.job));
     };
     let request = Request { server, caller, load, job: asked.job, token };
     let begun = Instant::now();
     if request.is_known_foreign()
-        && let Ok(run) = request.of_another_node(begun + server.settings.newcomer_patience).await
+        && let Ok(run) = request.of_another_node(begun + server.settings.get().newcomer_patience).await
     {
         return Ok(run);
     }
@@ -79,9 +79,9 @@ impl Request<'_> {
             let late = self.server.late.borrow().waiting(self.token, self.job, self.caller.uid)?;
             let deadline = begun
                 + match late {
-                    Waiting::NotLate => self.server.settings.newcomer_patience,
+                    Waiting::NotLate => self.server.settings.get().newcomer_patience,
                     // As long as for any session that is opening.
-                    Waiting::For(_) => self.server.settings.patience,
+                    Waiting::For(_) => self.server.settings.get().patience,
                 };
             let own_late = matches!(late, Waiting::For(_));
             // The token may be of a record that has not been read.
@@ -123,7 +123,7 @@ impl Request<'_> {
 
     /// The run of which the kernel says that this process is, whatever its token. It is for tokens that are no job's here.
     async fn of_another_node(&self, deadline: Instant) -> Result<Rc<Run>, Denial> {
-        let (job, allowed) = (self.job, self.server.settings.foreign_token);
+        let (job, allowed) = (self.job, self.server.settings.get().foreign_token);
         let runs = self.server.jobs.borrow().meant_by(job, self.caller.uid);
         if runs.is_empty() {
             let ended = self.server.jobs.borrow().has_ended(job, self.caller.uid);

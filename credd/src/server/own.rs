@@ -63,15 +63,15 @@ fn token(server: &Server, run: &Run) -> Result<Bytes, Denial> {
 
 /// The one of the caller's own runs that it is of, or that it means.
 async fn run_of(server: &Rc<Server>, caller: &Caller, load: &Load, own: Own) -> Result<Rc<Run>, Denial> {
-    let policy = server.settings.without_token;
+    let policy = server.settings.get().without_token;
     let refused = |why| Denial::NoOwnJob { uid: caller.uid, why };
     if policy == ProofOfJob::Off {
         return Err(refused(NoOwnJob::Off));
     }
-    let Some(_waiting) = Counted::one(&load.waiting, server.settings.limits.waiting_per_user) else {
+    let Some(_waiting) = Counted::one(&load.waiting, server.settings.get().limits.waiting_per_user) else {
         return Err(refused(NoOwnJob::Crowded));
     };
-    let deadline = Instant::now() + server.settings.newcomer_patience;
+    let deadline = Instant::now() + server.settings.get().newcomer_patience;
     let runs = runs(server, caller, own, deadline).await?;
     let proof = match proof::job_of(server, caller, load, &runs, deadline).await {
         Ok(proof) => proof,

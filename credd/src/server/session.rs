@@ -174,7 +174,7 @@ fn own(job: &Job, answer: OpenResponse) -> Result<SessionId, Trouble> {
 
 fn opened(server: &Rc<Server>, run: &Rc<Run>, session: SessionId) {
     // Without a cache a prefetch has nothing to keep, but on-error=fail still has something to learn.
-    if credentials_first(&run.job) && (server.settings.cache.store || run.job.options.on_error == OnError::Fail) {
+    if credentials_first(&run.job) && (server.settings.get().cache.store || run.job.options.on_error == OnError::Fail) {
         tokio::task::spawn_local(vend::prefetch(server.clone(), run.clone()));
     } else {
         server.keeper.tell(ToKeeper::Opened { run: run.job.run.clone(), session });

@@ -1,7 +1,6 @@
 //! What the server needs of the configuration, with bounds and patience that nobody has had a reason to configure.
 
 use std::cell::Cell;
-use std::ops::Deref;
 use std::time::Duration;
 
 use credd_protocol::node_api::PING_SECONDS;
@@ -11,33 +10,30 @@ use super::watch::Bounds;
 pub use crate::config::ProofOfJob;
 use crate::config::{CacheMode, Config};
 
-/// The settings in force. They are read at every request and change with a reload, so reading costs nothing, and each
-/// reload leaves the two hundred bytes of the earlier ones behind.
+/// The settings in force. They are read at every request and change with a reload. Readers get a copy: the compiler loads the
+/// one field that is read, so nothing is counted, locked or allocated, and a reload leaves nothing behind.
 #[derive(Debug)]
-pub struct InForce(Cell<&'static Settings>);
+pub struct InForce(Cell<Settings>);
 
 impl InForce {
     /// These, from the start.
     pub fn new(settings: Settings) -> Self {
-        InForce(Cell::new(Box::leak(Box::new(settings))))
+        InForce(Cell::new(settings))
+    }
+
+    /// The settings as they are now.
+    pub fn get(&self) -> Settings {
+        self.0.get()
     }
 
     /// These, from now on.
     pub fn replace(&self, settings: Settings) {
-        self.0.set(Box::leak(Box::new(settings)));
-    }
-}
-
-impl Deref for InForce {
-    type Target = Settings;
-
-    fn deref(&self) -> &Settings {
-        self.0.get()
+        self.0.set(settings);
     }
 }
 
 /// See the fields.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// `[cache]`.
     pub cache: CacheSettings,
@@ -104,5 +100,23 @@ impl Settings {
             silence: Duration::from_secs(3 * PING_SECONDS),
             look: Duration::from_secs(15),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reload a minute for years must not make the process grow.
+    #[test]
+    fn a_reload_replaces_the_settings_in_place() {
+        let text = format!("[credvend]\nurl = \"https://127.0.0.1:1\"\npin = \"sha256:{}\"\n", "ab".repeat(32));
+        let mut settings = Settings::of(&crate::config::parse(&text).unwrap());
+        let in_force = InForce::new(settings);
+        settings.patience = Duration::from_secs(7);
+        in_force.replace(settings);
+        assert_eq!(in_force.get().patience, Duration::from_secs(7));
+        assert_eq!(size_of::<InForce>(), size_of::<Settings>(), "no settings are kept elsewhere");
+        assert!(!std::mem::needs_drop::<InForce>());
     }
 }

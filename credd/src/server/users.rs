@@ -36,7 +36,7 @@ fn admit(server: &Rc<Server>, stream: UnixStream) {
         let _load = load;
         // A client that is gone or slow is its own matter.
         let exchange = pin!(exchange(&server, uid, stream));
-        let _ = tokio::time::timeout(server.settings.limits.user_socket_patience, watched.run(exchange)).await;
+        let _ = tokio::time::timeout(server.settings.get().limits.user_socket_patience, watched.run(exchange)).await;
     });
 }
 

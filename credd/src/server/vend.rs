@@ -38,7 +38,7 @@ pub async fn serve(server: &Rc<Server>, run: &Rc<Run>, load: &Load) -> Result<By
             Ok(body)
         }
         first => {
-            let limit = server.settings.limits.waiting_per_user;
+            let limit = server.settings.get().limits.waiting_per_user;
             let Some(_waiting) = Counted::one(&load.waiting, limit) else {
                 // A flight that nobody starts would never land.
                 start(server, &first);
@@ -74,7 +74,7 @@ fn next(server: &Rc<Server>, run: &Run) -> Result<Next, Denial> {
 /// The node's bound on credvend's silence, or the partition's if it is stricter.
 fn silence(server: &Server, run: &Run) -> Silence {
     let own = run.job.options.max_unheard_seconds.map(|s| Duration::from_secs(s.into()));
-    let max = [own, server.settings.max_unheard].into_iter().flatten().min();
+    let max = [own, server.settings.get().max_unheard].into_iter().flatten().min();
     Silence { heard: server.news.heard(), max }
 }
 
@@ -89,7 +89,7 @@ fn start(server: &Rc<Server>, next: &Next) {
 /// Waits until there are credentials or the SDK's patience ends.
 async fn wait(server: &Rc<Server>, run: &Rc<Run>, mut now: Next) -> Result<Bytes, Denial> {
     let job = run.job.job;
-    let deadline = Instant::now() + server.settings.patience;
+    let deadline = Instant::now() + server.settings.get().patience;
     loop {
         // Made before anything is awaited: no change in between is missed.
         let changed = run.changed.notified();
@@ -254,7 +254,7 @@ pub async fn prefetch(server: Rc<Server>, run: Rc<Run>) {
 /// Renews ahead, for as long as the server lives.
 pub async fn renew(server: Rc<Server>) {
     loop {
-        let (flights, wait) = server.cache.borrow_mut().due(server.clock.now(), server.settings.look);
+        let (flights, wait) = server.cache.borrow_mut().due(server.clock.now(), server.settings.get().look);
         for (key, flight) in flights {
             tokio::task::spawn_local(fly(server.clone(), key, flight));
         }

@@ -43,7 +43,7 @@ pub async fn keep_open(server: Rc<Server>) {
 /// Follows one stream to its end.
 async fn follow(server: &Rc<Server>, mut response: reqwest::Response, failures: &mut u32) -> Trouble {
     let mut lines = Lines::default();
-    let silence = server.settings.silence;
+    let silence = server.settings.get().silence;
     loop {
         let heard = tokio::select! {
             heard = tokio::time::timeout(silence, response.chunk()) => heard,
