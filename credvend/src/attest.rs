@@ -13,6 +13,8 @@ use crate::store::Run;
 
 pub mod command;
 pub mod hostlist;
+#[cfg(test)]
+mod scripted;
 pub mod site;
 pub mod slurm;
 pub mod squeue;

@@ -403,7 +403,9 @@ fn reports_come_from_the_server_and_without_it_from_the_records() {
         let desk = node.desk.clone();
         let asked = scope.spawn(move || {
             // The first question may overtake the word that the server is ready.
+            let deadline = Instant::now() + PATIENCE;
             loop {
+                assert!(Instant::now() < deadline, "the server's report does not come");
                 let Response::Health(health) = ask(&desk, &Request::Health) else { panic!("no health") };
                 if health.credvend_problem.as_deref() == Some("down") {
                     return health;

@@ -172,17 +172,10 @@ async fn read_bounded(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn scripted(body: &str) -> (tempfile::TempDir, Commands) {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("squeue");
-        std::fs::write(&path, format!("#!/bin/sh\n[ \"$1\" = --probe ] && exit 0\n{body}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        // A process that another test's thread is just forking may hold our descriptor for a moment: "text file busy".
-        while std::process::Command::new(&path).arg("--probe").status().is_err() {
-            std::thread::yield_now();
-        }
+        super::super::scripted::write(dir.path(), "squeue", body);
         let commands = Commands::new(Some(dir.path().into()), Some("/x/slurm.conf".into()), 2);
         (dir, commands)
     }

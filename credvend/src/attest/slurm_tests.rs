@@ -1,6 +1,5 @@
 //! The attestor over a scripted squeue; the suite in the top-level `tests/` asks a real Slurm.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::super::JobState;
@@ -9,14 +8,7 @@ use super::*;
 
 /// Writes a command into `dir` that runs `body` with its arguments appended to `dir/asked` first.
 fn script(dir: &Path, name: &str, body: &str) {
-    let path = dir.join(name);
-    let probe = "[ \"$1\" = --probe ] && exit 0";
-    std::fs::write(&path, format!("#!/bin/sh\n{probe}\ncd {}\necho \"$*\" >> asked\n{body}\n", dir.display())).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    // A process that another test's thread is just forking may hold our descriptor for a moment: "text file busy".
-    while std::process::Command::new(&path).arg("--probe").status().is_err() {
-        std::thread::yield_now();
-    }
+    super::super::scripted::write(dir, name, &format!("cd {}\necho \"$*\" >> asked\n{body}", dir.display()));
 }
 
 fn slurm(dir: &Path, concurrency: usize) -> Slurm {

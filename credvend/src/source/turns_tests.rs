@@ -12,6 +12,15 @@ fn turns(per_second: u32, burst: u32) -> Turns {
     Turns::new(Rate { per_second, burst })
 }
 
+/// Waits until `holds`, at most a minute of real time, whatever tokio's stopped clock says.
+async fn until(holds: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "it does not come about");
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Lets `count` calls of a project wait; each says when it had its turn.
 fn herd(into: &mut JoinSet<(usize, Duration)>, turns: &Turns, of: usize, count: usize) {
     let begun = Instant::now();
@@ -55,10 +64,7 @@ async fn a_herd_does_not_starve_the_others() {
     let turns = turns(100, 1);
     let mut calls = JoinSet::new();
     herd(&mut calls, &turns, 0, 5000);
-    tokio::task::yield_now().await;
-    while turns.waiting() < 4999 {
-        tokio::task::yield_now().await;
-    }
+    until(|| turns.waiting() >= 4999).await;
     for of in 1..=10 {
         herd(&mut calls, &turns, of, 3);
     }
@@ -76,25 +82,21 @@ async fn what_would_take_too_long_is_refused_with_a_time() {
     let turns = turns(10, 1);
     let mut calls = JoinSet::new();
     herd(&mut calls, &turns, 0, 600);
-    while turns.waiting() < 599 {
-        tokio::task::yield_now().await;
-    }
+    until(|| turns.waiting() >= 599).await;
     let delay = turns.delay(&project(0)).as_secs_f64();
     assert!((59.0..61.0).contains(&delay), "{delay}");
-    let refused = async {
-        loop {
-            let queued = turns.clone();
-            let waiting = turns.waiting();
-            let call = tokio::spawn(async move { queued.turn(&project(0)).await });
-            while turns.waiting() == waiting && !call.is_finished() {
-                tokio::task::yield_now().await;
-            }
-            if call.is_finished() {
-                return call.await.unwrap().unwrap_err();
-            }
+    let mut refused = None;
+    // One a tenth of a second joins the queue until it is as long as may be.
+    for _ in 0..=10 * LONGEST.as_secs() {
+        let (queued, waiting) = (turns.clone(), turns.waiting());
+        let call = tokio::spawn(async move { queued.turn(&project(0)).await });
+        until(|| turns.waiting() > waiting || call.is_finished()).await;
+        if call.is_finished() {
+            refused = Some(call.await.unwrap().unwrap_err());
+            break;
         }
     }
-    .await;
+    let refused = refused.expect("the queue has a longest wait");
     assert_eq!(refused.again_in, LONGEST);
     // Another project is not concerned.
     assert!(turns.delay(&project(1)) < Duration::from_secs(1));
@@ -107,18 +109,14 @@ async fn who_gives_up_takes_no_token_and_who_repeats_goes_first() {
     turns.turn(&project(0)).await.unwrap();
     let mut given_up = JoinSet::new();
     herd(&mut given_up, &turns, 0, 100);
-    while turns.waiting() < 100 {
-        tokio::task::yield_now().await;
-    }
+    until(|| turns.waiting() >= 100).await;
     let begun = Instant::now();
     given_up.shutdown().await;
     turns.turn(&project(0)).await.unwrap();
     assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
     let mut calls = JoinSet::new();
     herd(&mut calls, &turns, 0, 50);
-    while turns.waiting() < 50 {
-        tokio::task::yield_now().await;
-    }
+    until(|| turns.waiting() >= 50).await;
     let begun = Instant::now();
     turns.again(&project(0)).await.unwrap();
     assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());

@@ -22,7 +22,9 @@ async fn cut_at(part: Part, from: &Arc<dyn Archive>, to: &Arc<dyn Archive>) {
             copy(from.as_ref(), &to, &mut told).await.map(|_| ())
         })
     };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !reached.load(Ordering::SeqCst) {
+        assert!(std::time::Instant::now() < deadline, "the copy does not come to {part:?}");
         tokio::task::yield_now().await;
     }
     copying.abort();

@@ -141,9 +141,14 @@ async fn a_site_goes_to_dynamodb_and_back_and_is_what_it_was() {
         let copying = copy(source.as_ref(), &dynamo, |_, _| {
             cut.fetch_add(1, Ordering::Relaxed);
         });
+        let reached = async {
+            while cut.load(Ordering::Relaxed) < until {
+                tokio::task::yield_now().await;
+            }
+        };
         tokio::select! {
             _ = copying => panic!("the copy was not cut off"),
-            () = async { while cut.load(Ordering::Relaxed) < until { tokio::task::yield_now().await } } => {}
+            reached = tokio::time::timeout(std::time::Duration::from_secs(60), reached) => reached.expect("it hangs"),
         }
         assert!(dynamo.get_note(NOTES, UNFINISHED).await.unwrap().is_some(), "nobody serves from half a copy");
         assert!(!archive::is_empty(dynamo.as_ref()).await.unwrap());

@@ -227,7 +227,9 @@ async fn what_was_cut_off_is_done_again_and_nobody_is_forgotten() {
     // At once, and as soon as it is on record but nobody was told.
     for on_record in [false, true] {
         let mut work = Box::pin(vending.deny_ended_here());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         loop {
+            assert!(std::time::Instant::now() < deadline, "nothing is put on record");
             let ready = std::future::poll_fn(|context| std::task::Poll::Ready(work.as_mut().poll(context))).await;
             assert!(ready.is_pending());
             if !on_record || !w.store.list_revocations(T0).await.unwrap().is_empty() {
