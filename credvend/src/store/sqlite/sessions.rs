@@ -162,6 +162,8 @@ pub(super) fn listing(filter: &SessionFilter) -> String {
     let index = match filter {
         SessionFilter { job: Some(_), .. } => "sessions_job",
         SessionFilter { user: Some(_), .. } if active => "active_user",
+        // Few sessions are INVALIDATED, so that index is short whoever's they are; a user's own has all the COMPLETED ones.
+        SessionFilter { user: Some(_), status: Some(SessionStatus::Invalidated), .. } => "sessions_status",
         SessionFilter { user: Some(_), .. } => "sessions_user",
         SessionFilter { project: Some(_), .. } if active => "active_project",
         SessionFilter { project: Some(_), .. } => "sessions_project",

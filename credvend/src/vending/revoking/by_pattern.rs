@@ -1,18 +1,25 @@
-//! An upstream of the first version revokes by a pattern: its Deny is on every role-session name in which the user's name
-//! occurs, so that `bob` takes `bobby` along. Whom that hits is known here; they are given new credentials.
+//! Sessions that an upstream's revocation hits by accident.
+//!
+//! The original IAM Credentials API denies every role-session name that contains the revoked user's name, so revoking `bob` also
+//! kills the credentials of `bobby`. credvend knows which of its sessions are hit, and renews their credentials.
 
 use std::collections::{HashMap, HashSet};
 
+use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{ProjectId, SessionId, UserName};
 
-use super::dying::{bystander, from_upstream};
+use super::concerned::SKEW;
+use super::dying::{LONGEST_LIFE, bystander, from_upstream};
 use super::report::{Bystander, MOST_LISTED};
 use crate::store::{Issuance, IssuedTo, OrderId, Session, SessionFilter, StoreError};
 use crate::vending::Vending;
 
+/// How many pages of a user's ACTIVE sessions, and of those that were INVALIDATED, are read at most.
+const MAX_PAGES: usize = 16;
+
 impl Vending {
-    /// Gives new credentials to whoever lost theirs to the revocation of a user there, and says who that is, first those
-    /// that go on. To be called when the upstream has done it: what it gives from then on lives.
+    /// Renews the credentials of other users that the upstream's revocation of this user killed, and returns their sessions, ACTIVE
+    /// ones first. Call it after the upstream has revoked: only credentials that it issues later are safe from the Deny.
     pub(super) async fn renew_hit_by_pattern(
         &self,
         user: &UserName,
@@ -41,7 +48,7 @@ impl Vending {
         Ok(bystanders)
     }
 
-    /// The same for revocations that the upstream heard of late.
+    /// The same for revocations that the upstream took only after the order had been answered.
     pub(in crate::vending) async fn renew_hit_late(&self) -> Result<(), StoreError> {
         for user in self.parts.source.revoked_by_pattern() {
             self.renew_hit_by_pattern(&user, None).await?;
@@ -49,23 +56,39 @@ impl Vending {
         Ok(())
     }
 
-    /// The projects that a user has had sessions in: the upstream's Deny is on their roles.
+    /// The projects whose roles the upstream may have denied: it denies the roles of the user's sessions that are open there.
+    ///
+    /// Those are the sessions whose credentials from there still live, and idle ones, whose credentials have expired: they are
+    /// ACTIVE here, or the revocation has just INVALIDATED them. A user's COMPLETED sessions, of which there may be hundreds of
+    /// thousands, are not read.
     async fn projects_of(&self, user: &UserName) -> Result<HashSet<ProjectId>, StoreError> {
-        let filter = SessionFilter { user: Some(user.clone()), ..SessionFilter::default() };
-        let (mut projects, mut from) = (HashSet::new(), None);
-        loop {
-            let page = self.parts.store.list(&filter, from.as_ref()).await?;
-            projects.extend(page.items.into_iter().filter(|s| s.user == *user).map(|session| session.project));
-            match page.next {
-                Some(next) => from = Some(next),
-                None => return Ok(projects),
+        let mut projects = HashSet::new();
+        self.each_living(&IssuedTo::User(user.clone()), |issuance| {
+            if from_upstream(&issuance) && issuance.user == *user {
+                projects.insert(issuance.project);
+            }
+        })
+        .await?;
+        let since = self.now() - LONGEST_LIFE - SKEW;
+        for status in [SessionStatus::Active, SessionStatus::Invalidated] {
+            let filter = SessionFilter { status: Some(status), user: Some(user.clone()), ..SessionFilter::default() };
+            let mut from = None;
+            for _ in 0..MAX_PAGES {
+                let page = self.parts.store.list(&filter, from.as_ref()).await?;
+                let open_lately = |s: &Session| s.user == *user && s.ended.is_none_or(|ended| ended >= since);
+                projects.extend(page.items.into_iter().filter(open_lately).map(|session| session.project));
+                from = page.next;
+                if from.is_none() {
+                    break;
+                }
             }
         }
+        Ok(projects)
     }
 }
 
 impl super::RevocationReport {
-    /// With those whom an upstream's pattern hit.
+    /// The report with the sessions that the upstream's pattern hit.
     pub(super) fn with_hit_by_pattern(mut self, hit: Vec<Bystander>) -> Self {
         self.upstream_hit_total = hit.len();
         self.upstream_hit = hit;

@@ -242,3 +242,35 @@ async fn an_administrator_closes_one_session() {
     let unknown = w.vending.close("uid 0", credd_protocol::SessionId::random()).await;
     assert_eq!(refused(unknown).0, "UnknownSession");
 }
+
+/// The upstream denies the roles of bob's sessions that are open there: not those of what he ran long ago.
+#[tokio::test]
+async fn a_pattern_hits_others_only_in_projects_where_the_user_may_have_credentials() {
+    let w = World::new();
+    w.sts.upstream.store(true, Ordering::SeqCst);
+    let run = async |id: u32, user: &str, account: &str| {
+        w.slurm.run(id, user, account, &["n1"]);
+        let session = w.open(id).await.session;
+        w.credentials("n1", session).await.unwrap();
+        session
+    };
+    let complete = async |id: u32, session| {
+        w.slurm.gone(id);
+        w.vending.leave(&node("n1"), session).await.unwrap();
+        assert_eq!(w.session(session).await.status, SessionStatus::Completed);
+    };
+    let past = run(1, "bob", "climate").await;
+    complete(1, past).await;
+    run(2, "bob", "genomics").await;
+    // Session 2 is idle: it is open, and nothing that it was given lives.
+    w.clock.advance(Duration::hours(13));
+    let bobbys = [run(3, "bobby", "genomics").await, run(4, "bobby", "climate").await];
+    let revoked = async || {
+        let report = w.vending.invalidate_user("root", None, &"bob".parse().unwrap()).await.unwrap();
+        report.upstream_hit.iter().map(|by| by.session).collect::<Vec<_>>()
+    };
+    assert_eq!(revoked().await, bobbys[..1], "of Climate nothing that bob was given lives");
+    let lately = run(5, "bob", "climate").await;
+    complete(5, lately).await;
+    assert_eq!(revoked().await, bobbys, "what a COMPLETED session was given may live");
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use credd_protocol::credentials::Credentials;
 use credd_protocol::node_api::{
     CredentialsRequest, CredentialsResponse, Event, HeardRequest, OpenRequest, OpenResponse,
 };
-use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, Secret, SessionId, Uid};
+use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, Secret, SessionId, Uid, UserName};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 use tokio::sync::{broadcast, watch};
@@ -23,7 +23,7 @@ use crate::events::{Events, Line};
 use crate::projects::{ProjectMap, Projects, Role};
 use crate::refusal::Refusal;
 use crate::session_name::Names;
-use crate::source::{AssumeRequest, Assumed, Source, SourceError};
+use crate::source::{AssumeRequest, Assumed, Revoked, Source, SourceError};
 use crate::store::conformance::T0;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Revocation, Session, Store};
@@ -138,6 +138,8 @@ pub struct Sts {
     /// A test that holds this for writing holds AWS.
     pub gate: Arc<tokio::sync::RwLock<()>>,
     pub error: Mutex<Option<SourceError>>,
+    /// It is an upstream that revokes by pattern.
+    pub upstream: AtomicBool,
     /// A test that holds this for writing holds the turns.
     pub turn: Arc<tokio::sync::RwLock<()>>,
     /// How long a turn is said to take.
@@ -176,9 +178,17 @@ impl Source for Sts {
                 role_arn: request.role_arn.clone(),
                 account_id: None,
             },
-            role_id: format!("AROA{}", request.role_arn.role_name()),
+            role_id: if self.upstream.load(Ordering::SeqCst) {
+                String::new()
+            } else {
+                format!("AROA{}", request.role_arn.role_name())
+            },
             issued,
         })
+    }
+
+    async fn revoke_user(&self, _: &UserName) -> Option<Result<Revoked, String>> {
+        self.upstream.load(Ordering::SeqCst).then_some(Ok(Revoked::OfActive))
     }
 
     async fn identity(&self) -> Result<String, SourceError> {
@@ -322,6 +332,7 @@ impl World {
             calls: watch::Sender::new(0),
             gate: Arc::default(),
             error: Mutex::default(),
+            upstream: AtomicBool::default(),
             turn: Arc::default(),
             delay: Mutex::default(),
         });
