@@ -1,5 +1,8 @@
-//! Sessions whose jobs are over: a node whose own end of the job got stuck (no epilog, a full disk) must not serve on. They
-//! are many on a busy cluster and in no hurry, so they are gathered for some seconds, and told to their own nodes alone.
+//! Sessions whose jobs are over.
+//!
+//! A node on which the job's own end got stuck (no epilog, a full disk) must not go on serving it. On a busy cluster there are
+//! many such ends and none of them is urgent: they are collected for some seconds and published together, each for the session's
+//! own nodes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,25 +14,26 @@ use tokio::time::Instant;
 use super::Events;
 use crate::store::{CompletedSession, NEWS_SESSIONS, News, NewsKind, StoreError};
 
-/// How long they are gathered.
+/// How long ended sessions are collected before they are published.
 const GATHERED_FOR: Duration = Duration::from_secs(5);
 
-/// Sessions that wait while the store takes nothing; what is over it is not told, and found out at the next renewal.
+/// The most sessions of a cluster that wait while the store cannot be written. Nodes of others notice at the next renewal.
 const MAX_WAITING: usize = 16_384;
 
-/// Sessions of which it is remembered which nodes left; the others' are told to all of theirs.
-const MAX_LEFT: usize = 65_536;
+/// The most names of nodes that are remembered as having left, of all sessions together. Leaves beyond that are not remembered,
+/// and those nodes are told of the end once more.
+const MAX_LEFT: usize = 131_072;
 
-/// A session's leaves are forgotten this long after the first: another replica may have heard of its end.
+/// The leaves of a session are forgotten this long after the first: another replica may have ended it.
 const LEFT_FOR: Duration = Duration::from_hours(24);
 
-/// How often the forgotten are looked for.
+/// How often leaves of that age are looked for.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 
-/// A session with more nodes than this is told to all: the list would be longer than the news.
+/// If more nodes than this have not left, all of the cluster's nodes are told: the list would be longer than the message.
 const MAX_NODES: usize = 32;
 
-/// What is to be told.
+/// The ended sessions that have not been published, and the leaves that nodes have reported.
 #[derive(Default)]
 pub(super) struct Completed(Mutex<Waiting>);
 
@@ -37,16 +41,34 @@ pub(super) struct Completed(Mutex<Waiting>);
 struct Waiting {
     since: Option<Instant>,
     of: BTreeMap<ClusterName, Vec<CompletedSession>>,
-    /// Who has told this replica that a session's job left it: as a rule every node of it has.
+    /// Which nodes have told this replica that a session's job left them. Normally all of its nodes do.
     left: HashMap<SessionId, Left>,
-    /// When those that are too old were last forgotten.
+    /// How many names `left` holds.
+    left_names: usize,
+    /// When old leaves were last forgotten.
     forgot: Option<Instant>,
 }
 
-/// The nodes that a session's job has left, and when the first of them said so.
+/// The nodes that a session's job has left, and when the first of them reported that.
 struct Left {
     since: Instant,
     nodes: HashSet<NodeName>,
+}
+
+impl Waiting {
+    fn forget_old(&mut self) {
+        if self.forgot.is_none_or(|forgot| forgot.elapsed() >= FORGET_EVERY) {
+            self.forgot = Some(Instant::now());
+            self.left.retain(|_, left| left.since.elapsed() < LEFT_FOR);
+            self.left_names = self.left.values().map(|left| left.nodes.len()).sum();
+        }
+    }
+
+    fn take_left(&mut self, session: SessionId) -> HashSet<NodeName> {
+        let nodes = self.left.remove(&session).map(|left| left.nodes).unwrap_or_default();
+        self.left_names -= nodes.len();
+        nodes
+    }
 }
 
 impl Completed {
@@ -74,37 +96,40 @@ impl Completed {
 }
 
 impl Events {
-    /// The session's job, which runs on these nodes, has left the node, says the node.
+    /// A node reports that the session's job has left it. `nodes` are the session's nodes; a report of any other is ignored.
     pub fn left(&self, session: SessionId, node: &NodeName, nodes: &[NodeName]) {
-        if nodes.len() > MAX_NODES || !nodes.contains(node) {
+        if !nodes.contains(node) {
             return;
         }
         let mut waiting = self.completed.waiting();
-        if waiting.forgot.is_none_or(|forgot| forgot.elapsed() >= FORGET_EVERY) {
-            waiting.forgot = Some(Instant::now());
-            waiting.left.retain(|_, left| left.since.elapsed() < LEFT_FOR);
-        }
-        if waiting.left.len() < MAX_LEFT || waiting.left.contains_key(&session) {
+        waiting.forget_old();
+        if waiting.left_names < MAX_LEFT {
             let new = || Left { since: Instant::now(), nodes: HashSet::new() };
-            waiting.left.entry(session).or_insert_with(new).nodes.insert(node.clone());
+            let is_new = waiting.left.entry(session).or_insert_with(new).nodes.insert(node.clone());
+            waiting.left_names += usize::from(is_new);
         }
     }
 
-    /// The session is over, and its nodes are told by other means: which of them it left is of no use any more.
+    /// Forgets which nodes the session's job has left: the session is over, and its nodes are told by other means.
     pub fn forget_left(&self, session: SessionId) {
-        self.completed.waiting().left.remove(&session);
+        self.completed.waiting().take_left(session);
     }
 
-    /// The session's job runs on the node again, which it may have left before: it shrank, and grew back.
+    /// The session's job runs on a node again that it may have left before: it shrank, and grew back.
     pub fn joined(&self, session: SessionId, node: &NodeName) {
-        if let Some(left) = self.completed.waiting().left.get_mut(&session) {
-            left.nodes.remove(node);
+        let mut waiting = self.completed.waiting();
+        let Some(left) = waiting.left.get_mut(&session) else { return };
+        let (had_left, nobody_left) = (left.nodes.remove(node), left.nodes.is_empty());
+        waiting.left_names -= usize::from(had_left);
+        if nobody_left {
+            waiting.left.remove(&session);
         }
     }
 
-    /// A session is COMPLETED, which ran on these nodes. Those that have not said that it left them are told within seconds.
+    /// A session is COMPLETED, which ran on these nodes. Those that have not reported that its job left them are told within
+    /// seconds.
     pub fn completed(&self, cluster: &ClusterName, session: SessionId, nodes: &[NodeName]) {
-        let left = self.completed.waiting().left.remove(&session).map(|left| left.nodes).unwrap_or_default();
+        let left = self.completed.waiting().take_left(session);
         let mut nodes: Vec<NodeName> = nodes.iter().filter(|node| !left.contains(node)).cloned().collect();
         if nodes.is_empty() {
             return;
@@ -115,7 +140,7 @@ impl Events {
         self.completed.put_back(cluster.clone(), vec![CompletedSession { session, nodes }]);
     }
 
-    /// Tells what has been gathered for long enough.
+    /// Publishes the ended sessions that have been collected for long enough.
     pub(super) async fn tell_completed(&self) -> Result<(), StoreError> {
         let mut result = Ok(());
         for (cluster, sessions) in self.completed.due().unwrap_or_default() {
@@ -128,7 +153,7 @@ impl Events {
                 completed: sessions,
             };
             if let Err(error) = self.publish(&cluster, news.clone()).await {
-                // Some of it may be stored: twice told is told.
+                // Part of it may be stored already. Publishing that again does no harm.
                 self.completed.put_back(cluster, news.completed);
                 result = Err(error);
             }
@@ -139,9 +164,10 @@ impl Events {
 
 #[cfg(test)]
 impl Events {
-    /// Of how many sessions it is remembered that nodes left them, and how many nodes in all.
-    pub(super) fn remembered_leaves(&self) -> (usize, usize) {
-        let left = &self.completed.waiting().left;
-        (left.len(), left.values().map(|left| left.nodes.len()).sum())
+    /// How many sessions have remembered leaves, and how many nodes those are in all.
+    pub(crate) fn remembered_leaves(&self) -> (usize, usize) {
+        let waiting = self.completed.waiting();
+        assert_eq!(waiting.left_names, waiting.left.values().map(|left| left.nodes.len()).sum::<usize>());
+        (waiting.left.len(), waiting.left_names)
     }
 }

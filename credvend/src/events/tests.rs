@@ -250,9 +250,8 @@ async fn leaves_are_remembered_of_a_sessions_own_nodes_until_it_is_over_or_a_day
     let (_dir, [one, _two]) = replicas();
     let (first, second) = (SessionId::random(), SessionId::random());
     one.left(first, &node("stranger"), &[node("n1")]);
-    let many: Vec<NodeName> = (0..100).map(|n| node(&format!("m{n}"))).collect();
-    one.left(first, &many[0], &many);
     assert_eq!(one.remembered_leaves(), (0, 0));
+    one.left(first, &node("n1"), &[node("n1"), node("n2")]);
     one.left(first, &node("n1"), &[node("n1"), node("n2")]);
     one.left(first, &node("n2"), &[node("n1"), node("n2")]);
     assert_eq!(one.remembered_leaves(), (1, 2));
@@ -262,6 +261,33 @@ async fn leaves_are_remembered_of_a_sessions_own_nodes_until_it_is_over_or_a_day
     tokio::time::advance(Duration::from_hours(25)).await;
     one.left(second, &node("n1"), &[node("n1")]);
     assert_eq!(one.remembered_leaves(), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_jobs_nodes_that_have_left_are_not_told_of_its_end() {
+    let (_dir, [one, _two]) = replicas();
+    let mut stream = one.subscribe(&lab(), None).await.unwrap();
+    let many: Vec<NodeName> = (0..100).map(|n| node(&format!("m{n}"))).collect();
+    let (whole, stuck) = (SessionId::random(), SessionId::random());
+    for node in &many {
+        one.left(whole, node, &many);
+    }
+    for node in &many[1..] {
+        one.left(stuck, node, &many);
+    }
+    assert_eq!(one.remembered_leaves(), (2, 199));
+    one.completed(&lab(), whole, &many);
+    one.completed(&lab(), stuck, &many);
+    assert_eq!(one.remembered_leaves(), (0, 0));
+    tokio::time::advance(Duration::from_secs(6)).await;
+    one.look(&[lab()]).await.unwrap();
+    let line = stream.news.try_recv().unwrap();
+    let completed_at = |name: &str| match event(&line, name) {
+        Event::Invalidated { completed, .. } => completed,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(completed_at("m0"), [stuck], "it has not left");
+    assert!(!completed_at("m1").contains(&stuck) && !completed_at("m1").contains(&whole));
 }
 
 #[tokio::test(start_paused = true)]

@@ -432,3 +432,16 @@ async fn a_requeued_job_is_a_new_session_and_a_late_leave_of_the_old_one_touches
     w.clock.advance(time::Duration::minutes(2));
     assert_eq!(refused(w.credentials("n1", new).await).0, "JobNotRunning");
 }
+
+/// What nodes have said about their part of a session's end is of use for the news of COMPLETED alone.
+#[tokio::test]
+async fn the_leaves_of_a_revoked_session_are_forgotten() {
+    let w = World::new();
+    w.slurm.run(1, "bob", "genomics", &["n1", "n2"]);
+    let session = w.open(1).await.session;
+    w.vending.leave(&node("n1"), session).await.unwrap();
+    assert_eq!(w.vending.events().remembered_leaves(), (1, 1));
+    w.vending.invalidate_user("root", None, &"bob".parse().unwrap()).await.unwrap();
+    assert_eq!(w.session(session).await.status, SessionStatus::Invalidated);
+    assert_eq!(w.vending.events().remembered_leaves(), (0, 0));
+}
