@@ -29,7 +29,10 @@ pub async fn send(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> anyhow::Result<Answer> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
+    // Header names as HTTP/1.1 programs write them: the original IAM Credentials API looks up `Authorization` with its capital.
+    let mut http = hyper::client::conn::http1::Builder::new();
+    http.title_case_headers(true);
+    let (mut sender, connection) = http.handshake(TokioIo::new(io)).await?;
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status();

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use credd_protocol::credentials::rfc3339_z;
 use credd_protocol::seed_api::{OpenSession, SessionOpened, SessionStatus, SetStatus};
 use credd_protocol::{ClusterName, JobId, ProjectId, Secret, UserName};
 use hyper::{Method, Request, Uri, header};
@@ -25,6 +24,7 @@ use tokio::net::TcpStream;
 
 use super::call;
 use crate::config::secret_file;
+use crate::source::upstream::submitted_time;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -131,7 +131,7 @@ async fn prolog(config: &HookConfig, environment: &BTreeMap<String, String>) -> 
         cluster_name: variable::<ClusterName>(environment, "SLURM_CLUSTER_NAME")?,
         cluster_user: variable::<UserName>(environment, "SLURM_JOB_USER")?,
         // A requeued job runs its prolog again, later: another session.
-        submitted_time: rfc3339_z::format(time::OffsetDateTime::now_utc()),
+        submitted_time: submitted_time(time::OffsetDateTime::now_utc()),
     };
     let body = send(config, Method::POST, "/sessions", call::json(&request)?).await?;
     let opened: SessionOpened = serde_json::from_slice(&body).context("the answer is not understood")?;
@@ -242,6 +242,53 @@ mod tests {
         let config: HookConfig = toml::from_str(include_str!("../../../packaging/hook.toml")).unwrap();
         assert_eq!(config.deadline_seconds, default_deadline());
         assert!(tls(&config).is_ok());
+    }
+
+    /// The handlers of the original IAM Credentials API look up `Authorization`, not `authorization`, and parse a
+    /// `submittedTime` of whole seconds without a zone.
+    #[tokio::test]
+    async fn the_prologs_request_is_one_that_the_original_api_understands() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "head-secret-0123456789\n").unwrap();
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let config = HookConfig {
+            url: format!("http://{}/prod", listener.local_addr().unwrap()),
+            pin: None,
+            ca: None,
+            head_secret_file: secret,
+            deadline_seconds: 60,
+            answer_dir: None,
+        };
+        let job = [("ID", "42"), ("ACCOUNT", "genomics"), ("USER", "alice")];
+        let mut environment: BTreeMap<String, String> =
+            job.iter().map(|(name, value)| (format!("SLURM_JOB_{name}"), (*value).to_owned())).collect();
+        environment.insert("SLURM_CLUSTER_NAME".into(), "lab".into());
+        let handler = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\"}") {
+                assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+            }
+            stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8(request).unwrap()
+        };
+        let exchange = async { tokio::join!(prolog(&config, &environment), handler) };
+        let (outcome, request) = tokio::time::timeout(Duration::from_secs(60), exchange).await.unwrap();
+        assert!(outcome.is_err(), "404 is no session");
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("POST /prod/sessions HTTP/1.1\r\n"), "{head}");
+        for name in
+            ["Authorization: head-secret", "Content-Type: application/json", "Host: 127.0.0.1:", "Content-Length: "]
+        {
+            assert!(head.contains(&format!("\r\n{name}")), "{name}: {head}");
+        }
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        let original = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
+        let submitted = body["submittedTime"].as_str().unwrap();
+        assert!(time::PrimitiveDateTime::parse(submitted, &original).is_ok(), "{submitted}");
     }
 
     proptest! {

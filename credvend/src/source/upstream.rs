@@ -202,7 +202,7 @@ impl Upstream {
             head_session: head_session(session),
             cluster: self.cluster(&session.cluster).clone(),
             user: session.user.clone(),
-            submitted: submitted(session.opened),
+            submitted: submitted_time(session.opened),
         });
         for _ in 0..SUBMISSIONS {
             let text = serde_json::to_string(&there).map_err(|e| SourceError::Unavailable(e.to_string()))?;
@@ -320,18 +320,19 @@ fn head_session(session: &Session) -> String {
     format!("{own}-{}", &uuid[..12])
 }
 
-/// What the first version parses: whole seconds without a zone. UTC.
+/// The only form that the original IAM Credentials API parses: whole seconds without a zone. UTC.
 const SUBMITTED: &[BorrowedFormatItem<'_>] =
     format_description!(version = 2, "[year]-[month]-[day]T[hour]:[minute]:[second]");
 
-fn submitted(at: OffsetDateTime) -> String {
+/// `submittedTime` as every implementation of the API reads it.
+pub(crate) fn submitted_time(at: OffsetDateTime) -> String {
     at.to_offset(UtcOffset::UTC).format(SUBMITTED).unwrap_or_default()
 }
 
 /// A submission that counts as newer than `last`, also where the clock was set back.
 fn newer(last: &str, now: OffsetDateTime) -> String {
     let last = time::PrimitiveDateTime::parse(last, SUBMITTED).map_or(now, time::PrimitiveDateTime::assume_utc);
-    submitted(now.max(last + Duration::SECOND))
+    submitted_time(now.max(last + Duration::SECOND))
 }
 
 #[async_trait]
@@ -394,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_submission_is_whole_seconds_and_ever_newer() {
-        assert_eq!(submitted(T0), "2026-03-01T12:00:00");
+        assert_eq!(submitted_time(T0), "2026-03-01T12:00:00");
         assert_eq!(newer("2026-03-01T12:00:00", T0), "2026-03-01T12:00:01");
         assert_eq!(newer("2026-03-01T11:00:00", T0), "2026-03-01T12:00:00");
         assert_eq!(newer("2026-03-01T13:00:00", T0), "2026-03-01T13:00:01");
