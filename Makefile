@@ -61,6 +61,15 @@ lint: ## Formatting, clippy, cargo-deny
 mutants: root deps build ## Applies each known sabotage and shows which test notices
 	$(CARGO) run --locked -q -p testbed --bin mutants
 
+.PHONY: notices
+notices: ## Writes packaging/THIRD-PARTY-NOTICES, after a change of Cargo.lock
+	$(CARGO) run --locked -q -p testbed --bin notices
+
+.PHONY: completions
+completions: ## Writes packaging/completions, after a change of the command lines
+	CREDD_WRITE_COMPLETIONS=1 $(CARGO) test --locked -q -p credd --test shipped completions
+	CREDD_WRITE_COMPLETIONS=1 $(CARGO) test --locked -q -p credvend --test packaging completions
+
 # Said before the long build, not after it.
 .PHONY: root
 root:
@@ -81,6 +90,10 @@ PREFIX ?= /usr
 SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/credd
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+# Where Debian's zsh looks; another distribution's looks in share/zsh/site-functions.
+ZSHCOMPDIR ?= $(PREFIX)/share/zsh/vendor-completions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
@@ -97,6 +110,12 @@ UNITS = for unit in $(1); do install -D -m 644 "$$unit" "$(DESTDIR)$(UNITDIR)/$$
 CONFIGS ?= $(if $(DESTDIR),no,yes)
 # From, to.
 CONFIG = [ $(CONFIGS) = no ] || [ -e "$(DESTDIR)$(SYSCONFDIR)/$(2)" ] || install -D -m 644 $(1) "$(DESTDIR)$(SYSCONFDIR)/$(2)"
+# The shells' completions of one program.
+COMPLETIONS = install -D -m 644 packaging/completions/$(1).bash "$(DESTDIR)$(BASHCOMPDIR)/$(1)" && \
+	install -D -m 644 -t "$(DESTDIR)$(ZSHCOMPDIR)" packaging/completions/_$(1) && \
+	install -D -m 644 -t "$(DESTDIR)$(FISHCOMPDIR)" packaging/completions/$(1).fish
+# Goes with every part, the plugin alone included.
+ABOUT = LICENSE CHANGELOG.md SECURITY.md packaging/THIRD-PARTY-NOTICES
 # Builds a program, or takes the one that is there where cargo is not: the file, cargo's arguments.
 BUILD = if command -v $(CARGO) >/dev/null; then $(CARGO) build --locked $(2); \
 	elif [ -e $(1) ]; then echo "There is no cargo here; $(1) is installed as it is."; \
@@ -110,6 +129,7 @@ install-plugin: ## The plugin alone, for login nodes
 	@$(call BUILD,$(PLUGIN),--profile plugin -p spank-plugin)
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(SLURMLIBDIR)/spank_credd.so
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples plugstack.conf.example packaging/slurm/job_submit_credd.lua
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) $(ABOUT)
 
 .PHONY: install-node
 install-node: install-plugin ## The plugin and credd, for compute nodes
@@ -119,6 +139,8 @@ install-node: install-plugin ## The plugin and credd, for compute nodes
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credd.conf
 	install -D -m 644 -t $(DESTDIR)$(TMPFILESDIR) packaging/tmpfiles.d/credd.conf
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credd.8
+	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man5 packaging/man/credd.toml.5
+	@$(call COMPLETIONS,credd)
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credd.toml
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
 	@$(call CONFIG,packaging/credd.toml,credd/credd.toml)
@@ -130,10 +152,12 @@ install-service: ## credvend, for the service host
 	@$(call UNITS,packaging/systemd/credvend*)
 	install -D -m 644 -t $(DESTDIR)$(SYSUSERSDIR) packaging/sysusers.d/credvend.conf
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/man/credvend.8
+	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man5 packaging/man/credvend.toml.5 packaging/man/projects.toml.5
+	@$(call COMPLETIONS,credvend)
 	install -D -m 644 packaging/logrotate/credvend $(DESTDIR)$(DOCDIR)/examples/credvend.logrotate
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml \
 		packaging/prometheus/credd.rules.yml
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md $(ABOUT)
 	@$(call CONFIG,packaging/credvend.toml,credvend/credvend.toml)
 	@$(call CONFIG,packaging/projects.toml,credvend/projects.toml)
 	@$(call CONFIG,packaging/logrotate/credvend,logrotate.d/credvend)

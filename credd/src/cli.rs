@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use credd_protocol::JobId;
 use credd_protocol::local::{Request, Response};
 use credd_protocol::record::{RUN_DIR, RunDir};
@@ -103,6 +103,11 @@ struct RunDirectory {
     /// The daemon's run directory
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
+}
+
+/// The command line's definition, from which the shells' completions are generated.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line.

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, DEFAULT_PATH};
 
@@ -81,6 +81,11 @@ enum Command {
     Store(store::Command),
     /// For PrologSlurmctld and EpilogSlurmctld of a head that pushes its jobs; always exits 0
     Hook(hook::Args),
+}
+
+/// The command line's definition, from which the shells' completions are generated.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program.
@@ -159,7 +164,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -5,6 +5,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "../../tests/shipped/completions.rs"]
+mod completions;
+#[path = "../../tests/shipped/man_page.rs"]
+mod man_page;
+#[path = "shipped/man_pages.rs"]
+mod man_pages;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
@@ -215,6 +222,14 @@ fn the_services_come_back_and_have_a_descriptor_for_each_connection() {
     let read_of =
         credvend::config::Config::parse("[aws]\nregion = \"us-east-1\"\n[[cluster]]\nname = \"lab\"\n").unwrap();
     assert_eq!(read_of.limits.max_connections, number(connections), "the example shows the default");
+}
+
+#[test]
+fn completions_are_in_step_and_bash_takes_them() {
+    completions::are_in_step("credvend", &credvend::cli::command());
+    assert_eq!(completions::bash_offers("credvend", &["rel"]), ["reload"]);
+    assert_eq!(completions::bash_offers("credvend", &["session", "sh"]), ["show"]);
+    assert_eq!(completions::bash_offers("credvend", &["store", "copy", "--from", "dy"]), ["dynamodb"]);
 }
 
 /// What scientists see, as the guides quote it and as the code says it.

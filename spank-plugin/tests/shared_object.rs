@@ -101,6 +101,9 @@ fn it_needs_libc_libgcc_and_slurm_only() {
     for (kind, symbol) in undefined() {
         let known = symbol.contains('@') || kind == "w" || symbol.starts_with("spank_") || symbol.starts_with("slurm_");
         assert!(known, "{symbol}");
+        let slurms = symbol.starts_with("spank_") || symbol.starts_with("slurm_");
+        let named = include_str!("../../docs/licensing.md").contains(&format!("`{symbol}`"));
+        assert!(!slurms || named, "docs/licensing.md does not say that {symbol} is called");
     }
 }
 

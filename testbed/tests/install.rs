@@ -30,8 +30,13 @@ fn built(at: &Path) -> PathBuf {
 
 /// `make install` on a host that has no cargo.
 fn make_install(target: &Path, more: &[String]) -> Command {
+    make("install", target, more)
+}
+
+/// The same for another goal.
+fn make(goal: &str, target: &Path, more: &[String]) -> Command {
     let mut make = Command::new("make");
-    make.args(["--no-print-directory", "-C"]).arg(root()).args(["install", "CARGO=/nowhere/cargo"]).args(more);
+    make.args(["--no-print-directory", "-C"]).arg(root()).args([goal, "CARGO=/nowhere/cargo"]).args(more);
     // Those of a make that runs this test.
     for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
         make.env_remove(name);
@@ -140,6 +145,18 @@ fn a_tree_has_configurations_as_examples_only_and_a_host_keeps_its_own() {
         assert!(tree.join("usr/share/doc/credd/examples").join(example).exists(), "{example}");
     }
     assert!(tree.join("usr/lib/systemd/system/credd.service").exists());
+    for page in ["man5/credd.toml.5", "man5/credvend.toml.5", "man5/projects.toml.5", "man8/credd.8", "man8/credvend.8"]
+    {
+        assert!(tree.join("usr/share/man").join(page).exists(), "{page}");
+    }
+    for program in ["credd", "credvend"] {
+        let (bash, zsh) =
+            (format!("bash-completion/completions/{program}"), format!("zsh/vendor-completions/_{program}"));
+        for completions in [bash, zsh, format!("fish/vendor_completions.d/{program}.fish")] {
+            let text = fs::read_to_string(tree.join("usr/share").join(&completions)).unwrap_or_default();
+            assert!(text.contains(program), "{completions}");
+        }
+    }
 
     // Onto the host itself: here a host whose directories are elsewhere.
     let host = dir.path().join("host");
@@ -153,6 +170,19 @@ fn a_tree_has_configurations_as_examples_only_and_a_host_keeps_its_own() {
     let shipped = |file: &str| fs::read_to_string(root().join("packaging").join(file)).unwrap();
     assert_eq!(read("etc/credvend/projects.toml"), shipped("projects.toml"));
     assert_eq!(read("etc/logrotate.d/credvend"), shipped("logrotate/credvend"));
+}
+
+/// Each part is installed alone on some host; licences and notices go with each.
+#[test]
+fn every_part_has_the_licences_of_what_is_in_it() {
+    for part in ["install-plugin", "install-node", "install-service"] {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        succeeds(&mut make(part, &built(dir.path()), &[format!("DESTDIR={}", tree.display())]));
+        for file in ["LICENSE", "THIRD-PARTY-NOTICES", "CHANGELOG.md", "SECURITY.md"] {
+            assert!(tree.join("usr/share/doc/credd").join(file).exists(), "{part}: {file}");
+        }
+    }
 }
 
 #[test]
