@@ -54,7 +54,7 @@ async fn status_projects_reload_and_health() {
     let world = World::start().await;
     let get = |path: &str| request(Method::GET, path, None, "");
     let status = world.call_admin(get("/admin/v1/status")).await.json();
-    assert_eq!((&status["store"], &status["projects"]), (&"ok".into(), &1.into()), "{status}");
+    assert_eq!((&status["store"], &status["projects"]), (&"ok".into(), &2.into()), "{status}");
     let projects = world.call_admin(get("/admin/v1/projects")).await.json();
     assert_eq!(projects[0]["role-arn"], "arn:aws:iam::123456789012:role/genomics");
     let reload = || request(Method::POST, "/admin/v1/reload", None, "");

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use credvend::server::head_secrets::HeadSecrets;
 use hyper::Method;
 use time::OffsetDateTime;
 
@@ -56,6 +57,128 @@ async fn a_session_from_post_to_completed() {
     assert_eq!((&error["Code"], &error["Message"]), (&error["code"], &error["message"]));
     assert_eq!(world.call(None, put("/sessions/9", "COMPLETED")).await.refusal(), (404, "UnknownSession".into()));
     assert_eq!(world.call(None, put("/sessions/1300", "PAUSED")).await.status, 400);
+}
+
+/// The admin guide's table of what a head of the original IAM Credentials API meets here: what it says of a session's end.
+#[tokio::test]
+async fn both_ends_of_a_session_are_final_and_the_answer_to_put_has_two_fields() {
+    let world = World::start().await;
+    let put = async |session: &str, status: &str| {
+        let body = format!(r#"{{"status":"{status}"}}"#);
+        world.call(None, request(Method::PUT, &format!("/sessions/{session}"), Some(SECRET), &body)).await
+    };
+    for (session, end, other) in [("1", "COMPLETED", "INVALIDATED"), ("2", "INVALIDATED", "COMPLETED")] {
+        let token = world.open_for_head(session, "2023-08-15T00:00:00").await;
+        for status in ["ACTIVE", end, end] {
+            let seen = put(session, status).await;
+            assert_eq!(seen.status, 200, "{}", seen.text);
+            assert_eq!(seen.json(), serde_json::json!({ "sessionId": session, "status": status }));
+        }
+        for refused in ["ACTIVE", other] {
+            assert_eq!(put(session, refused).await.refusal(), (403, "SessionEnded".into()), "{refused} after {end}");
+        }
+        let path = format!("/sessions/{session}/cluster/lab/project/genomics");
+        let seen = world.call(None, request(Method::GET, &path, Some(&token), "")).await;
+        assert_eq!(seen.refusal(), (403, "SessionEnded".into()));
+    }
+    assert_eq!(put("3", "ACTIVE").await.refusal(), (404, "UnknownSession".into()));
+    assert_eq!(put("1", "PAUSED").await.status, 400);
+}
+
+/// What it says of POST: repeated, newer, without a time, for a project without a role.
+#[tokio::test]
+async fn a_submission_is_told_apart_by_its_time_whatever_form_that_has() {
+    let world = World::start().await;
+    let post = async |body: &str| world.call(None, request(Method::POST, "/sessions", Some(SECRET), body)).await;
+    let first = opening("1", "2023-08-15T00:00:00");
+    world.open_for_head("1", "2023-08-15T00:00:00").await;
+    assert_eq!(post(&first.replace("alice", "bob")).await.refusal(), (403, "NotAllowed".into()), "repeated for bob");
+    let elsewhere = first.replace("genomics", "climate");
+    assert_eq!(post(&elsewhere).await.refusal(), (403, "NotAllowed".into()), "repeated for another project");
+    let no_role = first.replace("genomics", "unmapped");
+    assert_eq!(post(&no_role).await.refusal(), (403, "UnknownProject".into()), "at POST already");
+
+    let token = world.open_for_head("1", "2023-08-15T00:00:01").await;
+    let list = request(Method::GET, "/admin/v1/sessions", None, "");
+    let listed = world.call_admin(list).await.json()["sessions"].clone();
+    let statuses: Vec<_> = listed.as_array().unwrap().iter().map(|s| s["status"].clone()).collect();
+    assert_eq!(statuses, ["ACTIVE", "COMPLETED"], "the newest counts: {listed}");
+    let get = request(Method::GET, "/sessions/1/cluster/lab/project/genomics", Some(&token), "");
+    assert_eq!(world.call(None, get).await.status, 200);
+    let complete = request(Method::PUT, "/sessions/1", Some(SECRET), r#"{"status":"COMPLETED"}"#);
+    assert_eq!(world.call(None, complete).await.status, 200);
+    let again = opening("1", "2023-08-15T00:00:01");
+    assert_eq!(post(&again).await.refusal(), (403, "SessionEnded".into()), "the same submission after its end");
+
+    for taken in ["yesterday", "2023-08-15 00:00:00+02:00", "1692057600"] {
+        assert_eq!(post(&opening("2", taken)).await.status, 200, "{taken}");
+    }
+    for refused in ["", "15/08/2023", "x\ty", &"1".repeat(65)] {
+        assert_eq!(post(&opening("2", refused)).await.refusal(), (400, "BadRequest".into()), "{refused:?}");
+    }
+}
+
+/// What it says of 401 and 403, of every verb.
+#[tokio::test]
+async fn a_proof_that_is_not_known_is_401_and_one_of_the_wrong_kind_403() {
+    let world = World::start().await;
+    let token = world.open_for_head("1", "2023-08-15T00:00:00").await;
+    let replaced = world.open_for_head("2", "2023-08-15T00:00:00").await;
+    world.open_for_head("2", "2023-08-15T00:00:00").await;
+    let own = "/sessions/1/cluster/lab/project/genomics";
+    let completed = r#"{"status":"COMPLETED"}"#;
+    let opening = opening("1", "2023-08-15T00:00:00");
+    let heads = [
+        (Method::POST, "/sessions", opening.as_str()),
+        (Method::PUT, "/sessions/1", completed),
+        (Method::PUT, "/sessions/1/cluster/lab", completed),
+        (Method::DELETE, "/sessions/users/alice", ""),
+    ];
+    let ask = async |method: &Method, path: &str, proof: Option<&str>, body: &str| {
+        world.call(None, request(method.clone(), path, proof, body)).await.refusal()
+    };
+    let (unknown, wrong_kind) = ((401, "Unauthenticated".to_owned()), (403, "NotAllowed".to_owned()));
+    for (method, path, body) in &heads {
+        for proof in [None, Some("not-the-secret-0123456789"), Some(token.as_str())] {
+            assert_eq!(ask(method, path, proof, body).await, unknown, "{method} {path} with {proof:?}");
+        }
+    }
+    let get = Method::GET;
+    for (path, proof) in [
+        (own, None),
+        (own, Some("not-a-token")),
+        (own, Some(replaced.as_str())),
+        ("/sessions/2/cluster/lab/project/genomics", Some(token.as_str())),
+        ("/sessions/2/cluster/lab/project/genomics", Some(replaced.as_str())),
+        ("/sessions/9/cluster/lab/project/genomics", Some(token.as_str())),
+        ("/sessions/1/cluster/hpc/project/genomics", Some(token.as_str())),
+    ] {
+        assert_eq!(ask(&get, path, proof, "").await, unknown, "{path} with {proof:?}");
+    }
+    assert_eq!(ask(&get, own, Some(SECRET), "").await, wrong_kind, "the head's secret is no session token");
+    let project = "/sessions/1/cluster/lab/project/climate";
+    assert_eq!(ask(&get, project, Some(&token), "").await, wrong_kind, "its own session, another project");
+    // The head of lab speaks for lab alone.
+    let hpc = opening.replace("\"lab\"", "\"hpc\"");
+    assert_eq!(ask(&Method::POST, "/sessions", Some(SECRET), &hpc).await, wrong_kind);
+    assert_eq!(ask(&Method::PUT, "/sessions/1/cluster/hpc", Some(SECRET), completed).await, wrong_kind);
+    // None of them did anything; and a token needs no roleSessionName.
+    assert_eq!(world.call(None, request(get, own, Some(&token), "")).await.status, 200);
+}
+
+#[test]
+fn one_secret_for_two_clusters_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, secret: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("{secret}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        (name.parse().unwrap(), path)
+    };
+    let problems = HeadSecrets::open(vec![file("lab", SECRET), file("hpc", SECRET)]).err().unwrap();
+    assert!(problems.iter().any(|why| why.contains("lab") || why.contains("hpc")), "{problems:?}");
+    assert!(!problems.concat().contains(SECRET));
+    assert!(HeadSecrets::open(vec![file("lab", SECRET), file("hpc", "another-secret-0123456789")]).is_ok());
 }
 
 #[tokio::test]

@@ -437,7 +437,9 @@ fn projects() -> ProjectMap {
         revoke_on_end: false,
         session_name: None,
     };
-    map.projects.insert("genomics".parse().unwrap(), [("default".parse().unwrap(), role)].into());
+    for project in ["genomics", "climate"] {
+        map.projects.insert(project.parse().unwrap(), [("default".parse().unwrap(), role.clone())].into());
+    }
     map.accounts.insert("genomics".parse().unwrap(), "genomics".parse().unwrap());
     map
 }

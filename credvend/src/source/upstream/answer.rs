@@ -190,6 +190,8 @@ mod tests {
     fn times_with_a_zone_are_read_and_others_are_not() {
         for text in [
             "2026-03-01T12:00:00Z",
+            // As credvend itself writes it, for the original API's node proxy.
+            "2026-03-01T12:00:00.00000000Z",
             "2026-03-01T14:00:00+02:00",
             "2026-03-01 12:00:00+00:00",
             "2026-03-01 12:00:00.000000+00:00",
