@@ -13,22 +13,30 @@ struct Site {
 const BUCKET: &str = "genomics-data";
 
 async fn central(pretend: &PretendAws, service: &ServiceUser, role: &str) -> Service {
+    Service::start(Setup { secret: CENTRAL_SECRET, tls: true, ..before_aws(pretend, service, role) }).await
+}
+
+fn aws(pretend: &PretendAws) -> String {
+    format!(
+        "[aws]\nregion = \"us-east-1\"\nsts-endpoint = \"{0}\"\niam-endpoint = \"{0}\"\nrevoker-roles = [\"{1}\"]\n",
+        pretend.endpoint(),
+        PretendAws::revoker()
+    )
+}
+
+/// A cluster's credvend that asks AWS itself.
+fn before_aws(pretend: &PretendAws, service: &ServiceUser, role: &str) -> Setup {
     let keys = service.keys.provider();
-    Service::start(Setup {
-        toml: format!(
-            "[aws]\nregion = \"us-east-1\"\nsts-endpoint = \"{0}\"\niam-endpoint = \"{0}\"\nrevoker-roles = [\"{1}\"]\n",
-            pretend.endpoint(),
-            PretendAws::revoker()
-        ),
+    Setup {
+        toml: aws(pretend),
         projects: format!("[projects.genomics]\nrole-arn = \"{role}\"\n"),
-        secret: CENTRAL_SECRET,
-        tls: true,
+        secret: LOCAL_SECRET,
+        tls: false,
         environment: vec![
             ("AWS_ACCESS_KEY_ID", keys.access_key_id().to_owned()),
             ("AWS_SECRET_ACCESS_KEY", keys.secret_access_key().to_owned()),
         ],
-    })
-    .await
+    }
 }
 
 impl Site {
@@ -167,4 +175,57 @@ async fn a_revocation_here_kills_what_was_issued() {
     let next = cluster.open("3", "bob").await;
     let seen = cluster.credentials_soon("3", &next).await;
     assert!(pretend.get_object(&seen.keys(), BUCKET).await.is_ok());
+}
+
+/// What its old roles deny is not its to write any more: it says so once, and counts it as no failure.
+#[tokio::test]
+#[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
+async fn what_was_revoked_before_a_store_moved_from_aws_to_an_upstream_is_reported_once() {
+    let pretend = PretendAws::start().await;
+    let service = pretend.create_service_user().await;
+    let role = pretend.create_role("genomics", &service.arn, Some(BUCKET)).await;
+    let old_role = pretend.create_role("genomics-of-before", &service.arn, Some(BUCKET)).await;
+    let central = central(&pretend, &service, &role).await;
+    let mut cluster = Service::start(before_aws(&pretend, &service, &old_role)).await;
+    let token = cluster.open("1", "bob").await;
+    let keys = cluster.credentials("1", &token).await.keys();
+    assert!(pretend.get_object(&keys, BUCKET).await.is_ok());
+    let (good, said) = cluster.run(&["revoke", "--user", "bob"]).await;
+    assert!(good, "{said}");
+    assert!(pretend.get_object(&keys, BUCKET).await.is_err());
+
+    cluster.kill();
+    let metrics = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let upstream = before(
+        &format!("https://127.0.0.1:{}", central.port),
+        &format!("pin = \"{}\"\n[metrics]\nlisten = \"{metrics}\"\n", central.pin().await),
+    );
+    let toml = upstream.toml.replace("UPSTREAM-SECRET", &cluster.path("upstream-secret").display().to_string());
+    let text = std::fs::read_to_string(cluster.path("credvend.toml")).unwrap();
+    assert!(text.contains(&aws(&pretend)));
+    cluster.write("credvend.toml", &text.replace(&aws(&pretend), &toml));
+    cluster.write("projects.toml", &upstream.projects);
+    cluster.up().await;
+
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let end = std::time::Instant::now() + 4 * crate::service::DEADLINE;
+    let page = loop {
+        let text = http.get(format!("http://{metrics}/metrics")).send().await.unwrap().text().await.unwrap();
+        let sweeps = text.lines().find_map(|line| line.strip_prefix("credvend_sweep_duration_seconds_count "));
+        // The pause after a first failure is as long as that between two sweeps.
+        if sweeps.is_some_and(|count| count.parse::<u32>().unwrap() >= 4) {
+            break text;
+        }
+        assert!(std::time::Instant::now() < end, "it does not sweep: {text}");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    };
+    let log = cluster.log();
+    assert_eq!(log.matches("is not denied from here any more").count(), 1, "{log}");
+    assert!(log.contains(&old_role) && !log.contains("Deny is not in line"), "{log}");
+    assert!(page.contains("\ncredvend_deny_policies_behind 0\n"), "{page}");
+    // The old Deny stays, and the upstream gives what it has.
+    assert!(pretend.get_object(&keys, BUCKET).await.is_err());
+    let token = cluster.open("2", "alice").await;
+    let seen = cluster.credentials_soon("2", &token).await;
+    assert_eq!(seen.body["RoleArn"].as_str(), Some(role.as_str()), "{seen:?}");
 }
