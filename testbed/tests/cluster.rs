@@ -247,3 +247,32 @@ fn assert_nothing_left(run: &Path, init: u32) {
         assert!(!line.contains(&name), "{:?} still runs: {line}", entry.file_name());
     }
 }
+
+/// What the soak excuses, with nothing of ours in the cluster: a job that ends just when its node is cut off. The slurmstepd
+/// of its extern step, told to end, cannot report to slurmctld and tries again a minute later only. Meanwhile
+/// `UnkillableStepTimeout` passes, it takes its step for one that cannot be killed, and has the node drained.
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "no cluster can run here: see the warning of the build")]
+fn slurm_drains_a_node_that_was_cut_off_while_a_step_ended() {
+    let soon = Duration::from_secs(150);
+    // With this SlurmdTimeout slurmctld notices within half a minute that a node does not answer.
+    let plan = Plan::bare().slurm_conf("UnkillableStepTimeout=60\nSlurmdTimeout=60");
+    let cluster = Cluster::up(plan).expect("a bare cluster");
+    let (alice, n1) = (cluster.as_user("alice"), cluster.on("n1"));
+    let job = alice.sbatch("echo runs; until [ -e end ]; do sleep 0.1; done", &["-w", "n1"]).expect("submitted");
+    alice.wait_job_output(job, "runs", soon).expect("it runs");
+    // Held for a moment, so that its end falls into the cut.
+    let signal = |name: &str| n1.run_as_root(&format!(r"pkill -{name} -f '^slurmstepd: \[{job}\.extern\]'"));
+    signal("STOP").expect_ok();
+    alice.run(&["touch", "end"]).expect_ok();
+    let log = || cluster.head().log("slurmctld");
+    let is_over = || log().contains(&format!("_job_complete: JobId={job} done")).then_some(());
+    wait_for("the job to be over", soon, is_over).expect("it ends");
+    cluster.unplug("n1").expect("unplugged");
+    signal("CONT").expect_ok();
+    let node = |what: &str| cluster.head().run_as_root(&format!("sinfo -h -N -n n1 -p batch -o {what}")).stdout;
+    wait_for("the node not to respond", soon, || node("%T").contains('*').then_some(())).expect("it is cut off");
+    cluster.plug_in("n1").expect("plugged in");
+    wait_for("the node to be drained", soon, || node("%E").contains("Kill task failed").then_some(()))
+        .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", node("%E"), log()));
+}

@@ -202,8 +202,8 @@ pub struct Counts {
     pub cancelled: u64,
     /// Jobs requeued by the harness.
     pub requeued: u64,
-    /// Nodes that Slurm drained since it had lost a job and given its id again.
-    pub duplicate_ids: u64,
+    /// Nodes that Slurm drained for reasons of its own.
+    pub slurms_own_drains: u64,
     /// Records that stayed since Slurm lost the job's epilog.
     pub lost_epilogs: usize,
     /// Credentials that were copied away and tried at the end.
@@ -275,6 +275,9 @@ const SEEN_BY_THEN: Ms = 12_000;
 
 /// So long after a job's end slurmctld may still have to tell a node of it that did not answer.
 const TELLS_OF_ENDS: Ms = 60_000;
+/// How long after its node was cut off slurmstepd takes a step for one that cannot be killed (`UnkillableStepTimeout`), and
+/// slurmctld is told and seen to say so.
+const UNKILLABLE: Ms = 90_000;
 
 impl History {
     /// Takes a line of a client's.
@@ -348,15 +351,31 @@ impl History {
         forgot && (lives().count() > 1 || disturbed())
     }
 
-    /// Whether Slurm itself had a reason to drain a node. For "Duplicate jobid" there are two, both seen without anything of
-    /// ours. A slurmctld that was killed gives ids again that it lost. And a job that ran on when its node was cut off, and
-    /// was given up and requeued, may be given to that node again: slurmctld asks a node that answers again not what it
-    /// runs, and slurmd launches no second copy.
+    /// Whether Slurm itself had a reason to drain a node. For "Duplicate jobid" there are two, for "Kill task failed" one; all
+    /// were seen without anything of ours. A slurmctld that was killed gives ids again that it lost. A job that ran on when
+    /// its node was cut off, and was given up and requeued, may be given to that node again: slurmctld asks a node that
+    /// answers again not what it runs, and slurmd launches no second copy. And a step that ended while slurmctld could not
+    /// be told is reported a minute later only, when slurmstepd has taken it for one that cannot be killed.
     pub fn is_slurms_own_drain(&self, node: &str, reason: &str) -> bool {
         let killed = |span: &Span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill;
         let cut_off = |span: &Span| matches!(&span.fault.target, Target::Network(of) if of == node);
-        reason == "Duplicate jobid"
-            && self.faults.iter().any(|span| killed(span) || cut_off(span) && self.was_given_again(node, span))
+        let mut faults = self.faults.iter();
+        match reason {
+            "Duplicate jobid" => faults.any(|span| killed(span) || cut_off(span) && self.was_given_again(node, span)),
+            "Kill task failed" => faults.any(|span| cut_off(span) && self.ended_unheard(node, span)),
+            _ => false,
+        }
+    }
+
+    /// Whether a job may have ended on a node while it was cut off, so lately that slurmstepd may only now have given up.
+    fn ended_unheard(&self, node: &str, cut: &Span) -> bool {
+        let until = cut.until.unwrap_or(self.now);
+        let was_there = |job: &Job| {
+            job.nodes.contains(node)
+                && job.seen <= until
+                && job.over.is_none_or(|over| over + TELLS_OF_ENDS >= cut.from)
+        };
+        self.now <= until + UNKILLABLE && self.jobs.values().any(was_there)
     }
 
     /// Whether a job ran on a node when it was cut off, and then began anew, on that node or nobody saw where.

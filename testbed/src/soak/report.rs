@@ -62,7 +62,7 @@ pub fn json(seed: u64, outcome: &Outcome) -> Value {
         "submissions-refused": history.counts.not_submitted,
         "cancelled": history.counts.cancelled,
         "requeued": history.counts.requeued,
-        "nodes-drained-for-ids-that-slurmctld-gave-twice": history.counts.duplicate_ids,
+        "nodes-drained-by-slurm-itself": history.counts.slurms_own_drains,
         "records-left-by-epilogs-that-slurm-lost": history.counts.lost_epilogs,
         "clients": history.runs.len(),
         "answers": history.counts.answers.iter().map(|(s, n)| (named(*s), *n)).collect::<BTreeMap<_, _>>(),
