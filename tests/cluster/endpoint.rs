@@ -34,6 +34,52 @@ fn in_a_user_namespace_the_uid_outside_counts() {
     job.finish();
 }
 
+/// A process with the uids that a rootless container has: 0 is the user outside, the others are sub-uids.
+const IN_A_ROOTLESS_CONTAINER: &str = "\
+import ctypes, os, sys
+inner, outer, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+unshared, mapped = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    assert ctypes.CDLL(None).unshare(0x10000000) == 0
+    os.write(unshared[1], b'x')
+    os.read(mapped[0], 1)
+    os.setresgid(inner, inner, inner)
+    os.setresuid(inner, inner, inner)
+    os.execvp(command[0], command)
+os.read(unshared[0], 1)
+for name in 'gid_map', 'uid_map':
+    with open(f'/proc/{child}/{name}', 'w') as file:
+        file.write(f'0 {outer} 1\\n1 200000 65536\\n')
+os.write(mapped[1], b'x')
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+";
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_sub_uid_of_a_rootless_container_is_told_the_way_out() {
+    let cluster = cluster();
+    let job = hold(&cluster, "alice", &["-w", "n1"]);
+    let alice = job.host().run_as("alice", &["id", "-u"]).expect_ok().to_owned();
+    let (auth, id) = (format!("Authorization: {}", job.token), job.job.to_string());
+    let inside = |uid: &str, command: &[&str]| {
+        let argv = [&["/usr/bin/python3", "-c", IN_A_ROOTLESS_CONTAINER, uid, &alice], command].concat();
+        job.host().run_with("root", &[("SLURM_JOB_ID", &id)], &argv)
+    };
+    let curl = ["curl", "-s", "-q", "--noproxy", "*", &job.uri, "-H", &auth];
+    assert!(inside("0", &curl).expect_ok().contains("SecretAccessKey"), "root inside is the job's user outside");
+    assert!(inside("0", &["credd", "credentials"]).expect_ok().contains("SecretAccessKey"));
+    let refused = inside("1001", &curl);
+    assert!(refused.stdout.contains("OtherUser") && refused.stdout.contains("201000"), "{refused:?}");
+    assert!(refused.stdout.contains("--userns=keep-id --user $(id -u)"), "{refused:?}");
+    for command in ["credentials", "env"] {
+        let refused = inside("1001", &["credd", command]);
+        assert!(refused.status == 1 && refused.stdout.is_empty(), "{refused:?}");
+        assert!(refused.stderr.contains("--userns=keep-id --user $(id -u)"), "{refused:?}");
+    }
+    job.finish();
+}
+
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
 fn a_wrong_or_missing_token_a_wrong_path_a_wrong_host_a_browser() {

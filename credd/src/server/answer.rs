@@ -12,7 +12,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue,
 use hyper::{HeaderMap, Response, StatusCode};
 
 use super::gate::Wrong;
-use super::no_own_job::NoOwnJob;
+use super::no_own_job::{NoOwnJob, ROOTLESS};
 
 /// An answer's body.
 pub type Body = Full<Bytes>;
@@ -212,9 +212,7 @@ impl Denial {
             ),
             Denial::OtherUser { job, caller } => format!(
                 "The token is job {job}'s, but this process runs as uid {caller}, not as the job's user: a job's \
-                 credentials are for its own user only (setuid programs and user switches do not get them). In a rootless \
-                 container, whose users have other uids outside, run it as yourself: podman run --userns=keep-id --user \
-                 $(id -u)."
+                 credentials are for its own user only (setuid programs and user switches do not get them). {ROOTLESS}"
             ),
             Denial::NoCaller(why) => format!(
                 "The kernel does not say which process sent this request ({why}), so it gets nothing. Do not close or \

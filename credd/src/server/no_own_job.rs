@@ -5,6 +5,10 @@ use credd_protocol::{JobId, Uid};
 /// So many of a user's jobs are named.
 const NAMED: usize = 16;
 
+/// The way out for a process in a user namespace, which has the job's environment but not its user's uid outside.
+pub const ROOTLESS: &str = "In a rootless container, whose users have other uids outside, run it as yourself: podman run \
+     --userns=keep-id --user $(id -u).";
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoOwnJob {
@@ -69,12 +73,11 @@ impl NoOwnJob {
             ),
             NoOwnJob::None => format!(
                 "No job of uid {uid} with AWS credentials runs on this node. Run this on a node of the job; if the job does \
-                 run here, its stderr says why it has no credentials. In a rootless container, whose users have other uids \
-                 outside, run it as yourself: podman run --userns=keep-id --user $(id -u)."
+                 run here, its stderr says why it has no credentials. {ROOTLESS}"
             ),
             NoOwnJob::NotHere { job, named, others } if others.is_empty() => format!(
                 "Job {job}{} has no AWS credentials on this node, and no other job of uid {uid} has: it has ended, runs \
-                 elsewhere, is another user's, or its partition offers none.",
+                 elsewhere, is another user's, or its partition offers none. {ROOTLESS}",
                 of_environment(*named)
             ),
             NoOwnJob::NotHere { job, named, others } => format!(
@@ -105,4 +108,20 @@ fn list(jobs: &[JobId]) -> String {
         names.push("…".to_owned());
     }
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_any_job_is_told_the_way_out_of_a_rootless_container() {
+        let job = JobId::try_from(7).unwrap();
+        let uid = Uid(201_000);
+        let not_here = |named, others| NoOwnJob::NotHere { job, named, others }.message(uid);
+        for message in [NoOwnJob::None.message(uid), not_here(false, vec![]), not_here(true, vec![])] {
+            assert!(message.contains("--userns=keep-id --user $(id -u)") && message.contains("201000"), "{message}");
+        }
+        assert!(!not_here(false, vec![job]).contains("userns"), "the caller has jobs here");
+    }
 }

@@ -29,7 +29,7 @@ fn every_client_is_served_as_it_asks() {
         let token = TokenHash::of(TOKEN.parse::<JobToken>().unwrap().expose());
         house.job_with(7, |job| (job.run, job.token) = (RunId::of(token), token)).await;
         let fixtures = fixtures();
-        assert!(fixtures.len() >= 18, "{} clients", fixtures.len());
+        assert!(fixtures.len() >= 22, "{} clients", fixtures.len());
         // The house's port is the kernel's choice; all else is the client's.
         let own_port = format!("127.0.0.1:{}", house.endpoint.port());
         for Fixture { client, connections } in fixtures {
