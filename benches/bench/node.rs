@@ -118,8 +118,6 @@ fn write_record(run_dir: &RunDir, id: u32) -> Result<Job> {
         account: Some("genomics".parse()?),
         partition: "batch".parse()?,
         first_node: true,
-        sluid: None,
-        het_leader: None,
         created: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs(),
         token: JobToken::mint()?,
         options: JobOptions::default(),

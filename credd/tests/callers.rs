@@ -4,6 +4,8 @@
 //! name of its own, and with it a scope. There is no credvend: a process that has passed every check is told so (503).
 #![forbid(unsafe_code)]
 
+mod node;
+
 use std::fs::{self, Permissions};
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener};
@@ -14,10 +16,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use credd_protocol::local::{MAX_LINE_BYTES, Request, Response};
-use credd_protocol::record::{JobRecord, RunDir};
-use credd_protocol::{JobId, JobToken, Sluid, Uid};
+use credd_protocol::record::{JobRecord, RunDir, RunNames};
+use credd_protocol::{JobId, JobToken, Sluid, Uid, fixtures};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+
+use node::write_record;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ALICE: u32 = 65_001;
@@ -71,33 +75,13 @@ impl Node {
 
     /// Leaves a job's record as the plugin does, and says so.
     fn job(&self, job: u32, uid: u32, sluid: Option<Sluid>, het_leader: Option<u32>) {
-        let job = JobId::try_from(job).unwrap();
-        let record = JobRecord {
-            version: JobRecord::VERSION,
-            job,
-            restart: 0,
-            cluster: "lab".parse().unwrap(),
-            node: self.name.parse().unwrap(),
-            user: "alice".parse().unwrap(),
-            uid: Uid(uid),
-            gid: uid,
-            account: Some("genomics".parse().unwrap()),
-            partition: "batch".parse().unwrap(),
-            first_node: false,
-            sluid,
-            het_leader: het_leader.map(|leader| JobId::try_from(leader).unwrap()),
-            created: 1_700_000_000,
-            token: JobToken::mint().unwrap(),
-            options: Default::default(),
-        };
-        let directory = RunDir::new(self.dir.path().join("run")).job(job);
-        fs::create_dir(&directory).unwrap();
-        fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
-        let temporary = directory.join(".record.new");
-        fs::write(&temporary, record.to_json()).unwrap();
-        fs::set_permissions(&temporary, Permissions::from_mode(0o600)).unwrap();
-        fs::rename(&temporary, directory.join("record")).unwrap();
-        let stream = UnixStream::connect(RunDir::new(self.dir.path().join("run")).root_socket()).unwrap();
+        let node = self.name.parse().unwrap();
+        let record = JobRecord { node, uid: Uid(uid), gid: uid, first_node: false, ..fixtures::record(job) };
+        let job = record.job;
+        let het_leader = het_leader.map(|leader| JobId::try_from(leader).unwrap());
+        let run_dir = RunDir::new(self.dir.path().join("run"));
+        write_record(&run_dir, &record, &RunNames { sluid, het_leader });
+        let stream = UnixStream::connect(run_dir.root_socket()).unwrap();
         credd::line::send(&stream, &Request::Started { job }, MAX_LINE_BYTES).unwrap();
         let _: Option<Response> = credd::line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES).unwrap();
     }

@@ -191,9 +191,6 @@ impl LateRecord {
             partition: facts.partition,
             // A session is opened by the first node's credd, unasked; this one's is opened at once in any case.
             first_node: true,
-            // No hook of the plugin tells them where the prolog did not run.
-            sluid: None,
-            het_leader: None,
             created: self.created,
             token: self.token,
             options,
@@ -204,39 +201,12 @@ impl LateRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::{facts, late, policies};
     use proptest::prelude::*;
-
-    fn policies() -> Policies {
-        let train = JobOptions { role: "train".parse().unwrap(), ..JobOptions::default() };
-        Policies {
-            default: Policy::On(JobOptions::default()),
-            named: vec![
-                ("debug".parse().unwrap(), Policy::Off),
-                ("gpu".parse().unwrap(), Policy::On(train)),
-                ("odd".parse().unwrap(), Policy::Broken("a mistake".into())),
-            ],
-        }
-    }
-
-    fn late(policies: &Policies) -> LateRecord {
-        let owner = Owner { job: JobId::try_from(12).unwrap(), uid: Uid(1001), gid: 1002 };
-        LateRecord::new(owner, JobToken::mint().unwrap(), policies, 7)
-    }
-
-    fn facts(partition: &str) -> SlurmFacts {
-        SlurmFacts {
-            cluster: "lab".parse().unwrap(),
-            node: "n1".parse().unwrap(),
-            restart: 2,
-            user: "alice".parse().unwrap(),
-            account: Some("genomics".parse().unwrap()),
-            partition: partition.parse().unwrap(),
-        }
-    }
 
     #[test]
     fn slurms_partition_decides_what_a_late_record_becomes() {
-        let record = late(&policies());
+        let record = late(12, &policies());
         assert_eq!(record.policies().unwrap(), policies());
         assert_eq!(LateRecord::from_bytes(&record.to_bytes().unwrap()).unwrap(), record);
         let Completed::Record(gpu) = record.clone().complete(facts("gpu")).unwrap() else { panic!("not on") };
@@ -251,14 +221,14 @@ mod tests {
 
     #[test]
     fn its_debug_and_errors_hide_the_token_and_a_long_one_is_not_written() {
-        let record = late(&policies());
+        let record = late(12, &policies());
         let token = record.token.expose().to_owned();
         assert!(!format!("{record:?}").contains(&token[8..]));
         let text = String::from_utf8(record.to_bytes().unwrap()).unwrap().replace(&token, &token.to_uppercase());
         let error = LateRecord::from_bytes(text.as_bytes()).unwrap_err().to_string();
         assert!(!error.to_lowercase().contains(&token[8..]), "{error}");
         let named = (0..2000).map(|at| (format!("p{at}").parse().unwrap(), Policy::Broken("x".repeat(30)))).collect();
-        assert!(late(&Policies { named, ..policies() }).to_bytes().unwrap_err().to_string().contains("partitions"));
+        assert!(late(12, &Policies { named, ..policies() }).to_bytes().unwrap_err().to_string().contains("partitions"));
     }
 
     proptest! {

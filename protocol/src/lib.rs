@@ -7,6 +7,7 @@
 //! | [`local`] | plugin, `credd status` → `credd`, over the node's Unix sockets |
 //! | [`endpoint`] | plugin → SDK → `credd`: the URL a job finds in its environment |
 //! | [`credentials`] | `credd` → SDK: the container-credentials document and its errors |
+//! | `fixtures` | tests: records of a made-up job, with the feature of that name |
 //! | [`causes`] | why something failed, in one sentence |
 //! | [`claim`] | `credd` → `credvend`: what a node signs with MUNGE |
 //! | [`node_api`] | `credd` ↔ `credvend` |
@@ -21,6 +22,8 @@ pub mod claim;
 mod cluster_name;
 pub mod credentials;
 pub mod endpoint;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
 pub mod ids;
 pub mod late;
 pub mod local;

@@ -6,7 +6,9 @@
 //!   root.sock                  root only (plugin, `credd status` as root)
 //!   user.sock                  everybody, peers checked
 //!   jobs/ID/record             root only: a running job's record; ID is the raw Slurm job id
+//!   jobs/ID/names              other names of the run, if it has any: [`RunNames`]; there before the record is
 //!   jobs/ID/late               in place of a record that the job's start did not leave: [`crate::late`]
+//!   jobs/ID/was-late           the same file, renamed by credd when it wrote the record
 //!   jobs/ID/off                written by credd beside a late record: the job's partition, which is off
 //!   jobs/ID/session            written by credd: credvend's session UUID
 //!   jobs/ID/refused            written by credd: why the job has no credentials, a sentence for its user
@@ -115,6 +117,10 @@ pub mod file {
     pub const RECORD: &str = "record";
     /// What a step left where there was no record: [`crate::late::LateRecord`].
     pub const LATE: &str = "late";
+    /// A late record that credd has completed: beside the record that came of it.
+    pub const WAS_LATE: &str = "was-late";
+    /// Other names of the run: [`super::RunNames`].
+    pub const NAMES: &str = "names";
     /// The name of the job's partition, which is off; beside a late record.
     pub const OFF: &str = "off";
     /// credvend's session UUID, as text.
@@ -212,13 +218,6 @@ pub struct JobRecord {
     pub partition: PartitionName,
     /// Whether this node comes first in the job's node list: its credd opens the session, the others join.
     pub first_node: bool,
-    /// `SLURM_JOB_SLUID` (Slurm 25.11 and later): the job's cgroup may be named by it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sluid: Option<Sluid>,
-    /// `SLURM_HET_JOB_ID`, if it is another job's: the job is a component of the heterogeneous job that this one leads,
-    /// and the leader's id is what the user calls it by.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub het_leader: Option<JobId>,
     /// When the record was made, in seconds since 1970.
     pub created: u64,
     /// The bearer token of the job on this node.
@@ -256,51 +255,81 @@ impl JobRecord {
     }
 }
 
+/// Other names that Slurm and users have for a run, in the file [`file::NAMES`] beside its record. Not in the record itself:
+/// a credd of the previous release refuses a record with fields that it does not know, and leaves other files alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RunNames {
+    /// `SLURM_JOB_SLUID` (Slurm 25.11 and later): the job's cgroup may be named by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sluid: Option<Sluid>,
+    /// `SLURM_HET_JOB_ID`, if it is another job's: the job is a component of the heterogeneous job that this one leads,
+    /// and users name the component by the leader's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub het_leader: Option<JobId>,
+}
+
+impl RunNames {
+    /// Reads the file's contents. Credentials do not depend on them: contents that are not understood are no names.
+    pub fn from_json(text: &str) -> Self {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+
+    /// The file's contents; `None` if there is nothing to say, and then there is no file.
+    pub fn to_json(&self) -> Option<Vec<u8>> {
+        let written = || serde_json::to_vec(self).expect("names are plain strings and numbers");
+        (*self != RunNames::default()).then(written)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::record;
     use proptest::prelude::*;
 
-    fn record() -> JobRecord {
-        JobRecord {
-            version: 1,
-            job: JobId::try_from(12).unwrap(),
-            restart: 0,
-            cluster: "lab".parse().unwrap(),
-            node: "n1".parse().unwrap(),
-            user: "alice".parse().unwrap(),
-            uid: Uid(1001),
-            gid: 1001,
-            account: Some("genomics".parse().unwrap()),
-            partition: "batch".parse().unwrap(),
-            first_node: true,
-            sluid: None,
-            het_leader: None,
-            created: 1_700_000_000,
-            token: JobToken::mint().unwrap(),
-            options: JobOptions::default(),
-        }
-    }
-
     #[test]
-    fn what_few_jobs_have_is_written_only_where_it_is_there() {
-        let mut record = record();
-        let text = String::from_utf8(record.to_json()).unwrap();
-        assert!(!text.contains("sluid") && !text.contains("het"), "an older credd would refuse the record: {text}");
-        record.sluid = Some("s4HP2WQ8ZK1RT0".parse().unwrap());
-        record.het_leader = Some(JobId::try_from(11).unwrap());
-        assert_eq!(JobRecord::from_json(&record.to_json()).unwrap(), record);
+    fn a_record_has_the_fields_of_the_previous_release_and_other_names_have_a_file_of_their_own() {
+        let written: serde_json::Value = serde_json::from_slice(&record(12).to_json()).unwrap();
+        let mut fields: Vec<&str> = written.as_object().unwrap().keys().map(String::as_str).collect();
+        fields.sort_unstable();
+        let known = [
+            "account",
+            "cluster",
+            "created",
+            "first-node",
+            "gid",
+            "job",
+            "node",
+            "options",
+            "partition",
+            "restart",
+            "token",
+            "uid",
+            "user",
+            "version",
+        ];
+        assert_eq!(fields, known, "a credd of the previous release refuses a record with any other");
+
+        assert_eq!(RunNames::default().to_json(), None);
+        let names =
+            RunNames { sluid: Some("s4HP2WQ8ZK1RT0".parse().unwrap()), het_leader: Some(JobId::try_from(11).unwrap()) };
+        let text = String::from_utf8(names.to_json().unwrap()).unwrap();
+        assert_eq!(RunNames::from_json(&text), names);
+        let later = text.replace('{', "{\"of-a-later-release\":1,");
+        assert_eq!(RunNames::from_json(&later), names);
+        assert_eq!(RunNames::from_json(r#"{"sluid":"../s"}"#), RunNames::default());
     }
 
     #[test]
     fn a_record_survives_its_file() {
-        let record = record();
+        let record = record(12);
         assert_eq!(JobRecord::from_json(&record.to_json()).unwrap(), record);
     }
 
     #[test]
     fn a_records_debug_and_errors_hide_the_token() {
-        let record = record();
+        let record = record(12);
         let token = record.token.expose().to_owned();
         assert!(!format!("{record:?}").contains(&token[8..]));
         let mut text = String::from_utf8(record.to_json()).unwrap();

@@ -35,6 +35,7 @@ pub fn job_epilog(job: &dyn Job, site: &Plugstack) {
 mod tests {
     use super::*;
     use crate::scripted_job::{ScriptedJob, answering, record, run_dir};
+    use credd_protocol::record::RunNames;
 
     #[test]
     fn an_end_is_noted_once_and_credd_is_told() {
@@ -43,7 +44,7 @@ mod tests {
         let job = ScriptedJob::new();
         job_epilog(&job, &site);
         let files = RunFiles::open_or_create(&paths).unwrap();
-        files.write_record(&record()).unwrap();
+        files.write_record(&record(), &RunNames::default()).unwrap();
         let lines = answering(&paths, vec![r#""ok""#.into()]);
         job_epilog(&job, &site);
         assert_eq!(lines.join().unwrap(), [r#"{"op":"ended","job":12}"#]);

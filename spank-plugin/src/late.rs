@@ -1,9 +1,12 @@
 //! A step that finds nothing of its job on the node, as root in its slurmstepd: slurmd ran no prolog here. It leaves a late
 //! record ([`credd_protocol::late`]), which credd completes with what credvend has from Slurm.
 //!
-//! The partition that the step's environment names (`claimed` below) decides nothing that gives anything: it says whether
-//! to set the variables, which lead nowhere if Slurm names a partition that is off, and what to do while Slurm's word is
-//! not there. Where any partition has `on-error=fail`, the tasks wait for that word, so that nobody escapes it by a name.
+//! The partition that the step's environment names (`claimed` below) gives nobody anything: it says whether to set the
+//! variables, which lead nowhere if Slurm names a partition that is off, and what to do while Slurm's word is not there.
+//! Where any partition has `on-error=fail`, the tasks wait for that word. A step whose claimed partition does not demand
+//! credentials waits at most [`UNDEMANDED_WAIT`], and not at all when credd names an obstacle: otherwise an outage of
+//! credvend would delay jobs of partitions that have nothing to do with credentials. A task that starts without the word is
+//! logged with the claim, so that a false one is not silent; its user could have had the same by `--aws=off`.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +16,7 @@ pub use credd_protocol::late::Owner;
 use credd_protocol::late::{LateRecord, Policy};
 use credd_protocol::local::{Outcome, Request};
 use credd_protocol::record::{JobOptions, JobRecord, OnError, RunDir};
-use credd_protocol::{JobId, JobToken, Uid};
+use credd_protocol::{JobId, JobToken, PartitionName, Uid};
 use slurm_spank::Job;
 
 use crate::credd;
@@ -34,9 +37,12 @@ pub enum Left {
     Record(Box<JobRecord>),
 }
 
+/// How long a task waits for Slurm's word if its claimed partition does not demand credentials, but another one does.
+const UNDEMANDED_WAIT: Duration = Duration::from_secs(1);
+
 /// Whether a late record is of any use: some partition may be the job's.
 pub fn is_of_use(site: &Plugstack, claimed: &Policy) -> bool {
-    matches!(claimed, Policy::On(_)) || site.demanded_wait().is_some()
+    matches!(claimed, Policy::On(_)) || site.demands_credentials()
 }
 
 /// Leaves a late record, or finds the one that another step has left, and tells credd.
@@ -102,45 +108,76 @@ fn find(site: &Plugstack, files: &RunFiles, owner: Owner) -> Result<Option<Left>
 pub struct Question {
     /// Which job.
     pub job: JobId,
-    /// Until when Slurm's word and credd's may take.
-    pub end: Instant,
-    /// How long that is, for the message.
-    pub wait: Duration,
+    /// When its step began.
+    pub start: Instant,
     /// Where credd is asked.
     pub run_dir: PathBuf,
-    /// What the claimed partition makes of a job without credentials.
-    pub claimed: OnError,
+    /// The `wait=` of the claimed partition, if that demands credentials.
+    pub claimed: Option<Duration>,
+    /// Whether the step has been given the variables.
+    pub offered: bool,
+}
+
+/// Whether a task of such a job may start.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It may: Slurm's word is there. Its partition does not demand credentials, or they are there.
+    Start,
+    /// It may, since the claimed partition does not demand credentials. Slurm's word is not there, and why.
+    ByClaim(String),
+    /// It may not, and why.
+    Refuse(String),
 }
 
 impl Question {
-    /// The question of a step, if any partition demands credentials: so long as that partition waits, or the claimed one if
-    /// it is one of them.
+    /// The question of a step, if any partition of the site demands credentials.
     pub fn of(site: &Plugstack, job: JobId, claimed: &Policy) -> Option<Self> {
-        let (claimed, wait) = match claimed {
-            Policy::On(JobOptions { on_error: OnError::Fail, wait_ms, .. }) => {
-                (OnError::Fail, Duration::from_millis((*wait_ms).into()))
-            }
-            _ => (OnError::Continue, site.demanded_wait()?),
+        let wait = match claimed {
+            Policy::On(JobOptions { on_error: OnError::Fail, wait_ms, .. }) => Some(milliseconds(*wait_ms)),
+            _ => None,
         };
-        Some(Question { job, end: Instant::now() + wait, wait, run_dir: site.run_dir.path().to_owned(), claimed })
+        let run_dir = site.run_dir.path().to_owned();
+        site.demands_credentials().then(|| Question {
+            job,
+            start: Instant::now(),
+            run_dir,
+            claimed: wait,
+            offered: false,
+        })
     }
 
-    /// Why the task may not start, if it may not.
-    pub fn ask(&self) -> Option<String> {
+    /// Until when Slurm's word may take.
+    pub fn end(&self) -> Instant {
+        self.start + self.claimed.unwrap_or(UNDEMANDED_WAIT)
+    }
+
+    /// Waits for Slurm's word, and where its partition demands credentials, for these.
+    pub fn ask(&self) -> Answer {
         let run_dir = RunDir::new(&self.run_dir);
         let files = RunFiles::open(&run_dir).ok().flatten();
-        let word = credd::poll_until(self.end, || Word::of(files.as_ref()?, self.job));
+        let mut obstacle = None;
+        let word = credd::poll_until(self.end(), || {
+            let word = files.as_ref().and_then(|files| Word::of(files, self.job));
+            if word.is_some() || self.claimed.is_some() {
+                return word;
+            }
+            obstacle = self.obstacle(&run_dir);
+            obstacle.is_some().then_some(Word::NotYet)
+        });
         match word {
-            Some(Word::Partition(OnError::Continue)) => None,
-            Some(Word::Partition(OnError::Fail)) => credd::why_not_open(&run_dir, self.job, self.end, self.wait),
+            Some(Word::Undemanding) => Answer::Start,
+            Some(Word::Demanding { partition, .. }) if !self.offered => Answer::Refuse(format!(
+                "the step was prepared without them, and now Slurm says that the job is in partition {partition}"
+            )),
+            Some(Word::Demanding { wait, .. }) => {
+                let why = credd::why_not_open(&run_dir, self.job, self.start + wait, wait);
+                why.map_or(Answer::Start, Answer::Refuse)
+            }
             Some(Word::Refused(why)) => self.by_claim(why),
-            None => {
-                let obstacle = match credd::outcome(&run_dir, self.job, Instant::now()) {
-                    Ok(Outcome::Opening { reason: Some(reason) }) => format!(" ({reason})"),
-                    Err(error) => format!(" (credd does not answer: {error})"),
-                    _ => String::new(),
-                };
-                let waited = self.wait.as_millis();
+            Some(Word::NotYet) | None => {
+                let obstacle =
+                    obstacle.or_else(|| self.obstacle(&run_dir)).map_or(String::new(), |why| format!(" ({why})"));
+                let waited = self.start.elapsed().as_millis();
                 self.by_claim(format!(
                     "slurmd ran no prolog for the job on this node, and Slurm's word about it was not there within {waited} ms{obstacle}"
                 ))
@@ -148,27 +185,52 @@ impl Question {
         }
     }
 
-    /// Where Slurm's partition cannot be known, an honest job's environment has it.
-    fn by_claim(&self, why: String) -> Option<String> {
-        (self.claimed == OnError::Fail).then_some(why)
+    /// What stands in the way of Slurm's word, if credd knows. A credd that does not answer may be starting.
+    fn obstacle(&self, run_dir: &RunDir) -> Option<String> {
+        match credd::outcome(run_dir, self.job, Instant::now()) {
+            Ok(Outcome::Opening { reason }) => reason,
+            Ok(Outcome::Refused { reason }) => Some(reason),
+            _ => None,
+        }
     }
+
+    /// Where Slurm's partition cannot be known, an honest job's environment has it.
+    fn by_claim(&self, why: String) -> Answer {
+        if self.claimed.is_some() { Answer::Refuse(why) } else { Answer::ByClaim(why) }
+    }
+}
+
+fn milliseconds(count: u32) -> Duration {
+    Duration::from_millis(count.into())
 }
 
 /// What has become of a late record.
 enum Word {
-    /// Slurm's partition is known, and this is its policy.
-    Partition(OnError),
+    /// Slurm's partition is known, and does not demand credentials.
+    Undemanding,
+    /// It is known, and does.
+    Demanding {
+        /// Its name.
+        partition: PartitionName,
+        /// Its `wait=`.
+        wait: Duration,
+    },
     /// No credentials, and the partition is not known.
     Refused(String),
+    /// Nothing yet, and credd names an obstacle.
+    NotYet,
 }
 
 impl Word {
     fn of(files: &RunFiles, job: JobId) -> Option<Self> {
         if files.is_off(job) {
-            return Some(Word::Partition(OnError::Continue));
+            return Some(Word::Undemanding);
         }
         match files.read_record(job) {
-            Ok(Some(record)) => Some(Word::Partition(record.options.on_error)),
+            Ok(Some(JobRecord { options, partition, .. })) => Some(match options.on_error {
+                OnError::Continue => Word::Undemanding,
+                OnError::Fail => Word::Demanding { partition, wait: milliseconds(options.wait_ms) },
+            }),
             Ok(None) => files.refused(job).map(Word::Refused),
             Err(why) => Some(Word::Refused(why)),
         }

@@ -148,14 +148,10 @@ impl Plugstack {
         Policies { default, named }
     }
 
-    /// The longest `wait=` of the partitions with `on-error=fail`; `None` if there are none.
-    pub fn demanded_wait(&self) -> Option<Duration> {
-        let all = self.partitions.iter().map(|(_, options)| options).chain(&self.default);
-        let waits = all.filter_map(|options| match &options.policy {
-            Policy::On(options) if options.on_error == OnError::Fail => Some(options.wait_ms),
-            _ => None,
-        });
-        waits.max().map(|wait| Duration::from_millis(wait.into()))
+    /// Whether any partition has `on-error=fail`.
+    pub fn demands_credentials(&self) -> bool {
+        let mut all = self.partitions.iter().map(|(_, options)| options).chain(&self.default);
+        all.any(|options| matches!(&options.policy, Policy::On(JobOptions { on_error: OnError::Fail, .. })))
     }
 
     fn add_default(&mut self, list: &str) -> Result<(), String> {
@@ -386,9 +382,8 @@ mod tests {
             assert_eq!(*policies.of(&name.parse().unwrap()), site.policy(name), "{name}");
         }
         assert_eq!(policies.named.len(), 4, "what is as the default needs no entry");
-        assert_eq!(site.demanded_wait(), Some(Duration::from_secs(7)));
-        assert_eq!(parse("partition:a=off,on-error=fail").demanded_wait(), None);
-        assert_eq!(parse("default=on,on-error=fail").demanded_wait(), Some(Duration::from_secs(5)));
+        assert!(site.demands_credentials() && parse("default=on,on-error=fail").demands_credentials());
+        assert!(!parse("default=on partition:a=off,on-error=fail").demands_credentials());
         assert_eq!(*parse("").policies().of(&"any".parse().unwrap()), parse("").policy("any"));
     }
 

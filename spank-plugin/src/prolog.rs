@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use credd_protocol::local::Request;
-use credd_protocol::record::{JobOptions, JobRecord, OnError};
+use credd_protocol::record::{JobOptions, JobRecord, OnError, RunNames};
 use credd_protocol::{Invalid, JobId, JobToken, Uid};
 use slurm_spank::{Environment, Job, Level};
 
@@ -28,14 +28,14 @@ pub fn job_prolog(job: &mut dyn Job, env: &dyn Environment, site: &Plugstack, as
     };
     let plan = match site.policy(&variable(env, "SLURM_JOB_PARTITION").unwrap_or_default()) {
         // Steps ask where it matters: whether the prolog ran, and found the partition off.
-        Policy::Off if site.demanded_wait().is_some() => Start::Note(Skipped::Off),
+        Policy::Off if site.demands_credentials() => Start::Note(Skipped::Off),
         Policy::Off => Start::Nothing,
         Policy::Broken(why) => Start::Note(Skipped::Failed { on_error: OnError::Continue, why }),
         Policy::On(_) if asked.aws == Some(false) => Start::Note(Skipped::Asked),
         Policy::On(options) => {
             let on_error = options.on_error;
             match facts(job, env, id, options, asked, now) {
-                Ok(record) => Start::Record(Box::new(record)),
+                Ok(record) => Start::Record(Box::new(record), names(env, id)),
                 Err(error) => Start::Note(Skipped::Failed { on_error, why: failed(&error.to_string()) }),
             }
         }
@@ -52,7 +52,7 @@ pub fn job_prolog(job: &mut dyn Job, env: &dyn Environment, site: &Plugstack, as
 enum Start {
     Nothing,
     Note(Skipped),
-    Record(Box<JobRecord>),
+    Record(Box<JobRecord>, RunNames),
 }
 
 fn failed(why: &str) -> String {
@@ -61,14 +61,14 @@ fn failed(why: &str) -> String {
 
 fn start(site: &Plugstack, id: JobId, plan: Start, proc: &Path) -> io::Result<()> {
     if let Some(files) = RunFiles::open(&site.run_dir)? {
-        if let (Start::Record(record), Ok(Some(old))) = (&plan, files.read_record(id))
+        if let (Start::Record(record, _), Ok(Some(old))) = (&plan, files.read_record(id))
             && same_run(&old, record)
             && live_steps::any(proc, id)
         {
             // The prolog runs once more for a job that is running: its processes hold the old token.
             return Ok(());
         }
-        if let (Start::Record(record), Ok(Some(late))) = (&plan, files.read_late(id))
+        if let (Start::Record(record, _), Ok(Some(late))) = (&plan, files.read_late(id))
             && late.uid == record.uid
             && live_steps::any(proc, id)
         {
@@ -83,7 +83,7 @@ fn start(site: &Plugstack, id: JobId, plan: Start, proc: &Path) -> io::Result<()
     match plan {
         Start::Nothing => Ok(()),
         Start::Note(note) => skip(site, id, &note),
-        Start::Record(record) => match write(site, &record) {
+        Start::Record(record, names) => match write(site, &record, &names) {
             // credd finds the record by itself as well; telling it only saves time.
             Ok(()) => credd::tell(&site.run_dir, &Request::Started { job: id }).or(Ok(())),
             Err(error) => {
@@ -105,9 +105,9 @@ fn skip(site: &Plugstack, id: JobId, skipped: &Skipped) -> io::Result<()> {
     RunFiles::open_or_create(&site.run_dir)?.write_skipped(id, skipped)
 }
 
-fn write(site: &Plugstack, record: &JobRecord) -> io::Result<()> {
+fn write(site: &Plugstack, record: &JobRecord, names: &RunNames) -> io::Result<()> {
     let files = RunFiles::open_or_create(&site.run_dir)?;
-    files.write_record(record)?;
+    files.write_record(record, names)?;
     if record.options.token_file {
         // The step tries again, and tells the user what is in its way; the variable serves without the file.
         let _ = files.write_token_file(record.job, &record.token, record.uid.0);
@@ -150,16 +150,21 @@ fn facts(
         partition: need("SLURM_JOB_PARTITION")?.parse()?,
         first_node: variable(env, "SLURM_NODELIST").and_then(|list| node_list::first(&list)).is_some_and(|n| n == node),
         node: node.parse()?,
-        // Neither is needed for credentials: what is not understood is left out.
+        created: now,
+        token: JobToken::mint().map_err(|error| Invalid::new("token", "", error.to_string()))?,
+        options: JobOptions { token_file: options.token_file || asked.token_file, ..options },
+    })
+}
+
+/// The run's other names. None is needed for credentials: what is not understood is left out.
+fn names(env: &dyn Environment, id: JobId) -> RunNames {
+    RunNames {
         sluid: variable(env, "SLURM_JOB_SLUID").and_then(|text| text.parse().ok()),
         het_leader: variable(env, "SLURM_HET_JOB_ID")
             .and_then(|text| text.parse().ok())
             .and_then(|leader: u32| JobId::try_from(leader).ok())
             .filter(|leader| *leader != id),
-        created: now,
-        token: JobToken::mint().map_err(|error| Invalid::new("token", "", error.to_string()))?,
-        options: JobOptions { token_file: options.token_file || asked.token_file, ..options },
-    })
+    }
 }
 
 /// A variable's text; an empty one counts as absent, as slurmctld means it.
@@ -173,7 +178,8 @@ fn variable(env: &dyn Environment, name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::scripted_job::{ScriptedJob, prolog_environment, run_dir};
-    use credd_protocol::record::RunDir;
+    use credd_protocol::Sluid;
+    use credd_protocol::record::{RunDir, file};
 
     fn site(paths: &RunDir, arguments: &str) -> Plugstack {
         let run_dir = format!("run-dir={}", paths.path().display());
@@ -212,10 +218,10 @@ mod tests {
                 value.map(|value| env.insert(name.into(), value.into()));
             }
             job_prolog(&mut job, &env, &site(&paths, ""), Asked::default(), 0, Path::new("/nonexistent"));
-            let files = RunFiles::open(&paths).unwrap().unwrap();
-            let record = files.read_record(JobId::try_from(12).unwrap()).unwrap().unwrap();
-            let written = (record.het_leader.map(JobId::get), record.sluid.as_ref().map(|sluid| sluid.as_str()));
-            assert_eq!(written, expected);
+            let file = paths.job(JobId::try_from(12).unwrap()).join(file::NAMES);
+            assert_eq!(file.exists(), expected != (None, None), "it is written only if there is something to say");
+            let names = RunNames::from_json(&std::fs::read_to_string(file).unwrap_or_default());
+            assert_eq!((names.het_leader.map(JobId::get), names.sluid.as_ref().map(Sluid::as_str)), expected);
         }
     }
 

@@ -9,9 +9,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use credd_protocol::late::{LateRecord, MAX_LATE_BYTES};
-use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, OnError, RunDir, file};
+use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, OnError, RunDir, RunNames, file};
 use credd_protocol::{JobId, secret::JobToken};
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use nix::unistd::geteuid;
 
 /// A sentence for a user is not longer.
@@ -73,12 +73,15 @@ impl RunFiles {
         Ok(files)
     }
 
-    /// Leaves a job's record, whole or not at all. A directory of the same job id must have been ended before.
+    /// Leaves a job's record and the run's other names, whole or not at all. A directory of the same job id must have been
+    /// ended before.
     ///
     /// # Errors
     /// Where a file operation fails.
-    pub fn write_record(&self, record: &JobRecord) -> io::Result<()> {
-        self.write_job(record.job, file::RECORD, &record.to_json())
+    pub fn write_record(&self, record: &JobRecord, names: &RunNames) -> io::Result<()> {
+        let names = names.to_json();
+        let names = names.as_ref().map(|names| (file::NAMES, names.as_slice()));
+        self.write_job(record.job, names.into_iter().chain([(file::RECORD, record.to_json().as_slice())]))
     }
 
     /// Leaves a late record, whole or not at all.
@@ -88,18 +91,20 @@ impl RunFiles {
     /// failed.
     pub fn write_late(&self, record: &LateRecord) -> io::Result<()> {
         let bytes = record.to_bytes().map_err(io::Error::other)?;
-        self.write_job(record.job, file::LATE, &bytes).map_err(|error| match error.kind() {
+        self.write_job(record.job, [(file::LATE, bytes.as_slice())].into_iter()).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty => io::ErrorKind::AlreadyExists.into(),
             _ => error,
         })
     }
 
-    fn write_job(&self, job: JobId, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn write_job<'a>(&self, job: JobId, files: impl Iterator<Item = (&'a str, &'a [u8])>) -> io::Result<()> {
         // Not made in `jobs/`, where credd would stumble over it.
         let new = self.new_path(job)?;
         let written = (|| {
             DirBuilder::new().mode(0o700).create(&new)?;
-            create(&new.join(name), 0o600)?.write_all(bytes)?;
+            for (name, bytes) in files {
+                create(&new.join(name), 0o600)?.write_all(bytes)?;
+            }
             fs::rename(&new, self.paths.job(job))
         })();
         if written.is_err() {
@@ -120,10 +125,7 @@ impl RunFiles {
     /// # Errors
     /// A sentence: a file that is not root's alone, or is no record.
     pub fn read_record(&self, job: JobId) -> Result<Option<JobRecord>, String> {
-        self.read_job(job, file::RECORD, MAX_RECORD_BYTES)?
-            .map(|bytes| JobRecord::from_json(&bytes))
-            .transpose()
-            .map_err(|error| format!("the record of job {job}: {error}"))
+        record_in(&self.paths.job(job)).map_err(|error| format!("the record of job {job}: {error}"))
     }
 
     /// A running job's late record; `None` if there is none.
@@ -131,26 +133,17 @@ impl RunFiles {
     /// # Errors
     /// As [`RunFiles::read_record`].
     pub fn read_late(&self, job: JobId) -> Result<Option<LateRecord>, String> {
-        self.read_job(job, file::LATE, MAX_LATE_BYTES)?
-            .map(|bytes| LateRecord::from_bytes(&bytes))
-            .transpose()
-            .map_err(|error| format!("the record of job {job}: {error}"))
+        late_in(&self.paths.job(job)).map_err(|error| format!("the record of job {job}: {error}"))
     }
 
-    /// A file of a job's that is root's alone.
-    fn read_job(&self, job: JobId, name: &str, max: u64) -> Result<Option<Vec<u8>>, String> {
-        let path = self.paths.job(job).join(name);
-        let read = open_read(&path).and_then(|file| {
-            let meta = file.metadata()?;
-            if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-                return Err(io::Error::other("it is not a file of root's alone"));
-            }
-            read_bounded(file, max + 1)
-        });
-        match read {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+    /// Holds a job's directory until this process, a slurmstepd, ends: by that lock credd sees that a step of the job lives.
+    /// Where it cannot be had, credd may end a run too early that gets no credentials anyway.
+    pub fn hold(&self, job: JobId) {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let directory = OpenOptions::new().read(true).custom_flags(flags.bits()).open(self.paths.job(job));
+        if let Ok(Ok(lock)) = directory.map(|directory| Flock::lock(directory, FlockArg::LockSharedNonblock)) {
+            // The kernel closes it. A task's program never has it: it is closed by execve(2).
+            std::mem::forget(lock);
         }
     }
 
@@ -189,14 +182,22 @@ impl RunFiles {
     /// # Errors
     /// As [`RunFiles::end`]; a record that cannot be read.
     pub fn end_run(&self, job: JobId, token: &JobToken) -> Result<(), String> {
-        let now = match self.read_record(job)? {
-            Some(record) => Some(record.token),
-            None => self.read_late(job)?.map(|late| late.token),
-        };
-        if now.is_some_and(|now| now == *token) {
-            self.end(job).map_err(|error| error.to_string())?;
+        if is_of(&self.paths.job(job), token)? && self.move_run_to_ended(job, token)? {
+            self.remove_left(job);
         }
         Ok(())
+    }
+
+    /// The step that was faster may have put the new run's directory in place since it was looked at: that one is put back.
+    fn move_run_to_ended(&self, job: JobId, token: &JobToken) -> Result<bool, String> {
+        let failed = |error: io::Error| error.to_string();
+        let Some(ended) = self.move_to_ended(job).map_err(failed)? else { return Ok(false) };
+        if is_of(&ended, token)? {
+            return Ok(true);
+        }
+        renameat2(AT_FDCWD, &ended, AT_FDCWD, &self.paths.job(job), RenameFlags::RENAME_NOREPLACE)
+            .map_err(|error| failed(error.into()))?;
+        Ok(false)
     }
 
     /// Ends a job: moves its directory to `ended/`, then removes what else it left. `false` if it had no directory. What
@@ -206,22 +207,28 @@ impl RunFiles {
     /// Where the directory could not be moved.
     pub fn end(&self, job: JobId) -> io::Result<bool> {
         let moved = self.move_to_ended(job);
+        self.remove_left(job);
+        Ok(moved?.is_some())
+    }
+
+    fn remove_left(&self, job: JobId) {
         for left in [self.paths.token_file(job), self.paths.skipped(job)] {
             // credd sweeps what stays.
             let _ = fs::remove_file(left);
         }
-        moved
     }
 
-    fn move_to_ended(&self, job: JobId) -> io::Result<bool> {
+    /// The directory's new path; `None` if there was none.
+    fn move_to_ended(&self, job: JobId) -> io::Result<Option<PathBuf>> {
         let dir = self.paths.job(job);
         if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            return Ok(false);
+            return Ok(None);
         }
         let restart = self.read_record(job).ok().flatten().map_or(0, |record| record.restart);
         make_dir(&self.paths.ended(), 0o700)?;
-        fs::rename(dir, self.paths.ended().join(format!("{job}.{restart}.{:016x}", nonce()?)))?;
-        Ok(true)
+        let ended = self.paths.ended().join(format!("{job}.{restart}.{:016x}", nonce()?));
+        fs::rename(dir, &ended)?;
+        Ok(Some(ended))
     }
 
     /// Writes a job's token file: root's, readable to its user. An older one is replaced.
@@ -307,6 +314,43 @@ fn open_read(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)
 }
 
+/// The record in a job's directory.
+fn record_in(dir: &Path) -> Result<Option<JobRecord>, String> {
+    let bytes = read_own(&dir.join(file::RECORD), MAX_RECORD_BYTES)?;
+    bytes.map(|bytes| JobRecord::from_json(&bytes)).transpose().map_err(|error| error.to_string())
+}
+
+/// The late record in a job's directory.
+fn late_in(dir: &Path) -> Result<Option<LateRecord>, String> {
+    let bytes = read_own(&dir.join(file::LATE), MAX_LATE_BYTES)?;
+    bytes.map(|bytes| LateRecord::from_bytes(&bytes)).transpose().map_err(|error| error.to_string())
+}
+
+/// Whether a job's directory is of the run with this token.
+fn is_of(dir: &Path, token: &JobToken) -> Result<bool, String> {
+    let of = match record_in(dir)? {
+        Some(record) => Some(record.token),
+        None => late_in(dir)?.map(|late| late.token),
+    };
+    Ok(of.is_some_and(|of| of == *token))
+}
+
+/// A file that is root's alone; `None` if there is none.
+fn read_own(path: &Path, max: u64) -> Result<Option<Vec<u8>>, String> {
+    let read = open_read(path).and_then(|file| {
+        let meta = file.metadata()?;
+        if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+            return Err(io::Error::other("it is not a file of root's alone"));
+        }
+        read_bounded(file, max + 1)
+    });
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
 fn read_bounded(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
@@ -330,7 +374,7 @@ mod tests {
         let (_temp, paths) = run_dir();
         let files = RunFiles::open_or_create(&paths).unwrap();
         let record = record();
-        files.write_record(&record).unwrap();
+        files.write_record(&record, &RunNames::default()).unwrap();
         assert_eq!(files.read_record(record.job).unwrap().unwrap(), record);
         let modes = [paths.job(record.job), paths.job(record.job).join("record")]
             .map(|path| fs::symlink_metadata(path).unwrap().mode() & 0o7777);
@@ -357,7 +401,7 @@ mod tests {
         let (_temp, paths) = run_dir();
         let files = RunFiles::open_or_create(&paths).unwrap();
         let record = record();
-        files.write_record(&record).unwrap();
+        files.write_record(&record, &RunNames::default()).unwrap();
         let path = paths.job(record.job).join("record");
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         assert!(files.read_record(record.job).unwrap_err().contains("root's alone"));
@@ -371,11 +415,25 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_takes_another_runs_directory_puts_it_back() {
+        let (_temp, paths) = run_dir();
+        let files = RunFiles::open_or_create(&paths).unwrap();
+        let (old, new) = (record(), record());
+        files.write_record(&new, &RunNames::default()).unwrap();
+        // The old run's was looked at, and another step has put the new one in its place since.
+        assert_eq!(files.move_run_to_ended(old.job, &old.token), Ok(false));
+        assert_eq!(files.read_record(new.job).unwrap().unwrap(), new);
+        assert_eq!(fs::read_dir(paths.ended()).unwrap().count(), 0);
+        assert_eq!(files.move_run_to_ended(new.job, &new.token), Ok(true));
+        assert_eq!(files.move_run_to_ended(new.job, &new.token), Ok(false));
+    }
+
+    #[test]
     fn an_end_does_not_depend_on_what_cannot_be_removed() {
         let (_temp, paths) = run_dir();
         let files = RunFiles::open_or_create(&paths).unwrap();
         let record = record();
-        files.write_record(&record).unwrap();
+        files.write_record(&record, &RunNames::default()).unwrap();
         // As unremovable as a mount point.
         fs::create_dir_all(paths.token_file(record.job).join("x")).unwrap();
         fs::create_dir_all(paths.skipped(record.job).join("x")).unwrap();
@@ -389,7 +447,7 @@ mod tests {
     fn a_full_tmpfs_leaves_nothing_half_written() {
         on_full_tmpfs(|paths, files| {
             let record = record();
-            assert!(files.write_record(&record).is_err());
+            assert!(files.write_record(&record, &RunNames::default()).is_err());
             assert!(
                 files
                     .write_skipped(record.job, &Skipped::Failed { on_error: OnError::Fail, why: "full".into() })

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::thread::JoinHandle;
 
-use credd_protocol::record::{JobOptions, JobRecord, RunDir};
-use credd_protocol::{JobId, JobToken, Uid};
+use credd_protocol::fixtures;
+use credd_protocol::record::{JobRecord, RunDir};
 use slurm_spank::{Context, Environment, Error, Job, JobOption, Level, StepId, Used};
 
 use crate::run_files::RunFiles;
@@ -123,24 +123,7 @@ pub fn on_full_tmpfs(test: impl FnOnce(&RunDir, &RunFiles) + Send + 'static) {
 
 /// The record of [`ScriptedJob::new`]'s job.
 pub fn record() -> JobRecord {
-    JobRecord {
-        version: JobRecord::VERSION,
-        job: JobId::try_from(12).unwrap(),
-        restart: 3,
-        cluster: "lab".parse().unwrap(),
-        node: "n1".parse().unwrap(),
-        user: "alice".parse().unwrap(),
-        uid: Uid(1001),
-        gid: 1001,
-        account: Some("genomics".parse().unwrap()),
-        partition: "batch".parse().unwrap(),
-        first_node: true,
-        sluid: None,
-        het_leader: None,
-        created: 1,
-        token: JobToken::mint().unwrap(),
-        options: JobOptions::default(),
-    }
+    JobRecord { restart: 3, ..fixtures::record(12) }
 }
 
 /// What slurmctld hands a prolog for that job.

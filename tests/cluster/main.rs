@@ -27,5 +27,6 @@ mod roles;
 mod slurm_outages;
 mod stuck_end;
 mod support;
+mod uninstall;
 mod upstream;
 mod user_texts;

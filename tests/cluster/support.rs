@@ -19,6 +19,7 @@ fn plan() -> Plan {
     Plan { more_roles: vec![train], ..Plan::default() }
         .partition("train", "", Some("on,role=train,region=eu-west-1"))
         .partition("strict-train", "", Some("on,role=train,on-error=fail,wait=20s"))
+        .partition("patient", "", Some("on,on-error=fail,wait=60s"))
         .partition("unheard", "", Some("on,max-unheard=30s"))
         .partition("meta", "", Some("on,metadata=off,region=eu-west-1"))
         .partition("nometa", "", Some("off,metadata=off,region=eu-west-1"))

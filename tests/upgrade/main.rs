@@ -81,7 +81,7 @@ fn a_site_is_upgraded_part_by_part_and_no_job_notices() {
     new_jobs_are_served(&cluster, "all old");
     let mut jobs = vec![held(&cluster, "n1"), held(&cluster, "n2")];
 
-    // As the guide says: credvend first, then each node's credd, then the plugin.
+    // credvend first, as the guide says, then each node's credd, then the plugin.
     let mut now = Programs { credvend: None, ..previous.clone() };
     cluster.put_programs(&now).unwrap();
     assert_eq!(restart_credvend(&cluster), None, "today's credvend takes the old store");
@@ -192,6 +192,48 @@ fn revocations_are_heard(cluster: &Cluster, when: &str) {
     });
     assert_eq!(answer.unwrap_or_else(|e| panic!("{when}: {e}")).status, 403, "{when}");
     job.finish();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+#[cfg_attr(not(has_previous_release), ignore = "the previous release's commit is not in this checkout's history")]
+fn a_plugin_that_is_upgraded_before_credd_costs_no_job_its_credentials() {
+    let programs = Programs { credd: old().credd, ..Programs::default() };
+    let cluster = Cluster::up(Plan { programs, ..Plan::default() }).expect("the cluster comes up");
+    let _logs = cluster.logs_on_panic();
+    let jobs = [held(&cluster, "n1"), held(&cluster, "n2")];
+    new_jobs_are_served(&cluster, "old credd, new plugin");
+
+    // The second component's prolog has more to say than an old record holds.
+    let (alice, me) = (cluster.as_user("alice"), whoami(&cluster));
+    let (uri, token) = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN");
+    let script = format!(
+        "#SBATCH -N1 -w n1\n#SBATCH hetjob\n#SBATCH -N1 -w n2\n\
+         export U=${uri} T=${token}\n\
+         srun --het-group=0,1 bash -c '{me}'\n\
+         echo held\n\
+         until [ -e ~/release-$SLURM_JOB_ID ]; do sleep 0.05; done\n\
+         srun --het-group=1 bash -c 'export {uri}=$U {token}=$T; {me}'\n"
+    );
+    let leader = alice.sbatch(&script, &[]).unwrap();
+    let output = alice.wait_job_output(leader, "held\n", SOON).unwrap();
+    for node in ["n1", "n2"] {
+        assert!(output.contains(&arn("genomics", "alice", node)), "{output}");
+    }
+    let names = cluster.node("n2").run_as_root("cat /run/credd/jobs/*/names");
+    assert_eq!(names.expect_ok(), format!("{{\"het-leader\":{leader}}}"), "{names:?}");
+
+    // Then credd: it reads what the plugin left before, and serves the component with its leader's environment.
+    cluster.put_programs(&Programs::default()).unwrap();
+    for node in ["n1", "n2"] {
+        restart_credd(&cluster, node);
+    }
+    held_jobs_are_served(&cluster, "then credd, too", &jobs);
+    alice.write_file(&format!("release-{leader}"), "").unwrap();
+    assert_eq!(alice.wait_job(leader, SOON).unwrap(), "COMPLETED", "{}", alice.job_output(leader));
+    let after = alice.job_output(leader).split_once("held\n").expect("its mark").1.to_owned();
+    assert_eq!(after.trim(), arn("genomics", "alice", "n2"));
+    new_jobs_are_served(&cluster, "then credd, too");
 }
 
 #[test]

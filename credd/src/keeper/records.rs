@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use credd_protocol::late::{LateRecord, MAX_LATE_BYTES};
-use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, RunDir, file};
+use credd_protocol::record::{JobRecord, MAX_RECORD_BYTES, RunDir, RunNames, file};
 use credd_protocol::{JobId, SessionId, Uid};
-use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, fchmod};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, RenameFlags, open, openat, renameat, renameat2};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use zeroize::Zeroizing;
 
@@ -36,6 +36,19 @@ pub struct Found {
     pub job: Job,
     /// Since when it is as it is: for an ended job, about when it ended.
     pub changed: SystemTime,
+    /// What else of it only the keeper needs.
+    pub traits: Traits,
+}
+
+/// What a job's directory says of the run besides its record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// By Slurm's word the run is over ([`file::OVER`]).
+    pub over: bool,
+    /// Its record is a completed late one.
+    pub was_late: bool,
+    /// When the plugin made the record, in seconds since 1970.
+    pub created: u64,
 }
 
 /// A job's directory with a late record in order, and no other.
@@ -45,6 +58,8 @@ pub struct FoundLate {
     pub path: PathBuf,
     /// What the server is told.
     pub job: LateJob,
+    /// When the plugin made the record, in seconds since 1970.
+    pub created: u64,
 }
 
 /// One look at `jobs/` or `ended/`.
@@ -142,6 +157,12 @@ pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
     check(named, record.job, record.uid)?;
     let session = read_note(&directory, file::SESSION)?.and_then(|text| text.trim().parse::<SessionId>().ok());
     let refused = read_note(&directory, file::REFUSED)?;
+    let names = RunNames::from_json(&read_note(&directory, file::NAMES)?.unwrap_or_default());
+    let traits = Traits {
+        over: is_there(&directory, file::OVER),
+        was_late: is_there(&directory, file::WAS_LATE),
+        created: record.created,
+    };
     let token = record.token.hash();
     let job = Job {
         run: RunId::of(token),
@@ -154,15 +175,15 @@ pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
         account: record.account.clone(),
         partition: record.partition.clone(),
         first_node: record.first_node,
-        sluid: record.sluid.clone(),
-        het_leader: record.het_leader,
+        sluid: names.sluid,
+        het_leader: names.het_leader,
         token,
         options: record.options.clone(),
         session,
         refused,
         ended,
     };
-    Ok(Found { path: path.to_owned(), job, changed })
+    Ok(Found { path: path.to_owned(), job, changed, traits })
 }
 
 /// Reads one job's directory that has a late record and no other.
@@ -177,7 +198,7 @@ pub fn read_late(path: &Path, ended: bool) -> Result<FoundLate, Refused> {
     let token = record.token.hash();
     let refused = read_note(&directory, file::REFUSED)?;
     let job = LateJob { run: RunId::of(token), job: record.job, uid: record.uid, token, refused };
-    Ok(FoundLate { path: path.to_owned(), job })
+    Ok(FoundLate { path: path.to_owned(), job, created: record.created })
 }
 
 /// The late record of this run.
@@ -201,10 +222,21 @@ pub fn complete(path: &Path, record: &JobRecord) -> Result<(), Refused> {
     }
     replace(&directory, file::RECORD, &Zeroizing::new(record.to_json()))?;
     // Where both are, the record counts.
-    match unlinkat(&directory, file::LATE, UnlinkatFlags::NoRemoveDir) {
+    match renameat(&directory, file::LATE, &directory, file::WAS_LATE) {
         Err(error) if error != nix::Error::ENOENT => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Whether a step of the run lives: each holds a shared lock on its job's directory, which the kernel releases when its
+/// slurmstepd is gone. Where that cannot be found out, one may.
+pub fn has_steps(path: &Path, run: &RunId) -> bool {
+    let Ok(directory) = open_directory(path) else { return true };
+    if !run_of(&directory).is_ok_and(|of| of == *run) {
+        return true;
+    }
+    // Released at once.
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).is_err()
 }
 
 /// The job that a directory's name names.
@@ -262,12 +294,25 @@ fn replace(directory: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Refused>
 /// [`Refused::NoRecord`]: it is gone. [`Refused::Wrong`]: it could not be moved.
 pub fn end(path: &Path, ended: &Path, run: &RunId) -> Result<(), Refused> {
     let directory = open_directory(path)?;
-    let (record, _) = read_record(&directory)?;
-    if RunId::of(record.token.hash()) != *run {
+    let of = run_of(&directory)?;
+    if of != *run {
         return Err(Refused::NoRecord);
     }
-    fs::rename(path, ended)?;
-    Ok(())
+    move_away(&directory, path, ended)
+}
+
+/// Renames `path`, which `directory` was opened by. A name could have been given to another directory meanwhile (the epilog
+/// moves one away, a prolog puts another in its place): then that one is put back.
+fn move_away(directory: &OwnedFd, path: &Path, to: &Path) -> Result<(), Refused> {
+    fs::rename(path, to)?;
+    let (meant, moved) = (fstat(directory)?, fstatat(AT_FDCWD, to, AtFlags::AT_SYMLINK_NOFOLLOW)?);
+    if (meant.st_dev, meant.st_ino) == (moved.st_dev, moved.st_ino) {
+        return Ok(());
+    }
+    renameat2(AT_FDCWD, to, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE).map_err(|error| {
+        Refused::Wrong(format!("another run's directory was moved and could not be put back: {error}"))
+    })?;
+    Err(Refused::NoRecord)
 }
 
 /// Removes the directory of an ended run. One that is gone, or is another run's by now, is left alone.
@@ -371,6 +416,10 @@ fn run_of(directory: &OwnedFd) -> Result<RunId, Refused> {
         Err(refused) => return Err(refused),
     };
     Ok(RunId::of(token))
+}
+
+fn is_there(directory: &OwnedFd, name: &str) -> bool {
+    fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
 }
 
 fn read_note(directory: &OwnedFd, name: &str) -> Result<Option<String>, Refused> {

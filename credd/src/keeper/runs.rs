@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use credd_protocol::{ClusterName, JobId, NodeName};
 
-use super::records::{Found, Look};
+use super::records::{Found, Look, Traits};
 use crate::control::{Job, RunId};
 
 /// An end that credvend has not taken for so long is given up: it looks at Slurm by itself.
@@ -24,6 +24,8 @@ pub struct Run {
     pub path: Option<PathBuf>,
     /// Since when the directory is as it is.
     changed: SystemTime,
+    /// As the directory said at the last look.
+    pub traits: Traits,
 }
 
 /// What a look brought to light.
@@ -53,14 +55,14 @@ impl Runs {
         let mut changes = Changes::default();
         let mut present = HashSet::new();
         // Ends first: of a run found twice, the end is the news.
-        for Found { path, job, changed } in ended.into_iter().chain(jobs) {
+        for Found { path, job, changed, traits } in ended.into_iter().chain(jobs) {
             if !present.insert(job.run.clone()) {
                 continue;
             }
             match self.by_id.get_mut(&job.run) {
                 None => {
                     changes.new.push(job.run.clone());
-                    let run = Run { job, path: Some(path), changed };
+                    let run = Run { job, path: Some(path), changed, traits };
                     self.by_id.insert(run.job.run.clone(), Box::new(run));
                 }
                 Some(known) => {
@@ -71,6 +73,7 @@ impl Runs {
                     known.job.ended |= job.ended;
                     known.path = Some(path);
                     known.changed = changed;
+                    known.traits = traits;
                 }
             }
         }
@@ -147,10 +150,11 @@ pub fn sift(look: Look, cluster: Option<&ClusterName>) -> (Vec<Found>, Vec<(Path
 
 #[cfg(test)]
 mod tests {
+    use credd_protocol::fixtures::record;
     use credd_protocol::record::{JobRecord, RunDir};
 
     use super::*;
-    use crate::keeper::records::tests::{end, record, run_dir, start};
+    use crate::keeper::records::tests::{end, run_dir, start};
     use crate::keeper::records::{self};
 
     fn take(runs: &mut Runs, run_dir: &RunDir, now: SystemTime) -> Changes {

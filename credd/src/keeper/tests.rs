@@ -9,15 +9,16 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use credd_protocol::late::{LateRecord, Owner, Policies, Policy, SlurmFacts};
+use credd_protocol::fixtures::{self, facts, record};
+use credd_protocol::late::{LateRecord, SlurmFacts};
 use credd_protocol::local::{MAX_LINE_BYTES as LOCAL_LINE, Outcome, Request, Response};
-use credd_protocol::record::{JobOptions, JobRecord, RunDir, file};
-use credd_protocol::{JobId, JobToken, SessionId, Uid};
+use credd_protocol::record::{JobRecord, RunDir, file};
+use credd_protocol::{JobId, SessionId};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::launch::Launch;
-use super::records::tests::{end, record, run_dir, start};
+use super::records::tests::{end, run_dir, start};
 use super::*;
 use crate::control::{Job, LateJob, MAX_LINE_BYTES, RunId, ToServer};
 use crate::{config, handover, line};
@@ -270,29 +271,12 @@ fn ends_outlive_the_keeper() {
 
 /// Leaves a late record as a step does.
 fn leave_late(run_dir: &RunDir, job: u32) -> LateRecord {
-    let train = JobOptions { role: "train".parse().unwrap(), ..JobOptions::default() };
-    let owner = Owner { job: JobId::try_from(job).unwrap(), uid: Uid(1001), gid: 1001 };
-    let policies = Policies {
-        default: Policy::On(JobOptions::default()),
-        named: vec![("debug".parse().unwrap(), Policy::Off), ("gpu".parse().unwrap(), Policy::On(train))],
-    };
-    let late = LateRecord::new(owner, JobToken::mint().unwrap(), &policies, 1);
+    let late = fixtures::late(job, &fixtures::policies());
     let dir = run_dir.job(late.job);
     super::records::tests::write(&dir, b"");
     fs::rename(dir.join(file::RECORD), dir.join(file::LATE)).unwrap();
     fs::write(dir.join(file::LATE), late.to_bytes().unwrap()).unwrap();
     late
-}
-
-fn facts(partition: &str) -> SlurmFacts {
-    SlurmFacts {
-        cluster: "lab".parse().unwrap(),
-        node: "n1".parse().unwrap(),
-        restart: 2,
-        user: "alice".parse().unwrap(),
-        account: Some("genomics".parse().unwrap()),
-        partition: partition.parse().unwrap(),
-    }
 }
 
 #[test]
@@ -320,6 +304,7 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     let kept = JobRecord::from_json(&fs::read(node.run_dir.job(late.job).join(file::RECORD)).unwrap()).unwrap();
     assert_eq!((kept.token, kept.restart), (late.token.clone(), 2));
     assert!(!node.run_dir.job(late.job).join(file::LATE).exists());
+    assert!(node.run_dir.job(late.job).join(file::WAS_LATE).exists());
     // Nothing said later changes what it is.
     server.say(&ToKeeper::Attested { run: run.clone(), facts: facts("batch") });
     server.say(&ToKeeper::Opened { run: run.clone(), session: SessionId::random() });
@@ -341,6 +326,77 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     node.poke_ended(off.job);
     assert_eq!(server.hear(), ToServer::Ended { run: told.run });
     node.until("it is gone", |_| !ended.exists());
+}
+
+/// Makes the keeper look at all records.
+fn look_at_all(node: &Node) {
+    for job in 1000..1100 {
+        node.desk.events.send(Event::Look(job.try_into().unwrap(), None)).unwrap();
+    }
+}
+
+#[test]
+fn a_late_run_that_is_refused_goes_when_its_steps_are_gone_whichever_credd_was_told() {
+    let (dir, run_dir) = run_dir();
+    let [refused, waiting] = [1, 2].map(|job| leave_late(&run_dir, job));
+    // One that was completed, and then refused: it never had a session.
+    let completed = fixtures::record(3);
+    start(&run_dir, &completed);
+    fs::write(run_dir.job(completed.job).join(file::WAS_LATE), "").unwrap();
+    super::records::write_note(&run_dir.job(completed.job), &run_of(&completed), file::REFUSED, "no role").unwrap();
+    // One whose prolog left it: its allocation may have no step for hours, and its epilog comes.
+    let ordinary = fixtures::record(4);
+    start(&run_dir, &ordinary);
+    super::records::write_note(&run_dir.job(ordinary.job), &run_of(&ordinary), file::REFUSED, "no role").unwrap();
+    // A credd before this one was told.
+    let run = RunId::of(refused.token.hash());
+    super::records::write_note(&run_dir.job(refused.job), &run, file::REFUSED, "Slurm says another uid").unwrap();
+    let steps = [refused.job, completed.job].map(|job| {
+        let directory = fs::File::open(run_dir.job(job)).unwrap();
+        nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockSharedNonblock)
+            .map_err(|(_, error)| error)
+            .unwrap()
+    });
+
+    let node = Node::start(dir, run_dir, free_address());
+    let mut server = node.server();
+    while server.hear() != ToServer::Scanned {}
+    let there = |node: &Node| [1, 2, 3, 4].map(|job| node.run_dir.job(JobId::try_from(job).unwrap()).exists());
+    look_at_all(&node);
+    let _ = node.health();
+    look_at_all(&node);
+    let _ = node.health();
+    assert_eq!(there(&node), [true; 4], "their steps live");
+    drop(steps);
+    look_at_all(&node);
+    let mut ended = [server.hear(), server.hear()].map(|message| match message {
+        ToServer::Ended { run } => run.0,
+        other => panic!("{other:?}"),
+    });
+    ended.sort();
+    let mut expected = [run.0, run_of(&completed).0];
+    expected.sort();
+    assert_eq!(ended, expected);
+    assert_eq!(there(&node), [false, true, false, true]);
+    // There is no end to deliver of the one that credvend never heard of.
+    node.until("the late one's is removed", |node| fs::read_dir(node.run_dir.ended()).unwrap().count() == 1);
+    assert!(node.run_dir.job(waiting.job).join(file::LATE).exists());
+}
+
+#[test]
+fn a_record_that_is_over_by_slurms_word_is_ended_also_by_the_next_credd() {
+    let (dir, run_dir) = run_dir();
+    let [stuck, other] = [1, 2].map(record);
+    let run = start(&run_dir, &stuck);
+    start(&run_dir, &other);
+    super::records::write_note(&run_dir.job(stuck.job), &run, file::OVER, "").unwrap();
+    let node = Node::start(dir, run_dir, free_address());
+    let mut server = node.server();
+    while server.hear() != ToServer::Scanned {}
+    assert!(node.run_dir.job(stuck.job).exists(), "its epilog has until the next look");
+    look_at_all(&node);
+    assert_eq!(server.hear(), ToServer::Ended { run });
+    assert!(!node.run_dir.job(stuck.job).exists() && node.run_dir.job(other.job).exists());
 }
 
 #[test]

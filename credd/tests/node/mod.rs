@@ -12,8 +12,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use credd_protocol::local::{MAX_LINE_BYTES, Request, Response};
-use credd_protocol::record::{JobRecord, RunDir};
-use credd_protocol::{JobId, JobToken, Uid};
+use credd_protocol::record::{JobRecord, RunDir, RunNames, file};
+use credd_protocol::{Uid, fixtures};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -170,32 +170,22 @@ pub fn free_address() -> SocketAddr {
 
 /// Leaves a record as the plugin does.
 pub fn start_job(run_dir: &RunDir, job: u32, uid: u32) -> JobRecord {
-    let record = JobRecord {
-        version: JobRecord::VERSION,
-        job: JobId::try_from(job).unwrap(),
-        restart: 0,
-        cluster: "lab".parse().unwrap(),
-        node: "n1".parse().unwrap(),
-        user: "alice".parse().unwrap(),
-        uid: Uid(uid),
-        gid: uid,
-        account: Some("genomics".parse().unwrap()),
-        partition: "batch".parse().unwrap(),
-        first_node: true,
-        sluid: None,
-        het_leader: None,
-        created: 1_700_000_000,
-        token: JobToken::mint().unwrap(),
-        options: Default::default(),
-    };
-    let directory = run_dir.job(record.job);
-    fs::create_dir(&directory).unwrap();
-    fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
-    let temporary = directory.join(".record.new");
-    fs::write(&temporary, record.to_json()).unwrap();
-    fs::set_permissions(&temporary, Permissions::from_mode(0o600)).unwrap();
-    fs::rename(&temporary, directory.join("record")).unwrap();
+    let record = JobRecord { uid: Uid(uid), gid: uid, ..fixtures::record(job) };
+    write_record(run_dir, &record, &RunNames::default());
     record
+}
+
+/// The same, with this record, and the run's other names.
+pub fn write_record(run_dir: &RunDir, record: &JobRecord, names: &RunNames) {
+    let new = run_dir.path().join(format!("new-{}", record.job));
+    fs::create_dir(&new).unwrap();
+    fs::set_permissions(&new, Permissions::from_mode(0o700)).unwrap();
+    for (name, bytes) in [(file::RECORD, Some(record.to_json())), (file::NAMES, names.to_json())] {
+        let Some(bytes) = bytes else { continue };
+        fs::write(new.join(name), bytes).unwrap();
+        fs::set_permissions(new.join(name), Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::rename(&new, run_dir.job(record.job)).unwrap();
 }
 
 pub fn runs(pid: Pid) -> bool {

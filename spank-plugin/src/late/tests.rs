@@ -4,12 +4,13 @@ use std::fs;
 use std::sync::Barrier;
 use std::thread;
 
-use credd_protocol::late::{Completed, SlurmFacts};
+use credd_protocol::fixtures;
+use credd_protocol::late::Completed;
 use credd_protocol::record::file;
 use slurm_spank::{Environment, Level, Outcome as Verdict, StepId};
 
 use super::*;
-use crate::environment::{FULL_URI, TOKEN, TOKEN_FILE};
+use crate::environment::{FULL_URI, METADATA_DISABLED, TOKEN, TOKEN_FILE};
 use crate::job_options::Asked;
 use crate::run_files::Skipped;
 use crate::scripted_job::{ScriptedJob, answering, run_dir};
@@ -58,15 +59,7 @@ impl Lab {
     /// As credd does when credvend names this partition.
     fn complete(&self, partition: &str) {
         let dir = self.paths.job(self.id());
-        let facts = SlurmFacts {
-            cluster: "lab".parse().unwrap(),
-            node: "n1".parse().unwrap(),
-            restart: 1,
-            user: "alice".parse().unwrap(),
-            account: Some("genomics".parse().unwrap()),
-            partition: partition.parse().unwrap(),
-        };
-        match self.late().unwrap().complete(facts).unwrap() {
+        match self.late().unwrap().complete(fixtures::facts(partition)).unwrap() {
             Completed::Record(record) => {
                 let path = dir.join(file::RECORD);
                 fs::write(&path, record.to_json()).unwrap();
@@ -165,10 +158,13 @@ fn a_claimed_partition_neither_gives_anything_nor_lets_anybody_escape() {
         assert_eq!(lab.variable(TOKEN).is_some(), claimed != "debug", "{claimed}");
         assert!(matches!(plan.gate, Gate::AskLate(_)), "{plan:?}");
         lab.complete("gpu");
-        let answers = answering(&lab.paths, vec![r#"{"outcome":{"state":"refused","reason":"no role train"}}"#.into()]);
+        // Without variables there is nothing to ask: whatever becomes of the session, this step has none.
+        let refusal = r#"{"outcome":{"state":"refused","reason":"no role train"}}"#;
+        let answers = (claimed != "debug").then(|| answering(&lab.paths, vec![refusal.into()]));
         assert_eq!(task_init_privileged(&lab.job, &plan), Verdict::Refuse, "{claimed}");
-        assert!(lab.job.said(Level::Error).contains("no role train"));
-        answers.join().unwrap();
+        let why = if claimed == "debug" { "prepared without them" } else { "no role train" };
+        assert!(lab.job.said(Level::Error).contains(why), "{}", lab.job.said(Level::Error));
+        answers.map(|answers| answers.join().unwrap());
     }
     // A job in debug that claims gpu: no step has anything once Slurm has spoken, and none is stopped.
     let mut lab = lab(MIXED, "gpu");
@@ -182,6 +178,17 @@ fn a_claimed_partition_neither_gives_anything_nor_lets_anybody_escape() {
 }
 
 #[test]
+fn a_false_claim_beside_a_credd_that_does_not_serve_is_no_way_out_either() {
+    let mut lab = lab(MIXED, "batch");
+    fs::remove_file(lab.paths.endpoint()).unwrap();
+    let plan = lab.init();
+    assert!(plan.notices[0].contains("credd does not serve") && lab.variable(TOKEN).is_none(), "{plan:?}");
+    lab.complete("gpu");
+    assert_eq!(task_init_privileged(&lab.job, &plan), Verdict::Refuse);
+    assert!(lab.job.said(Level::Error).contains("in partition gpu"));
+}
+
+#[test]
 fn only_a_partition_that_demands_credentials_makes_a_task_wait_for_them() {
     // Nothing to wait for: no partition demands any.
     assert_eq!(lab("default=on", "batch").init().gate, Gate::Pass);
@@ -190,33 +197,121 @@ fn only_a_partition_that_demands_credentials_makes_a_task_wait_for_them() {
     let plan = honest.init();
     honest.complete("batch");
     assert_eq!(task_init_privileged(&honest.job, &plan), Verdict::Proceed);
-    // It does, and the session is open.
-    let mut demanding = lab(MIXED, "gpu");
-    let plan = demanding.init();
-    demanding.complete("gpu");
-    let answers = answering(&demanding.paths, vec![r#"{"outcome":{"state":"open"}}"#.into()]);
-    assert_eq!(task_init_privileged(&demanding.job, &plan), Verdict::Proceed);
-    answers.join().unwrap();
+    assert_eq!(honest.job.said(Level::Info), "");
+    // It does, and the session is open. As for its other jobs, its own `wait=` counts, whatever was claimed.
+    for claimed in ["gpu", "batch"] {
+        let mut demanding = lab(MIXED, claimed);
+        let plan = demanding.init();
+        demanding.complete("gpu");
+        let opening = r#"{"outcome":{"state":"opening"}}"#;
+        let answers = answering(&demanding.paths, vec![opening.into(), r#"{"outcome":{"state":"open"}}"#.into()]);
+        assert_eq!(task_init_privileged(&demanding.job, &plan), Verdict::Proceed);
+        let asked = answers.join().unwrap();
+        let waits = |line: &String| {
+            line.split("wait-ms\":").nth(1).and_then(|rest| rest.trim_end_matches('}').parse::<u64>().ok())
+        };
+        assert!(waits(&asked[0]).unwrap() > 1000, "{claimed}: {asked:?}");
+    }
 }
 
 #[test]
 fn while_slurms_word_is_not_there_the_claimed_partition_decides() {
-    let brief = "default=on partition:gpu=on,on-error=fail,wait=20ms";
-    for (claimed, verdict) in [("gpu", Verdict::Refuse), ("batch", Verdict::Proceed)] {
+    let brief = "default=on partition:debug=off partition:gpu=on,on-error=fail,wait=20ms";
+    for (claimed, verdict) in [("gpu", Verdict::Refuse), ("batch", Verdict::Proceed), ("debug", Verdict::Proceed)] {
         let mut lab = lab(brief, claimed);
         let plan = lab.init();
         let away = r#"{"outcome":{"state":"opening","reason":"credvend is away"}}"#;
         let answers = answering(&lab.paths, vec![away.into()]);
         assert_eq!(task_init_privileged(&lab.job, &plan), verdict, "{claimed}");
-        let said = lab.job.said(Level::Error);
-        assert_eq!(said.contains("no prolog") && said.contains("(credvend is away)"), claimed == "gpu", "{said}");
+        let refused = claimed == "gpu";
+        for (level, says) in [(Level::Error, refused), (Level::Info, !refused)] {
+            let said = lab.job.said(level);
+            assert_eq!(said.contains("no prolog") && said.contains("(credvend is away)"), says, "{claimed}: {said}");
+            assert_eq!(said.contains(&format!("names partition {claimed}")), says && !refused, "{said}");
+        }
         answers.join().unwrap();
         // credvend says no before it says which partition.
         fs::write(lab.paths.job(lab.id()).join(file::REFUSED), "Slurm says another uid").unwrap();
         assert_eq!(task_init_privileged(&lab.job, &plan), verdict, "{claimed}");
         let plan = lab.init();
-        assert_eq!(matches!(plan.gate, Gate::Closed(why) if why.contains("another uid")), claimed == "gpu");
+        assert_eq!(matches!(&plan.gate, Gate::Closed(why) if why.contains("another uid")), refused);
+        assert_eq!(plan.notices.len(), usize::from(claimed == "batch"), "{plan:?}");
+        assert_eq!(lab.variable(METADATA_DISABLED).is_some(), claimed != "debug");
     }
+}
+
+#[test]
+fn where_the_claimed_partition_demands_nothing_the_wait_is_short_and_an_obstacle_ends_it() {
+    let long = "default=on partition:debug=off partition:gpu=on,on-error=fail,wait=60s";
+    for claimed in ["batch", "debug"] {
+        let mut lab = lab(long, claimed);
+        let plan = lab.init();
+        let Gate::AskLate(question) = &plan.gate else { panic!("{plan:?}") };
+        assert_eq!(question.end(), question.start + UNDEMANDED_WAIT);
+        // Without a credd, which may be starting, the task waits; with an obstacle it does not.
+        let patient = Question { start: Instant::now() + Duration::from_secs(3600), ..question.clone() };
+        let opening = r#"{"outcome":{"state":"opening"}}"#;
+        let away = r#"{"outcome":{"state":"opening","reason":"credvend is away"}}"#;
+        let answers = answering(&lab.paths, vec!["?".into(), opening.into(), away.into()]);
+        let Answer::ByClaim(why) = patient.ask() else { panic!("{claimed}") };
+        assert!(why.contains("(credvend is away)"), "{why}");
+        assert_eq!(answers.join().unwrap().len(), 3);
+    }
+    // A partition that demands them waits as long as it says, whatever stands in the way.
+    let lab = &mut lab(long, "gpu");
+    let plan = lab.init();
+    let Gate::AskLate(question) = &plan.gate else { panic!("{plan:?}") };
+    assert_eq!(question.end(), question.start + Duration::from_secs(60));
+}
+
+#[test]
+#[cfg_attr(not(is_root), ignore = "mounts a tmpfs: run this test as root")]
+fn on_a_full_tmpfs_a_step_of_a_partition_that_is_off_is_as_if_nothing_were_there() {
+    use crate::scripted_job::on_full_tmpfs;
+    for (claimed, nothing) in [("debug", true), ("batch", false)] {
+        on_full_tmpfs(move |paths, _| {
+            let run_dir = format!("run-dir={}", paths.path().display());
+            let mut arguments: Vec<String> = MIXED.split_whitespace().map(str::to_owned).collect();
+            arguments.push(run_dir);
+            let site = Plugstack::parse(&arguments);
+            let mut job = ScriptedJob::new();
+            job.set("SLURM_JOB_PARTITION", claimed.as_bytes()).unwrap();
+            let before = job.environment.clone();
+            let plan = init_post_opt(&mut job, &site, Asked::default());
+            assert_eq!(plan == Plan::default(), nothing, "{plan:?}");
+            assert_eq!(job.environment == before, nothing, "{:?}", job.environment);
+            // Its administrator hears of it.
+            assert_eq!(job.said(Level::Error).contains("partition debug, which is off"), nothing);
+        });
+    }
+}
+
+#[test]
+fn a_late_job_is_told_of_other_identities_once() {
+    let mut lab = lab("default=on", "batch");
+    lab.job.set("AWS_PROFILE", b"mine").unwrap();
+    let notices = lab.init().notices;
+    assert!(notices.len() == 1 && notices[0].contains("AWS_PROFILE is set"), "{notices:?}");
+    lab.job.step = StepId::Number(0);
+    assert_eq!(lab.init(), Plan::default());
+    // What is said once stays said when the record is complete.
+    lab.complete("batch");
+    assert_eq!(lab.init(), Plan::default());
+}
+
+#[test]
+fn a_job_that_has_steps_is_seen_by_their_lock() {
+    use nix::fcntl::{Flock, FlockArg};
+    let mut lab = lab("default=on", "batch");
+    lab.init();
+    let is_held = |lab: &Lab| {
+        let directory = fs::File::open(lab.paths.job(lab.id())).unwrap();
+        Flock::lock(directory, FlockArg::LockExclusiveNonblock).is_err()
+    };
+    assert!(is_held(&lab), "by this process, as by a slurmstepd until it ends");
+    lab.complete("batch");
+    lab.init();
+    assert!(is_held(&lab));
 }
 
 #[test]

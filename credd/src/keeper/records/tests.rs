@@ -3,7 +3,8 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use credd_protocol::{JobToken, Uid};
+use credd_protocol::fixtures::{self, record};
+use credd_protocol::record::RunNames;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -15,28 +16,6 @@ pub fn run_dir() -> (TempDir, RunDir) {
     let run_dir = RunDir::new(dir.path());
     crate::keeper::run_dir::prepare(&run_dir).unwrap();
     (dir, run_dir)
-}
-
-/// A record as the plugin makes it.
-pub fn record(job: u32) -> JobRecord {
-    JobRecord {
-        version: JobRecord::VERSION,
-        job: JobId::try_from(job).unwrap(),
-        restart: 0,
-        cluster: "lab".parse().unwrap(),
-        node: "n1".parse().unwrap(),
-        user: "alice".parse().unwrap(),
-        uid: Uid(1001),
-        gid: 1001,
-        account: Some("genomics".parse().unwrap()),
-        partition: "batch".parse().unwrap(),
-        first_node: true,
-        sluid: None,
-        het_leader: None,
-        created: 1_700_000_000,
-        token: JobToken::mint().unwrap(),
-        options: Default::default(),
-    }
 }
 
 /// Leaves a record as the plugin does.
@@ -77,7 +56,7 @@ fn records_notes_and_the_end() {
 
     // A requeued job's new run has the same directory name, and must not get the old run's session.
     let ended = end(&run_dir, &record);
-    let second = self::record(7);
+    let second = fixtures::record(7);
     start(&run_dir, &second);
     assert!(matches!(write_note(&path, &run, file::SESSION, "x"), Err(Refused::NoRecord)));
     let found = look(&run_dir.ended(), true).unwrap();
@@ -132,6 +111,57 @@ fn an_end_is_of_one_run_only() {
     super::end(&path, &ended, &run).unwrap();
     assert!(!path.exists() && ended.exists());
     assert!(matches!(super::end(&path, &ended, &run), Err(Refused::NoRecord)), "its epilog was faster");
+}
+
+#[test]
+fn an_end_that_takes_another_runs_directory_puts_it_back() {
+    let (_dir, run_dir) = run_dir();
+    let (old, new) = (record(1), record(1));
+    start(&run_dir, &old);
+    let (path, to) = (run_dir.job(new.job), run_dir.ended().join("1.0.y"));
+    let opened = open_directory(&path).unwrap();
+    // Between the look and the rename the epilog ends the old run, and a prolog starts the new one.
+    end(&run_dir, &old);
+    start(&run_dir, &new);
+    assert!(matches!(move_away(&opened, &path, &to), Err(Refused::NoRecord)));
+    assert!(!to.exists());
+    assert_eq!(read(&path, false).unwrap().job.token, new.token.hash());
+    move_away(&open_directory(&path).unwrap(), &path, &to).unwrap();
+    assert!(!path.exists() && to.exists());
+}
+
+#[test]
+fn a_run_has_steps_while_one_of_them_holds_its_directory() {
+    let (_dir, run_dir) = run_dir();
+    let record = record(1);
+    let (run, path) = (start(&run_dir, &record), run_dir.job(record.job));
+    assert!(!has_steps(&path, &run));
+    let hold = || Flock::lock(open_directory(&path).unwrap(), FlockArg::LockSharedNonblock).map_err(|(_, error)| error);
+    let (one, another) = (hold().unwrap(), hold().unwrap());
+    drop(one);
+    assert!(has_steps(&path, &run));
+    drop(another);
+    assert!(!has_steps(&path, &run));
+    // Of another run nothing is known.
+    assert!(has_steps(&path, &RunId("0".repeat(16))));
+    end(&run_dir, &record);
+    assert!(has_steps(&path, &run));
+}
+
+#[test]
+fn other_names_are_read_from_their_own_file_and_credentials_do_not_depend_on_it() {
+    let (_dir, run_dir) = run_dir();
+    let record = record(12);
+    start(&run_dir, &record);
+    let path = run_dir.job(record.job);
+    let names = || read(&path, false).map(|found| (found.job.het_leader, found.job.sluid));
+    assert_eq!(names().unwrap(), (None, None));
+    let written =
+        RunNames { het_leader: Some(JobId::try_from(11).unwrap()), sluid: Some("s4HP2WQ8ZK1RT0".parse().unwrap()) };
+    fs::write(path.join(file::NAMES), written.to_json().unwrap()).unwrap();
+    assert_eq!(names().unwrap(), (written.het_leader, written.sluid));
+    fs::write(path.join(file::NAMES), "{").unwrap();
+    assert_eq!(names().unwrap(), (None, None));
 }
 
 #[test]

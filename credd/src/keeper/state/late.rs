@@ -22,6 +22,11 @@ impl LateRuns {
         self.0.get(run).map(|late| late.job.job)
     }
 
+    /// Those that get no credentials, for good.
+    pub fn refused(&self) -> impl Iterator<Item = &FoundLate> {
+        self.0.values().filter(|late| late.job.refused.is_some())
+    }
+
     /// All of them.
     pub fn jobs(&self) -> impl Iterator<Item = &LateJob> {
         self.0.values().map(|late| &late.job)
@@ -44,7 +49,7 @@ impl Keeper {
             let Some(late) = self.late.0.remove(&run) else { continue };
             // A completed one is among the other runs by now, under the same name.
             if self.runs.get(&run).is_none() {
-                tracing::info!(job = %late.job.job, "a job ended before Slurm's word about it came");
+                tracing::info!(job = %late.job.job, refused = late.job.refused.is_some(), "a job ended that has a late record only");
                 self.parts.desk.board.leave(late.job.job, &run);
                 self.tell(&ToServer::Ended { run });
             }
