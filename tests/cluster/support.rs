@@ -16,7 +16,9 @@ static CLUSTER: LazyLock<RwLock<Cluster>> =
 /// The usual cluster, and a partition whose jobs get another role of their project.
 fn plan() -> Plan {
     let train = ExtraRole { name: "train".into(), project: "genomics".into() };
-    Plan { more_roles: vec![train], ..Plan::default() }
+    // What slurmstepd says while a step runs is in no other log.
+    let slurm_conf = "SlurmdLogFile={run}/slurmd-%n.log\n".to_owned();
+    Plan { more_roles: vec![train], slurm_conf, ..Plan::default() }
         .partition("train", "", Some("on,role=train,region=eu-west-1"))
         .partition("strict-train", "", Some("on,role=train,on-error=fail,wait=20s"))
         .partition("patient", "", Some("on,on-error=fail,wait=60s"))

@@ -18,7 +18,7 @@ fn a_running_job_keeps_its_credentials_until_its_end_and_nothing_is_served_after
     let line = std::fs::read_to_string(&plugstack).unwrap();
     let words: Vec<&str> = line.split_whitespace().take(2).collect();
     std::fs::write(&plugstack, format!("{} default=off\n", words.join(" "))).unwrap();
-    let shown = srun(&cluster, "alice", &[], "env | grep -c ^AWS_ || true");
+    let shown = srun(&cluster, "alice", &[], "env | grep -c ^AWS_CONTAINER_ || true");
     assert_eq!(shown.expect_ok(), "0", "a new job has nothing of ours: {shown:?}");
     assert_eq!(records(&cluster, "n1"), [job.job.to_string()]);
     // The job that began before goes on, and so do its new steps.
@@ -48,7 +48,7 @@ fn a_running_job_keeps_its_credentials_until_its_end_and_nothing_is_served_after
     // 3. The services end.
     node.credd().stop().expect("credd stops");
     cluster.credvend().stop().expect("credvend stops");
-    let plain = srun(&cluster, "alice", &[], "echo ran; env | grep -c ^AWS_ || true");
+    let plain = srun(&cluster, "alice", &[], "echo ran; env | grep -c ^AWS_CONTAINER_ || true");
     assert_eq!(plain.expect_ok(), "ran\n0", "{plain:?}");
     let options = srun(&cluster, "alice", &["--aws=on"], "true");
     assert!(!options.ok() && options.stderr.contains("aws"), "srun knows no option of ours: {options:?}");
