@@ -18,8 +18,8 @@ use credd::control::{Job, RunId};
 use credd::server::simulated::{JobHere, Node};
 use credd_protocol::record::JobOptions;
 use credd_protocol::{JobId, JobToken, Uid};
+use credvend::attest::squeue::made_up as squeue;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-use testbed::squeue;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::figure::Figure;
@@ -214,7 +214,7 @@ fn record(trial: u32, number: usize) -> Result<Job> {
 /// What the pretend squeue prints from now on.
 fn say_that_it_runs(dir: &Path, trial: u32) -> Result<()> {
     let nodes = format!("n[0001-{NODES:04}]");
-    let mut text = squeue::heading();
+    let mut text = squeue::header();
     text.push_str(&squeue::running(trial, UID + trial, &user_of(trial), "genomics", &nodes));
     fs::write(dir.join("queue.new"), text)?;
     fs::rename(dir.join("queue.new"), dir.join("queue"))?;

@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{JobId, SessionId, Uid};
+use credvend::attest::squeue::made_up as squeue;
 use credvend::store::sqlite::SqliteStore;
 use credvend::store::{Opened, Origin, Run, Session, Store};
-use testbed::squeue;
 use time::OffsetDateTime;
-use time::macros::datetime;
 use tokio::task::JoinSet;
 
 use crate::figure::Figure;
@@ -35,8 +34,6 @@ const SWEEPS: u32 = 5;
 /// How many are closed.
 const CLOSED: usize = 500;
 const CLUSTER: &str = "bench";
-/// When the pretend squeue says that all were submitted, at UTC.
-const SUBMITTED: OffsetDateTime = datetime!(2026-01-31 12:00 UTC);
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Measures it.
@@ -48,7 +45,7 @@ pub fn measure() -> Result<Vec<Figure>> {
         fs::set_permissions(made, fs::Permissions::from_mode(0o700))?;
     }
     let ids = fill(&state.join("credvend.sqlite"))?;
-    let mut queue = squeue::heading();
+    let mut queue = squeue::header();
     for job in 1..=JOBS {
         queue.push_str(&squeue::running(
             job,
@@ -146,7 +143,7 @@ fn session(job: u32) -> Result<Session> {
         project: "genomics".parse()?,
         partition: Some("batch".parse()?),
         nodes: (job..job + NODES).map(|n| format!("n{n}").parse()).collect::<Result<_, _>>()?,
-        origin: Origin::Slurm(Run { job: JobId::try_from(job)?, restart: 0, submitted: SUBMITTED }),
+        origin: Origin::Slurm(Run { job: JobId::try_from(job)?, restart: 0, submitted: squeue::SUBMITTED_AT }),
         opened: OffsetDateTime::now_utc(),
         ended: None,
         status: SessionStatus::Active,

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use testbed::squeue;
+use credvend::attest::squeue::made_up as squeue;
 
 const SETTINGS: &str = "Configuration data as of 2026-01-31T12:00:00\n\
     AccountingStorageEnforce = associations,limits\n\
@@ -44,7 +44,7 @@ impl Slurm {
     /// Puts the commands into `dir`.
     pub fn new(dir: &Path, jobs: &[Job], nodes: &[String]) -> Result<Self> {
         let slurm = Slurm(dir.to_owned());
-        let mut queue = squeue::heading();
+        let mut queue = squeue::header();
         queue.extend(jobs.iter().map(|j| squeue::running(j.id, j.uid, &j.user, &j.account, &j.nodes)));
         let mut addresses = format!("{:129}NODE_ADDR\n", "NODELIST");
         nodes.iter().for_each(|node| addresses.push_str(&format!("{node:129}127.0.0.1\n")));

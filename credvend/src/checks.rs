@@ -1,6 +1,6 @@
-//! What makes credvend refuse every job of a cluster although its configuration is valid: asked of Slurm, of munged and of
-//! the resolver. `check-config --online` and the running service ask the same, so that neither is green where the other is
-//! not.
+//! Causes for which credvend refuses every job of a cluster although its configuration is valid. They are found by asking
+//! Slurm, munged and the resolver. `check-config --online` and the running service use the same checks, so that both report
+//! the same problems.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,34 +16,47 @@ use crate::attest::Attestor;
 use crate::refusal::Refusal;
 use crate::vending::{AddressCheck, Cluster};
 
-/// Names that are resolved at most, and how many at a time.
+/// Maximum number of node names that one check resolves.
 const MAX_RESOLVED: usize = 2000;
+/// Maximum number of names that are resolved at the same time.
 const AT_ONCE: usize = 32;
-/// For one name.
+/// Timeout for resolving one name.
 const RESOLVE: Duration = Duration::from_secs(2);
-/// For munged.
+/// Timeout for munged's answer.
 const MUNGED: Duration = Duration::from_secs(10);
 
-/// How many nodes a sentence names.
+/// Maximum number of nodes that a finding lists by name.
 const NAMED: usize = 10;
 
-/// Something that an administrator must mend.
+/// A problem that an administrator must fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// In a sentence, with the cluster's name and the remedy.
+    /// A sentence with the cluster's name, the problem and the remedy.
     pub text: String,
-    /// Whether it costs jobs their credentials; the others are refused tomorrow, or cost something else.
+    /// Whether jobs are refused because of it now. Otherwise it is a warning.
     pub refuses: bool,
 }
 
-/// What the cluster's Slurm says that is in the way of its jobs.
-pub async fn of_slurm(name: &ClusterName, cluster: &Cluster) -> Vec<Finding> {
-    let Some(attestor) = &cluster.attestor else { return vec![] };
+/// The result of checking a cluster's Slurm settings.
+#[derive(Debug, Default)]
+pub struct SlurmSettings {
+    /// The settings for which its jobs are refused.
+    pub findings: Vec<Finding>,
+    /// Why Slurm does not enforce accounts, if it does not; also where `trust-unenforced-accounts` accepts that.
+    pub unenforced: Option<String>,
+}
+
+/// Checks the settings of the cluster's Slurm.
+pub async fn of_slurm(name: &ClusterName, cluster: &Cluster) -> SlurmSettings {
+    let Some(attestor) = &cluster.attestor else { return SlurmSettings::default() };
     let site = match attestor.site().await {
         Ok(site) => site,
-        Err(error) => return vec![Finding { text: error.to_string(), refuses: true }],
+        Err(error) => {
+            let findings = vec![Finding { text: error.to_string(), refuses: true }];
+            return SlurmSettings { findings, unenforced: None };
+        }
     };
-    let mut findings = vec![];
+    let (mut findings, unenforced) = (vec![], site.accounts_not_enforced.clone());
     let mut found = |text: Option<String>| findings.extend(text.map(|text| Finding { text, refuses: true }));
     found(site.wrong_cluster(name).map(|why| format!("cluster {name}: {why}")));
     found(site.accounts_not_enforced.filter(|_| !cluster.trust_unenforced_accounts).map(|why| {
@@ -51,17 +64,17 @@ pub async fn of_slurm(name: &ClusterName, cluster: &Cluster) -> Vec<Finding> {
         Refusal::AccountsNotEnforced { cluster, why }.to_string()
     }));
     found(site.jobs_hidden.map(|why| format!("cluster {name}: {why}")));
-    findings
+    SlurmSettings { findings, unenforced }
 }
 
-/// Whether Slurm answers about jobs: its settings may be readable where they are not.
+/// Checks that Slurm answers a query for all jobs. It may answer the query for its settings and not this one.
 pub async fn of_jobs(cluster: &Cluster) -> Option<Finding> {
     let attestor = cluster.attestor.as_ref()?;
     let error = attestor.all_jobs().await.err()?;
     Some(Finding { text: error.to_string(), refuses: true })
 }
 
-/// The nodes whose address in Slurm can be no peer's: a loopback address, or a name that does not resolve.
+/// Finds nodes whose address in Slurm cannot be compared with a peer's: a loopback address, or a name that does not resolve.
 pub async fn of_addresses(name: &ClusterName, cluster: &Cluster) -> Option<Finding> {
     let attestor = cluster.attestor.as_ref().filter(|_| cluster.addresses.check != AddressCheck::Off)?;
     let refuses = cluster.addresses.check == AddressCheck::Require;
@@ -117,7 +130,7 @@ async fn why_no_peer(address: &str) -> Option<&'static str> {
     (!real).then_some("a loopback address here")
 }
 
-/// Whether munged answers that has a cluster's key: signs as credvend, and reads it again.
+/// Checks that the cluster's munged answers: encodes a credential and decodes it again.
 pub async fn of_munge(name: &ClusterName, socket: Option<PathBuf>) -> Option<Finding> {
     let asked = tokio::task::spawn_blocking(move || {
         let munge = Munge::new(socket.as_deref())?;

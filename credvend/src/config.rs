@@ -4,23 +4,32 @@
 //! is enough for asking a running service; [`Config::load`] also looks at the files it names, and refuses secrets that
 //! others may read.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use credd_protocol::{ClusterName, NodeName, Region, RoleArn};
-use pinned_tls::Fingerprint;
 use toml_edit::{Document, Table};
 
-use crate::audit::{self, Fsync, OnFailure};
-use crate::server::connections::Bounds;
+use crate::audit;
 use crate::session_name::{Names, Part};
 use crate::source::turns::Rate;
-use crate::vending::AddressCheck;
+pub use aws::Aws;
+pub use clusters::{Attest, Cluster};
 use fields::{Section, Source};
+pub use limits::Limits;
+pub use logs::Log;
+pub use store::{ProjectsFrom, Store, StoreKind};
+pub use tls::Tls;
+pub use upstream::Upstream;
 
+mod aws;
+mod clusters;
 mod fields;
+mod limits;
+mod logs;
 pub mod secret_file;
+mod store;
+mod tls;
+mod upstream;
 
 /// Where the file is unless the command line or `CREDVEND_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/credvend/credvend.toml";
@@ -78,146 +87,6 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
 }
 
-/// `[store]`. What belongs to the other kind may stand there too: `credvend store copy` moves a site from one to the other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Store {
-    /// `kind`: `sqlite` or `dynamodb`.
-    pub kind: StoreKind,
-    /// `path`: the SQLite file.
-    pub path: PathBuf,
-    /// `table-prefix`: before each DynamoDB table's name.
-    pub table_prefix: String,
-    /// `region`: of the DynamoDB tables; unset, that of `[aws]`.
-    pub region: Option<Region>,
-    /// `endpoint`: another DynamoDB, as in tests, or a VPC endpoint.
-    pub endpoint: Option<String>,
-}
-
-/// See [`Store`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum StoreKind {
-    /// One file, one credvend.
-    Sqlite,
-    /// Tables of AWS, any number of credvends.
-    Dynamodb,
-}
-
-/// Where the projects are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProjectsFrom {
-    /// In projects.toml.
-    File,
-    /// In the DynamoDB store's table of projects, as in the first version.
-    Store,
-}
-
-/// `[tls]`: with neither certificate nor key, one is made at first start and pinned by the nodes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// `certificate`: a PEM chain, the server's own first.
-    pub certificate: Option<PathBuf>,
-    /// `key`: its private key, PEM.
-    pub key: Option<PathBuf>,
-    /// `client-ca`: PEM; certificates of these authorities identify nodes, heads and administrators.
-    pub client_ca: Option<PathBuf>,
-    /// `client-crl`: PEM; lists of those authorities' revoked certificates, one file or several.
-    pub client_crl: Vec<PathBuf>,
-    /// `names`: host names and addresses for the self-signed certificate; the first stands in `public-url`'s default.
-    pub names: Vec<String>,
-}
-
-/// `[aws]`: how credvend itself reaches AWS. Its credentials come from the SDK's chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aws {
-    /// `region`; unset, `AWS_REGION` or `AWS_DEFAULT_REGION` of the environment.
-    pub region: Option<Region>,
-    /// `sts-endpoint`: another STS, as in tests.
-    pub sts_endpoint: Option<String>,
-    /// `iam-endpoint`: another IAM.
-    pub iam_endpoint: Option<String>,
-    /// `allow-instance-metadata`: take credvend's own identity from a metadata service. Whoever else on this host
-    /// reaches that service has the same authority, so this is off.
-    pub allow_instance_metadata: bool,
-    /// `revoker-roles`: one for each AWS account, assumed to put Deny policies on that account's project roles.
-    pub revoker_roles: Vec<RoleArn>,
-}
-
-/// `[upstream]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
-    /// `url`: `https://HOST[:PORT]`, with the stage of an API Gateway as its path.
-    pub url: String,
-    /// `pin`: its certificate's. With neither this nor `ca-file`, one of the system's authorities must have signed it.
-    pub pin: Option<Fingerprint>,
-    /// `ca-file`: PEM.
-    pub ca_file: Option<PathBuf>,
-    /// `head-secret-file`: the last line is sent.
-    pub head_secret_file: PathBuf,
-    /// `cluster`: its name there; unset, the cluster's own.
-    pub cluster: Option<ClusterName>,
-}
-
-/// Who states the facts about a cluster's jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attest {
-    /// The cluster's own slurmctld, asked from here.
-    Slurm,
-    /// A head that pushes, as in the first version.
-    Head,
-}
-
-/// `[[cluster]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cluster {
-    /// `name`: `ClusterName` of its slurm.conf.
-    pub name: ClusterName,
-    /// `attest`: `slurm` or `head`.
-    pub attest: Attest,
-    /// `slurm-conf`: `SLURM_CONF` for the questions to slurmctld; unset, Slurm's own default.
-    pub slurm_conf: Option<PathBuf>,
-    /// `slurm-bin`: the directory of squeue, sinfo and scontrol; unset, the usual ones are looked into. `PATH` does not count.
-    pub slurm_bin: Option<PathBuf>,
-    /// `sees-private-jobs`: believe that a job is gone although the site has `PrivateData=jobs`: credvend's user is a
-    /// Slurm operator there.
-    pub sees_private_jobs: bool,
-    /// `head-secret-file`: one file or several; every line is a valid secret.
-    pub head_secret_files: Vec<PathBuf>,
-    /// `trust-unenforced-accounts`.
-    pub trust_unenforced_accounts: bool,
-    /// `node-address-check`: `off`, `warn` or `require`; unset, `warn` in this release and `require` from the next one on.
-    pub node_address_check: Option<AddressCheck>,
-    /// `node-addresses`: addresses that nodes have besides Slurm's NodeAddr.
-    pub node_addresses: BTreeMap<NodeName, Vec<IpAddr>>,
-    /// `head-session-max-days`: a head's session that is older is ended.
-    pub head_session_max_days: u32,
-    /// `munge-socket`: of the munged that has this cluster's key; unset, libmunge's default.
-    pub munge_socket: Option<PathBuf>,
-}
-
-/// `[limits]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// `max-connections`: open at once. A node holds two.
-    pub max_connections: u32,
-    /// `max-connections-per-address`.
-    pub max_connections_per_address: u32,
-    /// `max-unauthenticated-per-address`: of these, without a request that proved a node, a head or an administrator.
-    pub max_unauthenticated_per_address: u32,
-    /// `handshakes-per-address`: TLS handshakes a second.
-    pub handshakes_per_address: u32,
-    /// `max-streams-per-node`: a new stream ends the oldest.
-    pub max_streams_per_node: u32,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// `format = "json"` instead of text.
-    pub json: bool,
-    /// `filter`: as in `RUST_LOG`.
-    pub filter: String,
-}
-
 /// Why there is no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {}", problems.join("\n"))]
@@ -226,18 +95,6 @@ pub struct ConfigError {
     pub path: String,
     /// Everything that is wrong with it.
     pub problems: Vec<String>,
-}
-
-impl Limits {
-    /// The bounds of network connections.
-    pub fn bounds(&self) -> Bounds {
-        Bounds {
-            total: self.max_connections,
-            per_address: self.max_connections_per_address,
-            unauthenticated_per_address: self.max_unauthenticated_per_address,
-            handshakes_per_address: self.handshakes_per_address,
-        }
-    }
 }
 
 impl Config {
@@ -325,8 +182,8 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         root.problem_at("plain-http", "without TLS, only loopback addresses may be listened on");
     }
     let state_dir = root.path("state-dir").unwrap_or_else(|| "/var/lib/credvend".into());
-    let tls = read_tls(root.section("tls", empty), plain_http);
-    let store = read_store(root.section("store", empty), &state_dir);
+    let tls = tls::read_tls(root.section("tls", empty), plain_http);
+    let store = store::read_store(root.section("store", empty), &state_dir);
     let projects_from = root.word("projects-from", &[("file", ProjectsFrom::File), ("store", ProjectsFrom::Store)]);
     if projects_from == Some(ProjectsFrom::Store) && store.kind == StoreKind::Sqlite {
         root.problem_at("projects-from", "the SQLite store keeps no projects: it needs [store] kind = \"dynamodb\"");
@@ -355,15 +212,15 @@ fn read<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Config {
         names: read_names(root),
         projects_from: projects_from.unwrap_or(ProjectsFrom::File),
         store,
-        aws: read_aws(root.section("aws", empty)),
-        upstream: read_upstream(root, empty),
-        sts: read_sts(root.section("sts", empty)),
-        clusters: read_clusters(root, empty),
+        aws: aws::read_aws(root.section("aws", empty)),
+        upstream: upstream::read_upstream(root, empty),
+        sts: aws::read_sts(root.section("sts", empty)),
+        clusters: clusters::read_clusters(root, empty),
         any_cluster: root.boolean("any-cluster"),
-        limits: read_limits(root.section("limits", empty)),
-        log: read_log(root.section("log", empty)),
-        metrics: read_metrics(root.section("metrics", empty)),
-        audit: read_audit(root.section("audit", empty), &state_dir),
+        limits: limits::read_limits(root.section("limits", empty)),
+        log: logs::read_log(root.section("log", empty)),
+        metrics: logs::read_metrics(root.section("metrics", empty)),
+        audit: logs::read_audit(root.section("audit", empty), &state_dir),
         listen,
         plain_http,
         state_dir,
@@ -397,268 +254,6 @@ fn read_listen(root: &Section<'_, '_>) -> Vec<SocketAddr> {
         }
     };
     texts.iter().filter_map(parse).collect()
-}
-
-fn read_store(section: Section<'_, '_>, state_dir: &Path) -> Store {
-    let kind = section.word("kind", &[("sqlite", StoreKind::Sqlite), ("dynamodb", StoreKind::Dynamodb)]);
-    let prefix = section.text("table-prefix").unwrap_or_else(|| "credvend-".into());
-    // With the longest of our names behind it, DynamoDB's 3 to 255 characters.
-    if prefix.len() > 128 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
-        section.problem_at("table-prefix", format!("{prefix:?} must be at most 128 letters, digits, '_', '.' and '-'"));
-    }
-    let endpoint = section.text("endpoint");
-    if let Some(Err(why)) = endpoint.as_deref().map(base_url) {
-        section.problem_at("endpoint", why);
-    }
-    let store = Store {
-        kind: kind.unwrap_or(StoreKind::Sqlite),
-        path: section.path("path").unwrap_or_else(|| state_dir.join("credvend.sqlite")),
-        table_prefix: prefix,
-        region: section.parsed("region"),
-        endpoint,
-    };
-    section.finish();
-    store
-}
-
-fn read_tls(section: Section<'_, '_>, plain_http: bool) -> Tls {
-    let tls = Tls {
-        certificate: section.path("certificate"),
-        key: section.path("key"),
-        client_ca: section.path("client-ca"),
-        client_crl: section.paths("client-crl"),
-        names: section.texts("names").unwrap_or_default(),
-    };
-    match (&tls.certificate, &tls.key) {
-        (Some(_), None) => section.problem_at("certificate", "needs key beside it"),
-        (None, Some(_)) => section.problem_at("key", "needs certificate beside it"),
-        _ => {}
-    }
-    if tls.client_ca.is_none() && !tls.client_crl.is_empty() {
-        section.problem_at("client-crl", "has no effect without client-ca");
-    }
-    if plain_http && tls.client_ca.is_some() {
-        section.problem_at("client-ca", "has no effect with plain-http = true");
-    }
-    for name in &tls.names {
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:*_".contains(&b)) {
-            section.problem_at("names", format!("{name:?} is neither a host name nor an address"));
-        }
-    }
-    section.finish();
-    tls
-}
-
-fn read_aws(section: Section<'_, '_>) -> Aws {
-    let endpoint = |key: &'static str| {
-        let url = section.text(key)?;
-        base_url(&url).map_err(|why| section.problem_at(key, why)).ok()?;
-        Some(url)
-    };
-    let aws = Aws {
-        region: section.parsed("region"),
-        sts_endpoint: endpoint("sts-endpoint"),
-        iam_endpoint: endpoint("iam-endpoint"),
-        allow_instance_metadata: section.boolean("allow-instance-metadata").unwrap_or(false),
-        revoker_roles: read_revokers(&section),
-    };
-    section.finish();
-    aws
-}
-
-fn read_upstream<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Option<Upstream> {
-    let there = root.has("upstream");
-    let section = root.section("upstream", empty);
-    if !there {
-        return None;
-    }
-    let url = section.text("url");
-    match &url {
-        None if section.has("url") => {}
-        None => section.problem("needs url"),
-        Some(url) => match base_url(url) {
-            Ok(()) if url.starts_with("http://") && !on_loopback(url) => {
-                section.problem_at("url", "without TLS, only 127.0.0.1 and [::1] may be asked: a secret goes there");
-            }
-            Ok(()) => {}
-            Err(why) => section.problem_at("url", why),
-        },
-    }
-    let (pin, ca_file) = (section.parsed("pin"), section.path("ca-file"));
-    if section.has("pin") && section.has("ca-file") {
-        section.problem_at("ca-file", "has no effect beside pin: keep one of them");
-    }
-    let head_secret_file = section.path("head-secret-file");
-    if !section.has("head-secret-file") {
-        section.problem("needs head-secret-file: what the upstream knows this head by");
-    }
-    let cluster = section.parsed("cluster");
-    if cluster.is_some() && root.sections("cluster").len() > 1 {
-        section.problem_at("cluster", "two clusters cannot have one name there: remove it, or serve one cluster only");
-    }
-    section.finish();
-    Some(Upstream {
-        url: url?.trim_end_matches('/').to_owned(),
-        pin,
-        ca_file,
-        head_secret_file: head_secret_file?,
-        cluster,
-    })
-}
-
-fn on_loopback(url: &str) -> bool {
-    let host = url.parse::<hyper::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
-    host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-fn read_revokers(section: &Section<'_, '_>) -> Vec<RoleArn> {
-    let mut revokers: Vec<RoleArn> = Vec::new();
-    for text in section.texts("revoker-roles").unwrap_or_default() {
-        match text.parse::<RoleArn>() {
-            Err(error) => section.problem_at("revoker-roles", error),
-            Ok(arn) if revokers.iter().any(|known| known.account_id() == arn.account_id()) => {
-                let account = arn.account_id();
-                section.problem_at(
-                    "revoker-roles",
-                    format!("account {account} has two; one revoker does for all its roles"),
-                );
-            }
-            Ok(arn) => revokers.push(arn),
-        }
-    }
-    revokers
-}
-
-fn read_sts(section: Section<'_, '_>) -> Rate {
-    let usual = Rate::default();
-    let rate = Rate {
-        per_second: section.number("rate", 1, 10_000).unwrap_or(usual.per_second),
-        burst: section.number("burst", 1, 10_000).unwrap_or(usual.burst),
-    };
-    section.finish();
-    rate
-}
-
-fn read_clusters<'s>(root: &Section<'s, '_>, empty: &'s Table) -> Vec<Cluster> {
-    let sections = root.sections("cluster");
-    if sections.is_empty() {
-        root.problem("at least one [[cluster]] is needed");
-    }
-    let (mut names, mut clusters) = (BTreeSet::new(), Vec::new());
-    for section in sections {
-        let name: Option<ClusterName> = section.parsed("name");
-        let attest = section.word("attest", &[("slurm", Attest::Slurm), ("head", Attest::Head)]);
-        let check = [("off", AddressCheck::Off), ("warn", AddressCheck::Warn), ("require", AddressCheck::Require)];
-        let cluster = |name| Cluster {
-            name,
-            attest: attest.unwrap_or(Attest::Slurm),
-            slurm_conf: section.path("slurm-conf"),
-            slurm_bin: section.path("slurm-bin"),
-            sees_private_jobs: section.boolean("sees-private-jobs").unwrap_or(false),
-            head_secret_files: section.paths("head-secret-file"),
-            trust_unenforced_accounts: section.boolean("trust-unenforced-accounts").unwrap_or(false),
-            node_address_check: section.word("node-address-check", &check),
-            node_addresses: read_node_addresses(section.section("node-addresses", empty)),
-            head_session_max_days: section.number("head-session-max-days", 1, 3650).unwrap_or(30),
-            munge_socket: section.path("munge-socket"),
-        };
-        match name {
-            Some(name) => {
-                if !names.insert(name.clone()) {
-                    section.problem_at("name", format!("cluster {name} is there twice"));
-                }
-                clusters.push(cluster(name));
-            }
-            None => {
-                // The rest is read nevertheless, so that its problems are listed too.
-                let unnamed = cluster("unnamed".parse().expect("a valid name"));
-                if !section.has("name") {
-                    section.problem("needs a name");
-                }
-                drop(unnamed);
-            }
-        }
-        section.finish();
-    }
-    clusters
-}
-
-/// `{ n1 = "10.0.0.1", n2 = ["10.0.0.2", "fd00::2"] }`.
-fn read_node_addresses(section: Section<'_, '_>) -> BTreeMap<NodeName, Vec<IpAddr>> {
-    let mut read = BTreeMap::new();
-    for (key, texts) in section.all_texts() {
-        let node: NodeName = match key.parse() {
-            Ok(node) => node,
-            Err(error) => {
-                section.problem_at(&key, error);
-                continue;
-            }
-        };
-        let address = |text: &String| match text.parse::<IpAddr>() {
-            Ok(ip) => Some(ip.to_canonical()),
-            Err(_) => {
-                section.problem_at(&key, format!("{text:?} is no IP address"));
-                None
-            }
-        };
-        read.insert(node, texts.iter().filter_map(address).collect());
-    }
-    read
-}
-
-fn read_limits(section: Section<'_, '_>) -> Limits {
-    let per_address = section.number("max-connections-per-address", 4, 1_000_000).unwrap_or(256);
-    let (unauthenticated, handshakes) = (
-        section.number("max-unauthenticated-per-address", 2, 1_000_000),
-        section.number("handshakes-per-address", 1, 1_000_000),
-    );
-    if unauthenticated.is_some_and(|most| most > per_address) {
-        let why = format!("cannot be more than max-connections-per-address ({per_address})");
-        section.problem_at("max-unauthenticated-per-address", why);
-    }
-    let limits = Limits {
-        max_connections: section.number("max-connections", 16, 1_000_000).unwrap_or(65_536),
-        max_connections_per_address: per_address,
-        max_unauthenticated_per_address: unauthenticated.unwrap_or_else(|| Bounds::usual_unauthenticated(per_address)),
-        handshakes_per_address: handshakes.unwrap_or_else(|| Bounds::usual_handshakes(per_address)),
-        max_streams_per_node: section.number("max-streams-per-node", 1, 16).unwrap_or(2),
-    };
-    section.finish();
-    limits
-}
-
-fn read_log(section: Section<'_, '_>) -> Log {
-    let filter = section.text("filter").unwrap_or_else(|| "info".into());
-    if let Err(error) = filter.parse::<tracing_subscriber::filter::Targets>() {
-        section.problem_at("filter", error);
-    }
-    let log = Log { json: section.word("format", &[("text", false), ("json", true)]).unwrap_or(false), filter };
-    section.finish();
-    log
-}
-
-/// Whoever reaches the page may read it, and an interface more is one to think about: beyond this host only when said twice.
-fn read_metrics(section: Section<'_, '_>) -> Option<SocketAddr> {
-    let listen: Option<SocketAddr> = section.parsed("listen");
-    let beyond = section.boolean("beyond-loopback").unwrap_or(false);
-    if listen.is_some_and(|address| !address.ip().to_canonical().is_loopback()) && !beyond {
-        section.problem_at("listen", "anybody who reaches it may read it; set beyond-loopback = true if that is meant");
-    }
-    section.finish();
-    listen
-}
-
-fn read_audit(section: Section<'_, '_>, state_dir: &Path) -> audit::Settings {
-    let fsync = [("each", Fsync::Each), ("interval", Fsync::Interval), ("never", Fsync::Never)];
-    let settings = audit::Settings {
-        path: section.path("path").unwrap_or_else(|| state_dir.join("audit.jsonl")),
-        fsync: section.word("fsync", &fsync).unwrap_or_default(),
-        on_failure: section
-            .word("on-failure", &[("refuse", OnFailure::Refuse), ("continue", OnFailure::Continue)])
-            .unwrap_or_default(),
-    };
-    section.finish();
-    settings
 }
 
 /// `http(s)://host[:port][/path]`, nothing else.

@@ -13,6 +13,7 @@
 //! | [`refusal`] | every way to say no |
 //! | [`events`] | what nodes are told at once |
 //! | [`rates`] | how often each address may do something |
+//! | [`checks`], [`disk`] | what would refuse every job although the configuration is valid |
 #![forbid(unsafe_code)]
 
 pub mod attest;
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deny;
+pub mod disk;
 pub mod events;
 pub mod metrics;
 pub mod projects;

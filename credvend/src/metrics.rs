@@ -84,12 +84,14 @@ pub struct Metrics {
     nodes_connected: Family<OfCluster, Gauge>,
     nodes_unchecked: Family<OfCluster, Gauge>,
     nodes_elsewhere: Family<OfCluster, Gauge>,
+    roles: Family<OfResult, Gauge>,
     projects_unassigned: Gauge,
     revocations_open: Gauge,
     denies_behind: Gauge,
     upstream_waiting: Gauge,
     certificate_expiry: Family<OfCertificate, Gauge>,
     client_crl_expiry: Gauge,
+    client_crl_renewal: Gauge,
     audit_lines: Counter,
     audit_lost: Counter,
     audit_failures: Counter,
@@ -140,12 +142,14 @@ impl Default for Metrics {
             nodes_connected = Family::default(), "nodes_connected", "Nodes whose stream hangs on this process";
             nodes_unchecked = Family::default(), "node_addresses_unchecked", "Whether a node may ask from another address than Slurm's: 1 unless node-address-check is require";
             nodes_elsewhere = Family::default(), "nodes_elsewhere", "Nodes that asked from another address than Slurm's in the last day";
+            roles = Family::default(), "roles", "Roles that jobs asked for in the last hour, by the last answer (ok, refused)";
             projects_unassigned = Gauge::default(), "projects_without_clusters", "Projects that name no clusters, and are served on all of several in this release alone";
             revocations_open = Gauge::default(), "revocations_open", "Revocations that are not done";
             upstream_waiting = Gauge::default(), "upstream_ends_waiting", "Ended sessions and revoked users that the upstream does not hear of; 0 while it hears";
             denies_behind = Gauge::default(), "deny_policies_behind", "Roles whose Deny IAM has not taken";
             certificate_expiry = Family::default(), "certificate_expiry_timestamp_seconds", "When a certificate ends: server, or the first of client-ca";
             client_crl_expiry = Gauge::default(), "client_crl_expiry_timestamp_seconds", "When the first of client-crl ends; 0 without one";
+            client_crl_renewal = Gauge::default(), "client_crl_renewal_timestamp_seconds", "From when credvend warns that a list of client-crl ends; 0 without one";
             audit_lines = Counter::default(), "audit_lines", "Lines written to the audit log";
             audit_lost = Counter::default(), "audit_lines_lost", "Lines that the audit log does not have";
             audit_failures = Counter::default(), "audit_failures", "Failed writes and syncs of the audit log";
@@ -249,6 +253,13 @@ impl Metrics {
         self.nodes_elsewhere.get_or_create(&of).set(elsewhere as i64);
     }
 
+    /// Of the roles that jobs asked for lately, so many were refused the last time, and so many were given.
+    pub fn roles(&self, refused: usize, given: usize) {
+        for (result, count) in [("refused", refused), ("ok", given)] {
+            self.roles.get_or_create(&OfResult { result }).set(count as i64);
+        }
+    }
+
     /// So many projects name no clusters, although there are several.
     pub fn projects_without_clusters(&self, count: usize) {
         self.projects_unassigned.set(count as i64);
@@ -270,9 +281,10 @@ impl Metrics {
         self.certificate_expiry.get_or_create(&OfCertificate { certificate }).set(at.unix_timestamp());
     }
 
-    /// The first of the clients' revocation lists ends then.
-    pub fn client_crl_expires(&self, at: OffsetDateTime) {
-        self.client_crl_expiry.set(at.unix_timestamp());
+    /// The first of the clients' revocation lists ends at `at`, and must be renewed from `renewal` on; 0 without a list.
+    pub fn client_crl_expires(&self, at: i64, renewal: i64) {
+        self.client_crl_expiry.set(at);
+        self.client_crl_renewal.set(renewal);
     }
 
     /// So many lines are in the audit log's file.

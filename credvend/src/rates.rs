@@ -1,18 +1,18 @@
-//! How often each address may do something: one token bucket for each, in a bounded table.
+//! A rate limit for each address: a bounded table of token buckets.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The most addresses that have a bucket of their own. The largest Slurm clusters have fewer nodes; addresses beyond share
-/// one bucket, so that a flood from many addresses cannot fill the memory.
+/// Maximum number of addresses with a bucket of their own. The largest Slurm clusters have fewer nodes. Further addresses
+/// share one bucket, so that a flood from many addresses cannot fill the memory.
 const MAX_ADDRESSES: usize = 65_536;
 
-/// Full buckets are looked for at most this often.
+/// Minimum interval between two searches for full buckets, which can be removed.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 
-/// A rate for each address.
+/// A rate limit for each address.
 pub struct AddressRates {
     per_second: f64,
     burst: f64,
@@ -22,7 +22,7 @@ pub struct AddressRates {
 
 struct State {
     buckets: HashMap<IpAddr, Bucket>,
-    /// What the addresses share for which the table has no room.
+    /// The bucket of all addresses that have none in the full table.
     others: Option<Bucket>,
     forgot: Option<Instant>,
 }
@@ -34,7 +34,7 @@ struct Bucket {
 }
 
 impl AddressRates {
-    /// `per_second` of each address, and `burst` at once after a pause.
+    /// Allows each address `per_second` operations a second, and `burst` at once after a pause.
     pub fn new(per_second: u32, burst: u32) -> Self {
         Self::bounded(per_second, burst, MAX_ADDRESSES)
     }
@@ -49,10 +49,10 @@ impl AddressRates {
         }
     }
 
-    /// Takes one of the address's tokens.
+    /// Takes a token from the address's bucket.
     ///
     /// # Errors
-    /// There is none; when there will be one.
+    /// The bucket is empty: how long until it has a token again.
     pub fn take(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let full = Bucket { left: self.burst, at: now };
@@ -79,7 +79,7 @@ impl AddressRates {
         (bucket.left + since * self.per_second).min(self.burst)
     }
 
-    /// A full bucket says the same as none.
+    /// Removes full buckets: an address without a bucket begins with a full one.
     fn forget_full(&self, state: &mut State, now: Instant) {
         if state.forgot.is_some_and(|at| now.saturating_duration_since(at) < FORGET_EVERY) {
             return;

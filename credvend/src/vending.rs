@@ -10,7 +10,7 @@
 //! | `attesting` | what Slurm must say before a node gets anything |
 //! | `crowds` | the sessions of large jobs, read once |
 //! | `facts` | what it last said about a job, for all of its nodes |
-//! | `addresses` | whether a node asks from where Slurm has it |
+//! | `addresses` | whether a node's source address is the one in Slurm |
 //! | `refused` | whether a whole cluster is refused |
 //! | `standing` | what is asked of Slurm about a cluster or node, and remembered shortly |
 //! | `issuing` | one AssumeRole for however many ask, recorded before it is served |
@@ -34,11 +34,13 @@ mod blocking;
 mod crowds;
 mod denying;
 mod facts;
+mod head_sessions;
 pub(crate) mod heads;
 mod issuing;
 mod nodes;
 mod refused;
 pub mod revoking;
+mod role_answers;
 mod standing;
 mod sweeping;
 #[cfg(test)]
@@ -167,9 +169,11 @@ pub struct Vending {
     parts: Parts,
     standing: HashMap<ClusterName, standing::Standing>,
     refused: refused::Refused,
+    head_sessions: head_sessions::HeadSessions,
     facts: facts::Facts,
     crowds: crowds::Crowds,
     issuing: Arc<issuing::Issuing>,
+    role_answers: Arc<role_answers::RoleAnswers>,
     blocks: blocking::Blocks,
     denying: denying::Denying,
     on_end: revoking::on_end::OnEnd,
@@ -183,7 +187,8 @@ impl Vending {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
         let replica = uuid::Uuid::new_v4().to_string();
-        let issuing = Arc::new(issuing::Issuing::new(&parts));
+        let role_answers = Arc::<role_answers::RoleAnswers>::default();
+        let issuing = Arc::new(issuing::Issuing::new(&parts, role_answers.clone()));
         let kept = issuing.clone();
         // What is kept for a session is dead when a node hears so, whichever replica said it.
         parts.events.watch_with(move |_, news| {
@@ -195,8 +200,10 @@ impl Vending {
             standing: parts.clusters.keys().map(|name| (name.clone(), standing::Standing::default())).collect(),
             refused: refused::Refused::default(),
             crowds: crowds::Crowds::default(),
+            head_sessions: head_sessions::HeadSessions::new(parts.clusters.keys()),
             facts: facts::Facts::new(parts.clusters.keys(), parts.clock.clone()),
             issuing,
+            role_answers,
             blocks: blocking::Blocks::default(),
             denying: denying::Denying::new(&parts, replica.clone()),
             on_end: revoking::on_end::OnEnd::default(),
@@ -266,6 +273,7 @@ impl Vending {
     /// What an administrator should know of what nodes asked for and were refused, and from where they asked.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.refused.warnings(self.now());
+        warnings.extend(self.role_answers.warning(self.now()));
         warnings.extend(self.address_warnings());
         warnings.extend(self.sweeping.trouble());
         if !self.parts.audit.works() {
@@ -277,6 +285,8 @@ impl Vending {
     /// Sets the metrics that are not counted as things happen. Asks nobody.
     pub fn look_at_gauges(&self) {
         drop(self.address_warnings());
+        let (refused, given) = self.role_answers.counts(self.now());
+        self.parts.metrics.roles(refused, given);
         let map = self.parts.projects.current();
         let still = map.unassigned == crate::projects::Unassigned::EverywhereStill;
         self.parts.metrics.projects_without_clusters(if still { map.without_clusters().count() } else { 0 });

@@ -177,6 +177,13 @@ impl Site {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What `check-config` prints, which must find something wrong with the files.
+    fn check(&self) -> String {
+        let output = self.command(&["check-config"]).output().unwrap();
+        assert!(!output.status.success());
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat()
+    }
+
     fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let end = Instant::now() + DEADLINE;
         while !condition(self) {
@@ -274,6 +281,8 @@ fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
         status.contains("no space is left for") && site.call("GET", "/ready", &Value::Null).status == 503,
         "{status}"
     );
+    let check = site.check();
+    assert!(check.contains("store/credvend.sqlite cannot be written: no space is left"), "{check}");
     // Reading goes on.
     let list = site.command(&["session", "list", "--json"]).output().unwrap();
     assert!(list.status.success());
@@ -342,6 +351,7 @@ fn a_corrupt_database_is_told_whether_it_was_so_or_becomes_so() {
     let before = std::fs::read(site.database()).unwrap();
     let said = site.refused();
     assert!(said.contains("is corrupt") && said.contains("keep the file"), "{said}");
+    assert!(site.check().contains("is corrupt"), "{}", site.check());
     assert!(std::fs::read(site.database()).unwrap() == before, "what is left of it is not touched");
     // The backup.
     std::fs::copy(&copy, site.database()).unwrap();
@@ -365,7 +375,12 @@ fn a_read_only_file_system_is_told_at_start() {
     };
     remount("remount,ro");
     let said = site.refused();
-    assert!(said.contains("store/credvend.sqlite cannot be opened for writing") && said.contains("ead-only"), "{said}");
+    for said in [said, site.check()] {
+        assert!(
+            said.contains("store/credvend.sqlite cannot be opened for writing") && said.contains("ead-only"),
+            "{said}"
+        );
+    }
     remount("remount,rw");
     site.up();
     site.check_after_a_crash();
@@ -390,4 +405,31 @@ fn a_database_that_is_deleted_underneath_takes_no_write_and_can_be_put_back() {
     }
     assert_eq!(site.complete("a1").status, 200);
     site.check_after_a_crash();
+}
+
+#[test]
+#[cfg_attr(
+    not(own_mounts),
+    ignore = "needs root, unshare(1), nsenter(1) and mount(8), for a small file system of its own"
+)]
+fn an_audit_log_that_cannot_be_written_is_told_where_nothing_is_vended_without() {
+    let mut site = Site::new(Some("1m"));
+    let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
+    let text = text.replace("store/credvend.sqlite", "state/credvend.sqlite");
+    let audit = format!("[audit]\npath = {:?}\non-failure = \"refuse\"\n", site.path("store/audit.jsonl"));
+    std::fs::write(site.path("credvend.toml"), format!("{text}{audit}")).unwrap();
+    site.up();
+    site.open_many("a", 3);
+    let healthy = site.command(&["check-config"]).output().unwrap();
+    assert!(healthy.status.success() && !site.status().contains("audit log"), "{healthy:?}");
+    site.disk.as_ref().unwrap().fill();
+    // What is in the last block has room yet.
+    let refused = (0..200).map(|i| site.open(&format!("b{i}"))).find(|seen| seen.status != 200).expect("it is full");
+    refused.says(503, true, &["audit"]);
+    assert!(site.status().contains("the audit log cannot be written"), "{}", site.status());
+    let check = site.check();
+    assert!(check.contains("[audit] path") && check.contains("no space is left"), "{check}");
+    std::fs::remove_file(site.disk.as_ref().unwrap().path("filler")).unwrap();
+    assert_eq!(site.complete("a0").status, 200);
+    assert!(!site.status().contains("audit log"), "{}", site.status());
 }

@@ -78,7 +78,6 @@ pub mod slurm_daemons;
 pub mod slurm_files;
 pub mod soak;
 pub mod software;
-pub mod squeue;
 pub mod users;
 
 pub use cluster::Cluster;

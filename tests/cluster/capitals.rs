@@ -55,7 +55,7 @@ fn a_wrong_cluster_name_is_green_nowhere() {
     assert!(!health().ok());
     let status = || head.run_as("root", &["credvend", "status"]).stdout;
     told("status to say it", &status, "ClusterName is \"lab\"");
-    told("status to name who asks", &status, "somebody asks for cluster lab");
+    told("status to name who asks", &status, "requests for cluster lab are refused");
     let config = path.display().to_string();
     let check = head.run_with("credvend", &[("CREDVEND_CONFIG", &config)], &["credvend", "check-config", "--online"]);
     assert!(!check.ok() && check.stdout.contains("ClusterName is \"lab\""), "{check:?}");

@@ -17,6 +17,8 @@ use super::hostlist;
 use super::{JobFacts, JobState};
 use crate::store::Run;
 
+pub mod made_up;
+
 /// A column: squeue's name for it with `-O`, how its heading begins, how many bytes it gets.
 struct Column {
     field: &'static str,
@@ -259,39 +261,6 @@ fn state(name: &str) -> Option<JobState> {
         | "OUT_OF_MEMORY" | "PREEMPTED" | "RECONFIG_FAIL" | "REVOKED" | "TIMEOUT" => JobState::Over,
         _ => return None,
     })
-}
-
-/// Answers as squeue writes them, for the tests of this module and of [`super::slurm`].
-#[cfg(test)]
-pub mod made_up {
-    use super::*;
-
-    /// The header line.
-    pub fn header() -> String {
-        let fixed: String = COLUMNS.iter().map(|c| format!("{:w$.w$}", c.heading, w = c.width)).collect();
-        format!("{fixed}{}\n", LAST.heading)
-    }
-
-    /// When they all were submitted.
-    pub const SUBMITTED: &str = "2026-03-01T11:00:00";
-
-    /// One row: job, restart, uid, state, user, account, partition; and the nodes. Cut and padded by bytes.
-    pub fn row(values: [&str; 7], nodes: &str) -> Vec<u8> {
-        row_of(values, SUBMITTED, nodes)
-    }
-
-    /// The same with another submit time.
-    pub fn row_of(values: [&str; 7], submitted: &str, nodes: &str) -> Vec<u8> {
-        let mut row = Vec::new();
-        for (value, column) in values.iter().chain([&submitted]).zip(&COLUMNS) {
-            let mut bytes = value.as_bytes().to_vec();
-            bytes.resize(column.width, b' ');
-            row.extend(bytes);
-        }
-        row.extend(nodes.as_bytes());
-        row.push(b'\n');
-        row
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+use crate::disk;
+
 /// What the writer writes to; tests have one that fills up.
 pub trait Medium: Send {
     /// Appends what it can; how many bytes.
@@ -86,14 +88,21 @@ fn sound(metadata: &Metadata) -> Result<(), String> {
 /// # Errors
 /// Why not.
 pub fn check(path: &Path) -> Result<(), String> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) => sound(&metadata),
+    let there = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => {
+            sound(&metadata)?;
+            path
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
-            Some(directory) if !directory.is_dir() => Err(format!("{} is not a directory", directory.display())),
-            _ => Ok(()),
+            Some(directory) if !directory.is_dir() => {
+                return Err(format!("{} is not a directory", directory.display()));
+            }
+            Some(directory) => directory,
+            None => return Ok(()),
         },
-        Err(error) => Err(error.to_string()),
-    }
+        Err(error) => return Err(error.to_string()),
+    };
+    disk::why_not_writable(there).map_or(Ok(()), Err)
 }
 
 impl Medium for LogFile {

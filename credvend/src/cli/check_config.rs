@@ -4,15 +4,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::bail;
+use hyper::Method;
 use nix::unistd::Uid;
+use time::OffsetDateTime;
 
-use super::parts;
+use super::{call, parts};
 use crate::attest::command::Commands;
 use crate::attest::submit_bounds::{self, Bounds};
 use crate::config::{self, Config, ConfigError, ProjectsFrom, StoreKind};
+use crate::server::admin::Status;
 use crate::server::admin_socket::admin_group;
 use crate::server::head_secrets::HeadSecrets;
 use crate::server::tls::{Certificates, Files};
+use crate::server::visible_group;
 use crate::store::sqlite::{SCHEMA, SqliteStore};
 use crate::{audit, checks};
 
@@ -42,19 +46,21 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
         problems.push(format!("[audit] path: {}: {why}", config.audit.path.display()));
     }
     let files = Files::named(&config.tls, &config.state_dir);
-    let certificate = if config.plain_http {
-        "none, plain HTTP".to_owned()
+    let (mut certificate, mut of_files) = (String::new(), Vec::new());
+    if config.plain_http {
+        certificate.push_str("none, plain HTTP");
     } else if files.made_here && files.fingerprint().is_err() {
-        "is made at first start".to_owned()
+        certificate.push_str("is made at first start");
     } else {
         match Certificates::open(files) {
-            Ok(certificates) => format!("sha256:{}", certificates.live().fingerprint),
-            Err(error) => {
-                problems.push(error.to_string());
-                String::new()
+            Ok(certificates) => {
+                let live = certificates.live();
+                certificate = format!("sha256:{}", live.fingerprint);
+                of_files = live.warnings(OffsetDateTime::now_utc());
             }
+            Err(error) => problems.push(error.to_string()),
         }
-    };
+    }
     if !problems.is_empty() {
         return Err(ConfigError { path: path.display().to_string(), problems }.into());
     }
@@ -68,12 +74,15 @@ pub fn run(path: &Path, args: Args) -> anyhow::Result<()> {
     }
     let of_map = projects.iter().flat_map(|map| parts::map_warnings(&config, map));
     let of_addresses = parts::address_warnings(&config);
-    for warning in parts::warnings(&config).into_iter().chain(of_addresses).chain(of_map) {
+    let of_group = config.admin_group.as_deref().and_then(visible_group::hidden);
+    let warnings = parts::warnings(&config).into_iter().chain(of_group).chain(of_files);
+    for warning in warnings.chain(of_addresses).chain(of_map) {
         println!("warning      {warning}");
     }
     let mut bad = store(&config, args.online)?;
     if args.online {
         bad |= super::block_on(online(&config))??;
+        bad |= running(&config);
     }
     if bad {
         bail!("the configuration is valid, but not everything it names works");
@@ -164,6 +173,22 @@ async fn online(config: &Config) -> anyhow::Result<bool> {
     Ok(bad)
 }
 
+/// What the service that runs here says of itself, which knows what jobs met. Whether something is wrong with its store.
+fn running(config: &Config) -> bool {
+    let status: Status = match call::admin(config, Method::GET, "/admin/v1/status") {
+        Ok(status) => status,
+        Err(_) => {
+            println!("service      none answers at {}", config.admin_socket.display());
+            return false;
+        }
+    };
+    println!("service      runs here; its store: {}", status.store);
+    for warning in status.warnings {
+        println!("service      warning: {warning}");
+    }
+    status.store != "ok"
+}
+
 /// Whether users' overlong texts are refused. Not doing so is the site's choice, and no mistake of the configuration.
 async fn texts(cluster: &config::Cluster) {
     let commands = Commands::new(cluster.slurm_bin.clone(), cluster.slurm_conf.clone(), 1);
@@ -187,13 +212,17 @@ async fn cluster(config: &Config, configured: &config::Cluster) -> bool {
         println!("cluster {name}  its head states the jobs");
         return false;
     }
-    let mut findings = checks::of_slurm(name, &cluster).await;
+    let slurm = checks::of_slurm(name, &cluster).await;
+    let mut findings = slurm.findings;
     if findings.is_empty() {
         findings.extend(checks::of_jobs(&cluster).await);
         findings.extend(checks::of_addresses(name, &cluster).await);
     }
     if !findings.iter().any(|finding| finding.refuses) {
-        println!("cluster {name}  answers, and enforces accounts");
+        match slurm.unenforced {
+            None => println!("cluster {name}  answers, and enforces accounts"),
+            Some(why) => println!("cluster {name}  answers, and does not enforce accounts: {why}"),
+        }
     }
     if let Some(mut finding) = checks::of_munge(name, configured.munge_socket.clone()).await {
         // Nodes may have certificates instead.

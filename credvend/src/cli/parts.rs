@@ -131,7 +131,7 @@ pub fn address_warnings(config: &Config) -> Vec<String> {
             None => format!("unset, which is \"warn\" in this release and \"require\" from {REQUIRED_FROM} on"),
         };
         warnings.push(format!(
-            "cluster {name}: node-address-check is {word}: root of any node can ask in another node's name; \
+            "cluster {name}: node-address-check is {word}: root on any node can use another node's name; \
              `credvend status` lists the nodes that \"require\" would refuse"
         ));
     }

@@ -144,14 +144,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let mut warnings = parts::warnings(&config);
     warnings.extend(config.admin_group.as_deref().and_then(visible_group::hidden));
-    let of_map = parts::map_warnings(&config, &projects.current());
-    for warning in warnings.iter().chain(&parts::address_warnings(&config)).chain(&of_map) {
+    let in_force = {
+        let (config, projects, certificates) = (config.clone(), projects.clone(), certificates.clone());
+        Arc::new(move || {
+            let mut warnings = parts::map_warnings(&config, &projects.current());
+            let live = certificates.as_ref().map(|certificates| certificates.live());
+            warnings.extend(live.iter().flat_map(|live| live.warnings(OffsetDateTime::now_utc())));
+            warnings
+        })
+    };
+    for warning in warnings.iter().chain(&parts::address_warnings(&config)) {
         tracing::warn!("{warning}");
     }
-    let of_map = {
-        let (config, projects) = (config.clone(), projects.clone());
-        Arc::new(move || parts::map_warnings(&config, &projects.current()))
-    };
     let server = Arc::new_cyclic(|server: &std::sync::Weak<Server>| {
         let (server, config, certificates) = (server.clone(), config.clone(), certificates.clone());
         let (projects, dynamo) = (projects.clone(), dynamo.clone());
@@ -173,7 +177,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             admin: Admin {
                 reload: Arc::new(reload),
                 about,
-                of_map,
+                in_force,
                 not_reloaded: Default::default(),
                 observed: Default::default(),
                 ready: Default::default(),

@@ -1,6 +1,10 @@
 //! What the file may say, and that every problem is told at once.
 
+use pinned_tls::Fingerprint;
+
 use super::*;
+use crate::audit::{Fsync, OnFailure};
+use crate::vending::AddressCheck;
 use proptest::prelude::*;
 
 const SMALL: &str = "[[cluster]]\nname = \"lab\"\n";

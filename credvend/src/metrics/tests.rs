@@ -66,7 +66,8 @@ async fn used() -> (Arc<Metrics>, tempfile::TempDir) {
     metrics.sessions_open(&lab, 3);
     metrics.nodes_connected(&lab, 2);
     metrics.certificate_expires("server", OffsetDateTime::UNIX_EPOCH);
-    metrics.client_crl_expires(OffsetDateTime::UNIX_EPOCH);
+    metrics.client_crl_expires(0, 0);
+    metrics.roles(0, 0);
     (metrics, dir)
 }
 

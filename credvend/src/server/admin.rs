@@ -30,8 +30,8 @@ pub struct Admin {
     pub reload: Arc<Reload>,
     /// For `status`.
     pub about: About,
-    /// What the map of projects in force lacks; shown by `status`.
-    pub of_map: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// What is wrong with the map of projects and the certificates in force; shown by `status`.
+    pub in_force: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// What the last reload did not take; shown by `status`.
     pub not_reloaded: std::sync::Mutex<Vec<String>>,
     /// What Slurm and AWS said last, where it needs an administrator; shown by `status`.
@@ -232,7 +232,7 @@ impl Admin {
         let not_reloaded = self.not_reloaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let not_reloaded = not_reloaded.into_iter().map(|why| format!("the last reload left the old in force: {why}"));
         let always = self.about.warnings.iter().cloned();
-        always.chain(not_reloaded).chain((self.of_map)()).chain(self.observed()).collect()
+        always.chain(not_reloaded).chain((self.in_force)()).chain(self.observed()).collect()
     }
 
     /// What was observed last.

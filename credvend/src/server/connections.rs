@@ -1,8 +1,8 @@
-//! How many connections there may be: in all, of one address, and of one address without proof.
+//! Limits the number of connections: in total, for each address, and for each address without authentication.
 //!
-//! Any user of a node can open connections from that node's address. So a connection whose requests have not proven a
-//! node, a head or an administrator counts against a small budget of its own, has a few seconds for each request, and
-//! gives way, the oldest first, to one that comes later. What root of the node holds open is not touched by it.
+//! Any user of a node can open connections from that node's address. So connections without an authenticated request (of a
+//! node, a head or an administrator) have a small limit of their own and a few seconds for each request. When the limit is
+//! reached, the oldest of them is closed. Connections of the node's credd are not affected.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::rates::AddressRates;
 
-/// A connection without proof may wait this long for its handshake, and then for each request's header.
+/// Timeout of an unauthenticated connection for its handshake, and then for the header of each request.
 pub const UNAUTHENTICATED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The bounds of `[limits]`.
@@ -32,8 +32,8 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// These two, and the others in proportion to the second: whoever raises it for many nodes behind one address needs
-    /// more of the others, too.
+    /// These two limits, and the others in proportion to the second: if it is raised for many nodes behind one address, the
+    /// others must be raised too.
     pub fn of(total: u32, per_address: u32) -> Self {
         Bounds {
             total,
@@ -43,18 +43,19 @@ impl Bounds {
         }
     }
 
-    /// A quarter of all.
+    /// The default of `max-unauthenticated-per-address`: a quarter of `per_address`.
     pub fn usual_unauthenticated(per_address: u32) -> u32 {
         (per_address / 4).max(2)
     }
 
-    /// An eighth of the connections anew each second. A node makes two, and again after an outage.
+    /// The default of `handshakes-per-address`: an eighth of `per_address`. A node opens two connections, and again after an
+    /// outage.
     pub fn usual_handshakes(per_address: u32) -> u32 {
         (per_address / 8).max(8)
     }
 }
 
-/// Counts connections, and makes room among those without proof.
+/// Counts connections, and closes unauthenticated ones when a limit is reached.
 pub struct ConnectionLimits {
     bounds: Bounds,
     handshakes: AddressRates,
@@ -72,7 +73,7 @@ struct Entries {
     last: u64,
     open: u32,
     addresses: HashMap<IpAddr, OfAddress>,
-    /// All connections without proof, by the number that they were accepted under.
+    /// All unauthenticated connections, in the order in which they were accepted.
     unauthenticated: std::collections::BTreeMap<u64, (IpAddr, Arc<Shown>)>,
 }
 
@@ -82,19 +83,19 @@ struct OfAddress {
     unauthenticated: BTreeSet<u64>,
 }
 
-/// What a connection has shown so far.
+/// The state of a connection.
 #[derive(Default)]
 struct Shown {
     authenticated: AtomicBool,
     crowded_out: AtomicBool,
-    /// Notified when it must make room.
+    /// Notified when the connection must close.
     give_way: Notify,
     requests: Mutex<Requests>,
 }
 
 struct Requests {
     under_way: u32,
-    /// When the last one ended, or the connection began.
+    /// When the last request ended, or the connection was accepted.
     since: Instant,
 }
 
@@ -104,17 +105,17 @@ impl Default for Requests {
     }
 }
 
-/// Why a connection is closed although it might go on.
+/// Why the server closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
-    /// Others of its address, or of all, came later and need the place.
+    /// A limit was reached, and a later connection takes its place.
     Crowded,
-    /// No request of it came in time.
+    /// No request arrived in time.
     Late,
 }
 
 impl Closed {
-    /// For the metrics.
+    /// The word for the metrics.
     pub fn word(self) -> &'static str {
         match self {
             Closed::Crowded => "crowded",
@@ -123,7 +124,7 @@ impl Closed {
     }
 }
 
-/// A connection's place, for as long as it lives.
+/// A connection as it is counted; dropped when the connection ends.
 pub struct Place {
     number: u64,
     address: IpAddr,
@@ -138,7 +139,7 @@ impl Book {
 }
 
 impl Entries {
-    /// Closes the oldest connection without proof, of this address or of all. False: there is none.
+    /// Closes the oldest unauthenticated connection, of this address or of all. Returns false if there is none.
     fn make_room(&mut self, of: Option<IpAddr>) -> bool {
         let oldest = match of {
             Some(address) => self.addresses.get(&address).and_then(|own| own.unauthenticated.first().copied()),
@@ -152,7 +153,7 @@ impl Entries {
         true
     }
 
-    /// Takes a connection off the books.
+    /// Removes a connection from the counts.
     fn gone(&mut self, number: u64, address: IpAddr) {
         self.unauthenticated.remove(&number);
         self.open -= 1;
@@ -167,11 +168,11 @@ impl Entries {
 }
 
 impl ConnectionLimits {
-    /// With these bounds.
+    /// Creates the limits with these bounds.
     pub fn new(bounds: Bounds) -> Self {
         ConnectionLimits {
             bounds,
-            // All connections of an address may come at once, as when credvend was away.
+            // All nodes of an address may reconnect at once, as after an outage of credvend.
             handshakes: AddressRates::new(
                 bounds.handshakes_per_address,
                 bounds.per_address.max(bounds.handshakes_per_address),
@@ -180,10 +181,10 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether this address may begin another TLS handshake, which costs credvend more than its peer.
+    /// Takes one TLS handshake from the address's rate. A handshake costs credvend more CPU time than its peer.
     ///
     /// # Errors
-    /// Not now; by the name of the option.
+    /// The rate is exceeded; names the option.
     pub fn handshake(&self, address: IpAddr) -> Result<(), String> {
         self.handshakes.take(address, std::time::Instant::now()).map_err(|_| {
             let most = self.bounds.handshakes_per_address;
@@ -191,10 +192,10 @@ impl ConnectionLimits {
         })
     }
 
-    /// A place for a connection of this address; the oldest ones without proof make room.
+    /// Counts a new connection of this address; if a limit is reached, closes the oldest unauthenticated one first.
     ///
     /// # Errors
-    /// Which bound is reached, by the name of its option.
+    /// A limit is reached and there is no unauthenticated connection to close; names the option.
     pub fn enter(&self, address: IpAddr) -> Result<Place, String> {
         let Bounds { total, per_address, unauthenticated_per_address, .. } = self.bounds;
         let mut entries = self.book.lock();
@@ -219,7 +220,7 @@ impl ConnectionLimits {
         Ok(Place { number, address, shown, book: self.book.clone() })
     }
 
-    /// Waits until every connection has ended, but not for ever.
+    /// Waits until every connection has ended, at most `patience`. Returns whether they have.
     pub async fn drained(&self, patience: Duration) -> bool {
         let empty = async {
             loop {
@@ -237,7 +238,7 @@ impl ConnectionLimits {
 }
 
 impl Place {
-    /// A request has proven a node, a head or an administrator.
+    /// Marks the connection as authenticated: a request was authenticated as a node, a head or an administrator.
     pub fn authenticated(&self) {
         if self.shown.authenticated.load(Ordering::Acquire) {
             return;
@@ -252,23 +253,23 @@ impl Place {
         }
     }
 
-    /// A request is under way until the guard goes.
+    /// Marks a request as under way until the returned guard is dropped.
     pub fn request(self: &Arc<Self>) -> UnderWay {
         self.shown.requests().under_way += 1;
         UnderWay(self.clone())
     }
 
-    /// Whether it was closed to make room.
+    /// Whether the connection was closed because a limit was reached.
     pub fn crowded_out(&self) -> bool {
         self.shown.crowded_out.load(Ordering::Acquire)
     }
 
-    /// Waits until the connection must be closed. One that has proven who it is must not.
+    /// Waits until the connection must be closed. Never returns for an authenticated connection.
     pub async fn over(&self) -> Closed {
         loop {
             let give_way = self.shown.give_way.notified();
             if self.shown.authenticated.load(Ordering::Acquire) {
-                // Never notified any more.
+                // Is never notified again.
                 give_way.await;
                 return Closed::Crowded;
             }

@@ -12,11 +12,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::Server;
 use super::tls::Certificates;
+use super::tls::expiry::Expiring;
 use crate::metrics::CONTENT_TYPE;
 
 /// Prometheus needs one.
@@ -88,11 +90,14 @@ impl Server {
         }
         self.vending.look_at_gauges();
         let Some(live) = certificates.map(Certificates::live) else { return };
-        if let Some(at) = live.client_crl_expires {
-            metrics.client_crl_expires(at);
-        }
-        for (certificate, at) in [("server", live.expires), ("client-ca", live.client_ca_expires)] {
-            if let Some(at) = at {
+        let of = |what| live.expiries.iter().filter(move |expiry| expiry.what == what);
+        let first = |time: Option<OffsetDateTime>| time.map_or(0, OffsetDateTime::unix_timestamp);
+        metrics.client_crl_expires(
+            first(of(Expiring::ClientCrl).map(|expiry| expiry.at).min()),
+            first(of(Expiring::ClientCrl).map(|expiry| expiry.warn_from).min()),
+        );
+        for (certificate, what) in [("server", Expiring::Server), ("client-ca", Expiring::ClientCa)] {
+            if let Some(at) = of(what).map(|expiry| expiry.at).min() {
                 metrics.certificate_expires(certificate, at);
             }
         }

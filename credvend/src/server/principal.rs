@@ -62,6 +62,17 @@ pub struct Asked<'a> {
     pub headers: &'a HeaderMap,
 }
 
+/// See [`Authenticator::heads_of`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadProof<'a> {
+    /// It cannot, or there is no such cluster.
+    None,
+    /// By a certificate alone; the cluster as the configuration spells it.
+    Certificate(&'a ClusterName),
+    /// By a secret.
+    Secret,
+}
+
 /// Knows every way to prove who one is.
 pub struct Authenticator {
     /// The configured clusters.
@@ -75,10 +86,14 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Whether there can be session tokens of this cluster: it is configured, and a head can open sessions there.
-    pub fn may_have_tokens(&self, cluster: &ClusterName) -> bool {
+    /// How a head of this cluster can prove itself, and so open sessions that have tokens.
+    pub fn heads_of(&self, cluster: &ClusterName) -> HeadProof<'_> {
         let configured = self.clusters.iter().find(|own| own.as_str().eq_ignore_ascii_case(cluster.as_str()));
-        configured.is_some_and(|own| self.head_certificates || self.secrets.any_of(own))
+        match configured {
+            Some(own) if self.secrets.any_of(own) => HeadProof::Secret,
+            Some(own) if self.head_certificates => HeadProof::Certificate(own),
+            _ => HeadProof::None,
+        }
     }
 
     /// Who asks.

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::Server;
 use super::answer::{self, Reply};
 use super::node::parse;
+use super::principal::HeadProof;
 use super::revocations::answer_report;
 use super::route::encode_segment;
 use crate::refusal::Refusal;
@@ -101,8 +102,13 @@ impl Server {
                 why: "credvend's configuration has session-tokens = false; ask the node's credd at 127.0.0.1".into(),
             });
         }
-        // Anybody may ask this, so the store is not asked in vain.
-        if !self.authenticator.may_have_tokens(cluster) {
+        // Anybody may ask this, so the store is asked only where the cluster can have such sessions.
+        let possible = match self.authenticator.heads_of(cluster) {
+            HeadProof::Secret => true,
+            HeadProof::Certificate(cluster) => self.vending.may_have_head_sessions(cluster).await,
+            HeadProof::None => false,
+        };
+        if !possible {
             return Err(wrong_token(session));
         }
         let answer = self.vending.credentials_for_token(token, session, cluster, project, claimed, peer).await?;

@@ -18,10 +18,12 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::principal::hex;
 use crate::config::{Tls, secret_file};
+use expiry::{Expiring, Expiry};
+
+pub mod expiry;
 
 /// The names of the made certificate and its key in the state directory.
 const MADE: [&str; 2] = ["server.crt", "server.key"];
@@ -108,22 +110,11 @@ impl Files {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
         };
         let fingerprint = fingerprint(&chain).into();
-        let expires = chain.first().and_then(end);
-        let authorities = self.client_ca.as_deref().map(self::chain).transpose()?;
-        let client_ca_expires = authorities.iter().flatten().filter_map(end).min();
+        let expiries = self.expiries(&chain)?.into();
         let names = chain.first().map(names).unwrap_or_default().into();
         let mut config = builder.with_single_cert(chain, key).map_err(|e| setup(e.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let client_crl_expires = self.crl_end()?;
-        Ok(Live {
-            config: Arc::new(config),
-            fingerprint,
-            names,
-            clients,
-            expires,
-            client_ca_expires,
-            client_crl_expires,
-        })
+        Ok(Live { config: Arc::new(config), fingerprint, names, clients, expiries })
     }
 
     /// Knows the clients' certificates: of these authorities, and on none of the lists. A certificate about which no list
@@ -145,19 +136,21 @@ impl Files {
         builder.build().map_err(|e| TlsError::Setup(e.to_string()))
     }
 
-    /// When the first of the lists ends.
-    fn crl_end(&self) -> Result<Option<OffsetDateTime>, TlsError> {
-        let mut first = None;
+    /// When the server's certificate, the client authorities and their revocation lists end.
+    fn expiries(&self, own: &[CertificateDer<'_>]) -> Result<Vec<Expiry>, TlsError> {
+        let mut expiries = Vec::new();
+        expiries.extend(own.first().and_then(|own| Expiry::of_certificate(Expiring::Server, &self.certificate, own)));
+        if let Some(path) = &self.client_ca {
+            let authorities = chain(path)?;
+            expiries.extend(authorities.iter().filter_map(|own| Expiry::of_certificate(Expiring::ClientCa, path, own)));
+        }
         for path in &self.client_crl {
             for list in revocation_lists(path)? {
-                let error = |why: &str| TlsError::File { path: path.clone(), why: why.to_owned() };
-                let (_, read) = CertificateRevocationList::from_der(&list).map_err(|_| error("holds a damaged CRL"))?;
-                let next = read.next_update().ok_or_else(|| error("holds a CRL without nextUpdate"))?;
-                let end = OffsetDateTime::from_unix_timestamp(next.timestamp()).ok();
-                first = first.into_iter().chain(end).min();
+                let expiry = Expiry::of_list(path, &list);
+                expiries.push(expiry.map_err(|why| TlsError::File { path: path.clone(), why: why.to_owned() })?);
             }
         }
-        Ok(first)
+        Ok(expiries)
     }
 }
 
@@ -172,15 +165,16 @@ pub struct Live {
     pub names: Arc<[String]>,
     /// Knows the clients' certificates.
     clients: Option<Arc<dyn ClientCertVerifier>>,
-    /// When that ends.
-    pub expires: Option<OffsetDateTime>,
-    /// When the first of the client authorities ends.
-    pub client_ca_expires: Option<OffsetDateTime>,
-    /// When the first of the clients' revocation lists ends.
-    pub client_crl_expires: Option<OffsetDateTime>,
+    /// When certificates and revocation lists end.
+    pub expiries: Arc<[Expiry]>,
 }
 
 impl Live {
+    /// What an administrator should know: what has ended, or ends soon.
+    pub fn warnings(&self, now: OffsetDateTime) -> Vec<String> {
+        self.expiries.iter().filter_map(|expiry| expiry.warning(now)).collect()
+    }
+
     /// Whether a client's certificate still is what it was in its handshake.
     fn still_good(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
         let (Some(clients), [own, intermediates @ ..]) = (&self.clients, chain) else {
@@ -261,11 +255,6 @@ fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'sta
         CertificateRevocationListDer::pem_file_iter(path).map_err(|e| error(format!("cannot be read: {e}")))?.collect();
     let lists = lists.map_err(|e| error(format!("holds a damaged CRL: {e}")))?;
     if lists.is_empty() { Err(error("holds no CRL (PEM, X509 CRL)".into())) } else { Ok(lists) }
-}
-
-fn end(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
-    let (_, read) = X509Certificate::from_der(certificate).ok()?;
-    OffsetDateTime::from_unix_timestamp(read.validity().not_after.timestamp()).ok()
 }
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

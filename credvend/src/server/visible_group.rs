@@ -1,11 +1,11 @@
 //! Whether this process can tell a group's members from others.
 //!
-//! In a user namespace of its own (`PrivateUsers=yes` of systemd.exec(5), as the shipped unit has it) all users and groups
-//! but root and credvend's own look the same, and no file can be given to any of them.
+//! In a user namespace of its own (`PrivateUsers=yes` of systemd.exec(5), which a site may add to the unit) all users and
+//! groups except root and credvend's own look the same, and no file can be given to any of them.
 
 use nix::unistd::{Gid, Group};
 
-/// Why the members of `admin-group` cannot be told from others, if they cannot.
+/// Why this process cannot tell the members of `admin-group` from others, if it cannot.
 pub fn hidden(group: &str) -> Option<String> {
     let gid = Group::from_name(group).ok().flatten()?.gid;
     let map = std::fs::read_to_string("/proc/self/gid_map").ok()?;

@@ -1,5 +1,5 @@
-//! Whether a node asks from where Slurm has it. MUNGE lets root of any node give itself any node's name; its address does
-//! not lie as easily.
+//! Compares the source address of a node's request with the node's address in Slurm. With MUNGE, root on any node can use
+//! the name of any other node; a source address is harder to forge.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,28 +13,28 @@ use super::{AddressCheck, Cluster, Node, Vending, fresh};
 use crate::attest::Attestor;
 use crate::refusal::Refusal;
 
-/// What an address of Slurm's resolves to holds this long.
+/// How long the resolved addresses of a node are used.
 const ADDRESS_FOR: Duration = Duration::seconds(10);
 
-/// Names resolve within this or not at all.
+/// Timeout for resolving a name.
 const RESOLVE: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// The most nodes whose addresses are remembered; the largest Slurm clusters have fewer.
+/// Maximum number of nodes whose addresses are cached. The largest Slurm clusters have fewer.
 const MAX_ADDRESSES: usize = 32_768;
 
-/// A node that asked from elsewhere, and not again since, is listed this long.
+/// How long a node is listed after its last request from a different address.
 const DIFFERS_FOR: Duration = Duration::DAY;
 
-/// The most of them that are remembered: who lies about its name has many.
+/// Maximum number of listed nodes: a caller that uses other nodes' names has many to choose from.
 const MAX_DIFFERING: usize = 1024;
 
-/// How many of them a sentence names.
+/// Maximum number of nodes that a warning lists by name.
 const NAMED: usize = 10;
 
-/// The first release that takes `require` for unset.
+/// The first release in which the default is `require`.
 pub const REQUIRED_FROM: &str = "0.2";
 
-/// What is known of a cluster's node addresses.
+/// The cached addresses of a cluster's nodes, and the nodes whose addresses differ.
 #[derive(Default)]
 pub(super) struct Addresses {
     resolved: Mutex<HashMap<NodeName, (OffsetDateTime, Arc<Address>)>>,
@@ -43,12 +43,12 @@ pub(super) struct Addresses {
 
 /// A node's `NodeAddr`, and what it resolves to.
 struct Address {
-    /// For messages.
+    /// The address as messages show it.
     shown: String,
     ips: Vec<IpAddr>,
 }
 
-/// A node that `require` would refuse, or does.
+/// A request from a different address, which `require` refuses.
 struct Differs {
     at: OffsetDateTime,
     peer: String,
@@ -60,7 +60,7 @@ impl Addresses {
         self.differing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether that is new.
+    /// Records a request from a different address. Returns whether this node was not yet listed with these addresses.
     fn differs(&self, node: &NodeName, now: OffsetDateTime, peer: String, expected: String) -> bool {
         let mut differing = self.differing();
         differing.retain(|_, differs| fresh(differs.at, now, DIFFERS_FOR));
@@ -77,12 +77,12 @@ impl Addresses {
         self.differing().remove(node);
     }
 
-    /// The nodes that asked from elsewhere lately, in a list for a sentence; how many there are.
+    /// How many nodes made requests from a different address lately, and the first of them as a list for a sentence.
     fn listed(&self, now: OffsetDateTime) -> (usize, String) {
         let mut differing = self.differing();
         differing.retain(|_, differs| fresh(differs.at, now, DIFFERS_FOR));
         let shown =
-            |(node, of): (&NodeName, &Differs)| format!("{node} (asks from {}; Slurm: {})", of.peer, of.expected);
+            |(node, of): (&NodeName, &Differs)| format!("{node} (connects from {}; Slurm: {})", of.peer, of.expected);
         let mut list = differing.iter().take(NAMED).map(shown).collect::<Vec<_>>().join(", ");
         if differing.len() > NAMED {
             list.push_str(", …");
@@ -92,7 +92,7 @@ impl Addresses {
 }
 
 impl Vending {
-    /// Compares the caller's address with the one Slurm has for the node, and with those that the configuration adds.
+    /// Compares the caller's address with the node's address in Slurm and with the node's `node-addresses`.
     pub(super) async fn check_address(&self, node: &Node, cluster: &Cluster) -> Result<(), Refusal> {
         let (Some(attestor), Some(standing)) = (&cluster.attestor, self.standing.get(&node.cluster)) else {
             return Ok(());
@@ -124,7 +124,8 @@ impl Vending {
             return Ok(());
         }
         let peer = peer.map_or("an unknown address".into(), |ip| ip.to_string());
-        // A name that Slurm does not know has no jobs: made-up ones push no real node off the list, and fill no log.
+        // A name that Slurm does not know has no jobs, so it is not listed: invented names cannot push real nodes off the list or
+        // fill the log.
         let new = !address.ips.is_empty()
             && standing.addresses.differs(&node.name, self.now(), peer.clone(), address.shown.clone());
         let refusal = Refusal::WrongAddress { node: node.name.clone(), peer, expected: address.shown.clone() };
@@ -152,7 +153,7 @@ impl Vending {
             return Ok(address);
         }
         let Some(text) = standing.listed(attestor, node, now).await? else {
-            // Not remembered: who lies about its name has many.
+            // Not cached: a caller can invent any number of names.
             return Ok(Arc::new(Address { shown: "no address: it knows no such node".into(), ips: vec![] }));
         };
         let address = Arc::new(resolve(&text).await?);
@@ -166,8 +167,8 @@ impl Vending {
         Ok(address)
     }
 
-    /// What an administrator should know about where nodes ask from: for as long as a cluster's are not required to agree
-    /// with Slurm's, and of those that do not. Says it in the metrics, too.
+    /// The warnings for `status`: clusters whose `node-address-check` is not `require`, and nodes whose addresses differ. Also
+    /// sets the metrics.
     pub(super) fn address_warnings(&self) -> Vec<String> {
         let mut warnings = vec![];
         for (name, cluster) in &self.parts.clusters {
@@ -183,7 +184,7 @@ impl Vending {
 }
 
 fn sentence(name: &ClusterName, cluster: &Cluster, count: usize, list: &str) -> Option<String> {
-    let whoever = "root of any node can ask in another node's name, for its jobs' credentials";
+    let whoever = "root on any node can use another node's name and fetch its jobs' credentials";
     let theirs = "correct NodeAddr in slurm.conf, or write their addresses into node-addresses";
     let nodes = if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
     match (cluster.addresses.check, cluster.addresses.decided) {
@@ -196,7 +197,7 @@ fn sentence(name: &ClusterName, cluster: &Cluster, count: usize, list: &str) -> 
             let word = if decided { "\"warn\"" } else { "unset, which is \"warn\" in this release" };
             let next = if decided { String::new() } else { format!("; release {REQUIRED_FROM} requires it") };
             let would = match count {
-                0 => "no node that asked in the last day would be refused by \"require\"".to_owned(),
+                0 => "\"require\" would refuse no node that made a request in the last day".to_owned(),
                 _ => format!("\"require\" would refuse {nodes}: {list}; {theirs}"),
             };
             Some(format!("cluster {name}: node-address-check is {word}: {whoever}{next}; {would}"))

@@ -67,8 +67,8 @@ impl Vending {
         if let Some(old) = before.take_if(|old| supersedes(request, old)) {
             self.end(old.id, SessionStatus::Completed, ANEW).await?;
         }
-        let opened = store
-            .open(Session {
+        let opened = self
+            .open_noted(Session {
                 id: SessionId::random(),
                 cluster: head.cluster.clone(),
                 user: request.cluster_user.clone(),

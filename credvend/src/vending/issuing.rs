@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::blocking::Asking;
 use super::revoking::dying::{alive_from, may_kill, names_of};
+use super::role_answers::RoleAnswers;
 use super::{NO_REASON, Parts, Vending, fresh, require_active};
 use crate::audit::{Event, To};
 use crate::clock::Clock;
@@ -59,6 +60,7 @@ pub(super) struct Issuing {
     audit: Arc<crate::audit::Log>,
     kept: Mutex<Kept>,
     refused: Mutex<HashMap<Refusee, (OffsetDateTime, String)>>,
+    role_answers: Arc<RoleAnswers>,
 }
 
 type Place = (RoleName, String);
@@ -189,8 +191,9 @@ impl Vending {
 }
 
 impl Issuing {
-    pub(super) fn new(parts: &Parts) -> Self {
+    pub(super) fn new(parts: &Parts, role_answers: Arc<RoleAnswers>) -> Self {
         Issuing {
+            role_answers,
             source: parts.source.clone(),
             store: parts.store.clone(),
             clock: parts.clock.clone(),
@@ -293,10 +296,12 @@ impl Issuing {
         let assumed = self.source.assume(&request).await.map_err(|error| {
             if let SourceError::Refused(why) = &error {
                 self.remember_refusal(want, why);
+                self.role_answers.refused(&session.project, &want.role, self.clock.now(), why);
             }
             Failure::Source(error)
         })?;
         let credentials = assumed.credentials;
+        self.role_answers.issued(&session.project, &want.role, self.clock.now());
         if credentials.expiration <= self.clock.now() {
             return Err(Failure::Unavailable(format!(
                 "AWS gave credentials of {} that have expired already; compare credvend's clock",

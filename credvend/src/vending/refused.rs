@@ -1,6 +1,7 @@
-//! Whether a whole cluster is refused: what `credvend status` must not pass over, whatever the reason is.
+//! Detects that all jobs of a cluster are refused, for whatever reason, so that `credvend status` reports it.
 //!
-//! A job's refusal is as a rule its own matter. That job after job of a cluster is refused is an administrator's.
+//! The refusal of a single job usually concerns its user only. If several jobs in a row are refused and none is accepted, an
+//! administrator must look.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,26 +12,27 @@ use time::{Duration, OffsetDateTime};
 use super::fresh;
 use crate::refusal::Refusal;
 
-/// So many different jobs that are refused one after the other, and none that is not, are no coincidence.
+/// `status` warns after this many different jobs were refused in a row, without one that was accepted.
 const IN_A_ROW: usize = 3;
 
-/// What was refused so long ago is not told any more.
+/// Age at which a refusal is no longer reported.
 const TOLD_FOR: Duration = Duration::hours(1);
 
-/// Names of clusters that are not configured, as callers say them: at most so many are remembered.
+/// Maximum number of unconfigured cluster names that are remembered. Callers choose these names.
 const MAX_UNKNOWN: usize = 8;
 
-/// What was refused, and nothing given since.
+/// The refusals since the last accepted request.
 #[derive(Default)]
 pub(super) struct Refused(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Of each cluster. Only configured ones are here.
+    /// The refusals of each configured cluster.
     clusters: BTreeMap<ClusterName, Row>,
-    /// Clusters that are not configured, and who asked for them last.
+    /// Cluster names that are not configured, and when a caller last used them.
     unknown: BTreeMap<ClusterName, OffsetDateTime>,
-    /// Node requests that proved nothing: since when without one that did, how many, and the last reason.
+    /// Requests of nodes that failed authentication since the last session was opened: the time of the last one, how many, and
+    /// the last reason.
     unproven: Option<(OffsetDateTime, u64, String)>,
 }
 
@@ -46,14 +48,14 @@ impl Refused {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node of the cluster has a session.
+    /// Records that a node of the cluster opened or joined a session.
     pub(super) fn given(&self, cluster: &ClusterName) {
         let mut state = self.state();
         state.clusters.remove(cluster);
         state.unproven = None;
     }
 
-    /// A node of a configured cluster asked for a job's session and was refused.
+    /// Records that a node of a configured cluster was refused a job's session.
     pub(super) fn refused(&self, cluster: &ClusterName, job: JobId, refusal: &Refusal, now: OffsetDateTime) {
         let mut state = self.state();
         let row = state.clusters.entry(cluster.clone()).or_insert_with(|| Row {
@@ -68,7 +70,7 @@ impl Refused {
         (row.at, row.code, row.why) = (now, refusal.code(), refusal.to_string());
     }
 
-    /// Somebody was refused before anything was asked of Slurm.
+    /// Records a refusal before the caller was authenticated, or for a cluster that is not configured.
     pub(super) fn at_the_door(&self, refusal: &Refusal, now: OffsetDateTime) {
         let mut state = self.state();
         match refusal {
@@ -85,7 +87,7 @@ impl Refused {
         }
     }
 
-    /// What an administrator should know.
+    /// The warnings for `status`.
     pub(super) fn warnings(&self, now: OffsetDateTime) -> Vec<String> {
         let mut state = self.state();
         state.clusters.retain(|_, row| fresh(row.at, now, TOLD_FOR));
@@ -93,7 +95,7 @@ impl Refused {
         state.unproven.take_if(|(at, ..)| !fresh(*at, now, TOLD_FOR));
         let mut warnings = vec![];
         for (cluster, row) in &state.clusters {
-            // What is said of the cluster or the site needs no second job to be believed.
+            // These refusals concern the whole cluster, so one job is enough.
             let of_all = matches!(row.code, "AccountsNotEnforced" | "NotAllowed");
             if of_all || row.jobs.len() >= IN_A_ROW {
                 warnings.push(format!(
@@ -104,11 +106,12 @@ impl Refused {
         }
         if !state.unknown.is_empty() {
             let names = state.unknown.keys().map(ClusterName::as_str).collect::<Vec<_>>().join(", ");
-            warnings.push(format!("somebody asks for cluster {names}, for which there is no [[cluster]]: refused"));
+            warnings.push(format!("requests for cluster {names} are refused: there is no [[cluster]] of that name"));
         }
         if let Some((_, count, why)) = &state.unproven {
             warnings.push(format!(
-                "{count} requests of nodes proved nothing, and no node has had a session since; the last one: {why}"
+                "{count} requests of nodes failed authentication, and no node has opened a session since; the last reason: \
+                 {why}"
             ));
         }
         warnings

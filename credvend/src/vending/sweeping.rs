@@ -128,6 +128,9 @@ impl Vending {
             all(sweeps),
             all(self.parts.clusters.iter().map(|(name, cluster)| self.end_forgotten(name, cluster.head_session_max)))
         );
+        for noted in all(self.parts.clusters.keys().map(|name| self.note_head_sessions(name))).await {
+            failed = failed.or(noted.err().map(Refusal::from));
+        }
         for result in heads {
             match result {
                 Ok(n) => closed += n,

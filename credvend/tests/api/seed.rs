@@ -277,6 +277,8 @@ async fn a_token_that_is_not_the_sessions_learns_nothing_and_costs_little() {
     let opened = world.call(Some(&node), request(Method::POST, "/node/v1/sessions", None, job_seven)).await;
     assert_eq!(opened.status, 200, "{}", opened.text);
     world.open_for_head("5", "2023-01-01").await;
+    // It notes of which clusters there are sessions with tokens.
+    world.vending.sweep().await.unwrap();
     let asked = |operation: &str| -> u64 {
         let begin = format!("credvend_store_duration_seconds_count{{operation=\"{operation}\"}} ");
         let text = world.metrics.text();
@@ -298,4 +300,12 @@ async fn a_token_that_is_not_the_sessions_learns_nothing_and_costs_little() {
         (3, 0),
         "one question, and only where a head can open sessions"
     );
+    // `hpc` has no secret. Its head proves itself by a certificate, for the first time.
+    let head = world.certificate("credd:head:hpc");
+    let opening = opening("7", "2023-01-01").replace("lab", "hpc");
+    let opened = world.call(Some(&head), request(Method::POST, "/sessions", None, &opening)).await;
+    let token = opened.json()["AWS_CONTAINER_AUTHORIZATION_TOKEN"].as_str().unwrap().to_owned();
+    let path = "/sessions/7/cluster/hpc/project/genomics";
+    assert_eq!(world.call(None, request(Method::GET, path, Some(&token), "")).await.status, 200);
+    assert_eq!(world.call(None, request(Method::GET, path, Some("credd1-other"), "")).await.status, 401);
 }

@@ -135,6 +135,7 @@ impl Denier for Aws {
 }
 
 pub struct World {
+    pub vending: Arc<Vending>,
     pub dir: tempfile::TempDir,
     pub aws: Arc<Aws>,
     pub port: u16,
@@ -202,7 +203,7 @@ impl World {
                 clusters: ["lab", "hpc"].map(|name| name.parse().unwrap()).into(),
                 secrets: HeadSecrets::open(vec![("lab".parse().unwrap(), secret_file)]).unwrap(),
                 munge: MungeVerifier::new(vec![("lab".parse().unwrap(), Some(socket))], store.clone()).unwrap(),
-                head_certificates: false,
+                head_certificates: true,
             },
             settings: Settings {
                 public_url: "https://credvend.example.org".into(),
@@ -215,7 +216,7 @@ impl World {
             admin: Admin {
                 reload: Arc::new(move |_| reloaded.lock().unwrap().clone()),
                 about: About { started: OffsetDateTime::now_utc(), clusters: vec![], warnings: vec![] },
-                of_map: Arc::new(Vec::new),
+                in_force: Arc::new(Vec::new),
                 not_reloaded: Default::default(),
                 observed: Default::default(),
                 ready: Default::default(),
@@ -235,7 +236,21 @@ impl World {
         tasks.spawn(serve_tcp(server.clone(), listener, Some(certificates.clone()), limits.clone()));
         tasks.spawn(serve_tcp(server.clone(), plain, None, limits.clone()));
         tasks.spawn(admin.serve(server, limits.clone()));
-        World { dir, aws, port, plain_port, fingerprint, reload, ca, certificates, stop, limits, tasks, metrics }
+        World {
+            vending,
+            dir,
+            aws,
+            port,
+            plain_port,
+            fingerprint,
+            reload,
+            ca,
+            certificates,
+            stop,
+            limits,
+            tasks,
+            metrics,
+        }
     }
 
     /// Stops the service; true if everything ended by itself.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use credd_protocol::node_api::Event;
+use credvend::attest::squeue::made_up;
 use serde_json::Value;
 
 use super::munged::Munged;
@@ -150,18 +151,11 @@ impl Site {
     }
 
     fn squeue_says(&self, jobs: &[[&str; 2]]) {
-        const WIDTHS: [usize; 8] = [12, 16, 12, 24, 129, 256, 129, 24];
-        let row = |values: [&str; 8], nodes: &str| {
-            let padded = values.iter().zip(WIDTHS).map(|(value, width)| format!("{value:width$}"));
-            format!("{}{nodes}\n", padded.collect::<String>())
-        };
-        let heads = ["JOBID", "RESTART_COUNT", "UID", "STATE", "USER", "ACCOUNT", "PARTITION", "SUBMIT_TIME"];
-        let mut answer = row(heads, "NODELIST");
+        let mut answer = made_up::header().into_bytes();
         // Another job, so that the answer is never empty; and two rows say that nothing was cut off between them.
-        answer.push_str(&row(["9", "0", "1009", "RUNNING", "zoe", "genomics", "batch", "2026-03-01T11:00:00"], "n9"));
+        answer.extend(made_up::row(["9", "0", "1009", "RUNNING", "zoe", "genomics", "batch"], "n9"));
         for [job, restart] in jobs {
-            let values = [job, restart, "1001", "RUNNING", "alice", "genomics", "batch", "2026-03-01T11:00:00"];
-            answer.push_str(&row(values, "n[1-2]"));
+            answer.extend(made_up::row([job, restart, "1001", "RUNNING", "alice", "genomics", "batch"], "n[1-2]"));
         }
         std::fs::write(self.path("slurm/answer.new"), answer).unwrap();
         std::fs::rename(self.path("slurm/answer.new"), self.path("slurm/answer")).unwrap();

@@ -214,8 +214,14 @@ impl Watched {
     pub async fn watch(self, server: Arc<Server>) {
         let mut stopping = server.stopping.clone();
         let (mut known, mut round) = (false, 0u32);
-        let mut addresses = vec![];
+        let (mut addresses, mut logged) = (vec![], vec![]);
         loop {
+            // Shown by `status` as it is then; the log has each once.
+            let in_force = (server.admin.in_force)();
+            for warning in in_force.iter().filter(|warning| !logged.contains(*warning)) {
+                tracing::warn!("{warning}");
+            }
+            logged = in_force;
             let warnings = tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 warnings = self.look(&mut known) => warnings,
@@ -241,7 +247,7 @@ impl Watched {
     async fn look(&self, known: &mut bool) -> Vec<String> {
         let mut warnings = Vec::new();
         for (name, cluster) in &self.clusters {
-            warnings.extend(checks::of_slurm(name, cluster).await);
+            warnings.extend(checks::of_slurm(name, cluster).await.findings);
         }
         for (name, socket) in &self.munged {
             warnings.extend(checks::of_munge(name, socket.clone()).await);

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{Error as MigrationError, M, MigrationDefinitionError, Migrations};
 
 use super::errors::explain;
+use crate::disk;
 use crate::store::StoreError;
 
 const FIRST: &str = include_str!("migrations/001-first.sql");
@@ -67,6 +68,9 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 pub(super) fn look(path: &Path) -> Result<usize, StoreError> {
     check_directory(path)?;
     let size = make_or_check(path)?;
+    if let Some(why) = disk::why_not_writable(path) {
+        return Err(StoreError::Broken(format!("{} cannot be written: {why}", path.display())));
+    }
     let connection = open_reader(path)?;
     let seen = own_and_whole(path, &connection, size)
         .and_then(|()| Ok(connection.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))?));

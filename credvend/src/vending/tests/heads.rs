@@ -1,9 +1,11 @@
-use credd_protocol::TokenHash;
 use credd_protocol::seed_api::{OpenSession, SessionStatus};
+use credd_protocol::{SessionId, TokenHash};
+use time::Duration;
 
 use super::world::*;
 use crate::refusal::Refusal;
-use crate::vending::{Head, HeadOpened};
+use crate::store::{Origin, Session};
+use crate::vending::{Head, HeadOpened, Vending};
 
 fn post(id: &str, submitted: &str) -> OpenSession {
     OpenSession {
@@ -231,4 +233,63 @@ async fn a_token_is_good_at_its_cluster_however_the_path_spells_it() {
     let (token, other) = (TokenHash::of(opened.token.expose()), "LAB".parse().unwrap());
     let project = "Climate".parse().unwrap();
     w.vending.credentials_for_token(token, "1300", &other, &project, None, None).await.unwrap();
+}
+
+/// A head's session of `hpc`, as the store of an earlier release has it: without a note.
+async fn open_unnoted(w: &World) {
+    let session = Session {
+        id: SessionId::random(),
+        cluster: "hpc".parse().unwrap(),
+        user: "user1".parse().unwrap(),
+        uid: None,
+        project: "Climate".parse().unwrap(),
+        partition: None,
+        nodes: vec![],
+        origin: Origin::Head { head_session: "7".into(), submitted: "2026".into(), token: TokenHash::of("t") },
+        opened: w.now(),
+        ended: None,
+        status: SessionStatus::Active,
+        why: None,
+    };
+    w.store.open(session).await.unwrap();
+}
+
+#[tokio::test]
+async fn clusters_without_a_heads_session_are_known_to_every_replica() {
+    let w = World::new();
+    let (lab, hpc, replica) = (lab(), "hpc".parse().unwrap(), w.replica());
+    let known = async |vending: &Vending| {
+        (vending.may_have_head_sessions(&lab).await, vending.may_have_head_sessions(&hpc).await)
+    };
+    assert_eq!(known(&w.vending).await, (true, true), "nothing is refused before it is known");
+    w.vending.sweep().await.unwrap();
+    assert_eq!(known(&w.vending).await, (false, false));
+    assert_eq!(known(&replica).await, (false, false));
+    assert!(!w.vending.may_have_head_sessions(&"mars".parse().unwrap()).await);
+    open(&w, "1300", "2026-03-01T00:00:00").await;
+    assert_eq!(known(&w.vending).await, (true, false));
+    assert_eq!(known(&replica).await, (false, false), "the note is read once a second");
+    w.clock.advance(Duration::seconds(1));
+    assert_eq!(known(&replica).await, (true, false));
+    w.vending.set_status_for_head(&head(), "1300", None, SessionStatus::Completed).await.unwrap();
+    let restarted = w.replica();
+    restarted.sweep().await.unwrap();
+    assert_eq!(known(&restarted).await, (true, false), "it stays so");
+}
+
+#[tokio::test]
+async fn a_heads_session_of_an_earlier_release_is_found() {
+    let w = World::new();
+    open_unnoted(&w).await;
+    w.vending.sweep().await.unwrap();
+    assert!(w.vending.may_have_head_sessions(&"hpc".parse().unwrap()).await);
+    assert!(!w.vending.may_have_head_sessions(&lab()).await);
+    // Also where that release was here again after this one had found nothing.
+    let w = World::new();
+    w.vending.sweep().await.unwrap();
+    open_unnoted(&w).await;
+    let restarted = w.replica();
+    assert!(!restarted.may_have_head_sessions(&"hpc".parse().unwrap()).await);
+    restarted.sweep().await.unwrap();
+    assert!(restarted.may_have_head_sessions(&"hpc".parse().unwrap()).await);
 }

@@ -6,6 +6,7 @@ use super::revoking_subjects::order;
 use super::world::*;
 use crate::projects::Unassigned;
 use crate::refusal::Refusal;
+use crate::source::SourceError;
 use crate::store::Subject;
 use crate::vending::Node;
 
@@ -44,10 +45,10 @@ async fn who_is_refused_at_the_door_is_told_once_a_line() {
     }
     let text = warnings(&w);
     assert!(text.contains("cluster x0, x1") && !text.contains("x12"), "{text}");
-    assert!(text.contains("20 requests of nodes proved nothing") && text.contains("another key"), "{text}");
+    assert!(text.contains("20 requests of nodes failed authentication") && text.contains("another key"), "{text}");
     w.slurm.run(7, "alice", "genomics", &["n1"]);
     w.open(7).await;
-    assert!(!warnings(&w).contains("proved nothing"));
+    assert!(!warnings(&w).contains("failed authentication"));
 }
 
 #[tokio::test]
@@ -101,4 +102,38 @@ async fn a_project_is_served_on_its_own_clusters_alone() {
     assert!(w.vending.metrics().text().contains("credvend_projects_without_clusters 2"));
     change(&[], Unassigned::Nowhere);
     assert_eq!(refused(w.credentials("n1", session).await).0, "ProjectElsewhere");
+}
+
+#[tokio::test]
+async fn roles_that_aws_refuses_are_told_until_it_gives_them() {
+    let w = World::new();
+    w.slurm.run(7, "alice", "genomics", &["n1"]);
+    w.slurm.run(8, "bob", "climate", &["n1"]);
+    let (genomics, climate) = (w.open(7).await.session, w.open(8).await.session);
+    let refuses = |why: Option<&str>| {
+        *w.sts.error.lock().unwrap() = why.map(|why| SourceError::Refused(why.into()));
+    };
+    let gauge = |result: &str| {
+        w.vending.look_at_gauges();
+        let begin = format!("credvend_roles{{result=\"{result}\"}} ");
+        let text = w.vending.metrics().text();
+        text.lines().find_map(|line| line.strip_prefix(begin.as_str())?.parse::<u32>().ok())
+    };
+    assert_eq!((gauge("refused"), gauge("ok")), (Some(0), Some(0)));
+    refuses(Some("its trust policy does not name credvend"));
+    w.credentials("n1", genomics).await.unwrap_err();
+    w.credentials("n1", climate).await.unwrap_err();
+    let text = warnings(&w);
+    assert!(text.contains("every role that jobs asked for") && text.contains("its trust policy"), "{text}");
+    assert!(text.contains("default of project genomics") && text.contains("default of project Climate"), "{text}");
+    assert_eq!((gauge("refused"), gauge("ok")), (Some(2), Some(0)));
+    refuses(None);
+    w.clock.advance(Duration::minutes(1));
+    w.credentials("n1", climate).await.unwrap();
+    let text = warnings(&w);
+    assert!(text.contains("1 of 2 roles") && !text.contains("Climate"), "{text}");
+    assert_eq!((gauge("refused"), gauge("ok")), (Some(1), Some(1)));
+    w.clock.advance(Duration::hours(1));
+    assert!(!warnings(&w).contains("refused"), "an old answer is not shown for ever: {}", warnings(&w));
+    assert_eq!((gauge("refused"), gauge("ok")), (Some(0), Some(0)));
 }
