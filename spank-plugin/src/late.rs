@@ -161,7 +161,7 @@ impl Question {
             if word.is_some() || self.claimed.is_some() {
                 return word;
             }
-            obstacle = self.obstacle(&run_dir);
+            obstacle = self.obstacle(&run_dir).ok().flatten();
             obstacle.is_some().then_some(Word::NotYet)
         });
         match word {
@@ -175,8 +175,9 @@ impl Question {
             }
             Some(Word::Refused(why)) => self.by_claim(why),
             Some(Word::NotYet) | None => {
-                let obstacle =
-                    obstacle.or_else(|| self.obstacle(&run_dir)).map_or(String::new(), |why| format!(" ({why})"));
+                let silent = |error: io::Error| Some(format!("credd does not answer: {error}"));
+                let obstacle = obstacle.or_else(|| self.obstacle(&run_dir).unwrap_or_else(silent));
+                let obstacle = obstacle.map_or(String::new(), |why| format!(" ({why})"));
                 let waited = self.start.elapsed().as_millis();
                 self.by_claim(format!(
                     "slurmd ran no prolog for the job on this node, and Slurm's word about it was not there within {waited} ms{obstacle}"
@@ -185,13 +186,13 @@ impl Question {
         }
     }
 
-    /// What stands in the way of Slurm's word, if credd knows. A credd that does not answer may be starting.
-    fn obstacle(&self, run_dir: &RunDir) -> Option<String> {
-        match credd::outcome(run_dir, self.job, Instant::now()) {
-            Ok(Outcome::Opening { reason }) => reason,
-            Ok(Outcome::Refused { reason }) => Some(reason),
-            _ => None,
-        }
+    /// What stands in the way of Slurm's word, if credd knows. An error: credd does not answer, and may be starting.
+    fn obstacle(&self, run_dir: &RunDir) -> io::Result<Option<String>> {
+        Ok(match credd::outcome(run_dir, self.job, Instant::now())? {
+            Outcome::Opening { reason } => reason,
+            Outcome::Refused { reason } => Some(reason),
+            Outcome::Open | Outcome::Unknown => None,
+        })
     }
 
     /// Where Slurm's partition cannot be known, an honest job's environment has it.

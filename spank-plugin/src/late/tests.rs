@@ -257,6 +257,12 @@ fn where_the_claimed_partition_demands_nothing_the_wait_is_short_and_an_obstacle
         assert!(why.contains("(credvend is away)"), "{why}");
         assert_eq!(answers.join().unwrap().len(), 3);
     }
+    // A credd that never answers does not hold it up for longer.
+    let mut silent = lab(long, "debug");
+    let plan = silent.init();
+    let Gate::AskLate(question) = &plan.gate else { panic!("{plan:?}") };
+    let Answer::ByClaim(why) = question.ask() else { panic!("it may start") };
+    assert!(why.contains("credd does not answer"), "{why}");
     // A partition that demands them waits as long as it says, whatever stands in the way.
     let lab = &mut lab(long, "gpu");
     let plan = lab.init();
