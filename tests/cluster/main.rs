@@ -4,6 +4,7 @@
 //! with the reason, on a machine that cannot hold such a cluster.
 #![forbid(unsafe_code)]
 
+mod all_refused;
 mod capitals;
 mod changed;
 mod dead_nodes;

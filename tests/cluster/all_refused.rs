@@ -1,0 +1,176 @@
+//! What refuses every job of a site although its configuration is valid: `credd health`, `credvend status` and
+//! `credvend check-config --online` each say it, and are silent again afterwards.
+
+use testbed::{Cluster, Host, Output, Plan};
+
+use crate::support::{SOON, scontrol, srun};
+
+struct Site {
+    cluster: Cluster,
+}
+
+impl Site {
+    fn head(&self) -> &Host {
+        self.cluster.head()
+    }
+
+    fn etc(&self, name: &str) -> std::path::PathBuf {
+        self.cluster.run_dir().join("etc/credvend").join(name)
+    }
+
+    fn health(&self) -> Output {
+        self.cluster.node("n1").run_as("root", &["credd", "health"])
+    }
+
+    fn status(&self) -> String {
+        self.head().run_as("root", &["credvend", "status"]).stdout
+    }
+
+    fn check(&self) -> Output {
+        let config = self.etc("credvend.toml").display().to_string();
+        self.head().run_with("credvend", &[("CREDVEND_CONFIG", &config)], &["credvend", "check-config", "--online"])
+    }
+
+    fn restart(&self) {
+        self.cluster.credvend().stop().unwrap();
+        self.cluster.credvend().start().unwrap();
+    }
+
+    /// Jobs that come and go, each of which asks for a session and, if it gets one, for credentials.
+    fn jobs(&self, count: usize) {
+        for _ in 0..count {
+            let ask = "curl -s -m 30 -o /dev/null -H \"Authorization: $AWS_CONTAINER_AUTHORIZATION_TOKEN\" \
+                       \"$AWS_CONTAINER_CREDENTIALS_FULL_URI\"; true";
+            srun(&self.cluster, "alice", &[], ask).expect_ok();
+        }
+    }
+
+    #[track_caller]
+    fn told(&self, what: &str, said: impl Fn() -> String, word: &str) {
+        testbed::wait_for(what, SOON, || said().contains(word).then_some(())).unwrap_or_else(|e| {
+            panic!("{e}: {word:?} is not in:\n{}\nhealth: {:?}\nstatus: {}", said(), self.health(), self.status())
+        });
+    }
+
+    #[track_caller]
+    fn health_says(&self, word: &str) {
+        self.told("credd health to say it", || self.health().stdout, word);
+        assert!(!self.health().ok(), "{:?}", self.health());
+    }
+
+    #[track_caller]
+    fn well(&self) {
+        // A refusal is over with the first job that is not refused.
+        self.jobs(1);
+        testbed::wait_for("a well node", SOON, || self.health().ok().then_some(()))
+            .unwrap_or_else(|e| panic!("{e}: {:?}", self.health()));
+    }
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn what_refuses_every_job_is_green_nowhere() {
+    let cluster = Cluster::up(Plan { nodes: 1, ..Plan::default() }).expect("the cluster comes up");
+    let site = Site { cluster };
+    let _logs = site.cluster.logs_on_panic();
+    site.well();
+    let fine = site.status();
+    for word in ["refused", "no projects", "MUNGE", "PrivateData"] {
+        assert!(!fine.contains(word), "{fine}");
+    }
+    no_role_trusts_credvend(&site);
+    no_projects(&site);
+    munged_is_down(&site);
+    jobs_are_private(&site);
+    the_store_is_gone(&site);
+    site.cluster.assert_nodes_healthy();
+}
+
+fn no_role_trusts_credvend(site: &Site) {
+    let path = site.etc("projects.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, good.replace("role/projects/genomics", "role/projects/locked")).unwrap();
+    site.restart();
+    site.jobs(1);
+    site.told("status to say it", || site.status(), "credvend was refused every role that jobs asked for");
+    site.told("status to say why", || site.status(), "trust policy");
+    site.jobs(2);
+    site.health_says("refusals: ");
+    let check = site.check();
+    assert!(check.stdout.contains("service      warning: credvend was refused every role"), "{check:?}");
+    std::fs::write(&path, good).unwrap();
+    site.restart();
+    site.well();
+    assert!(!site.status().contains("refused"), "{}", site.status());
+}
+
+fn no_projects(site: &Site) {
+    let path = site.etc("projects.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, "").unwrap();
+    site.head().run_as("root", &["credvend", "reload"]).expect_ok();
+    assert!(site.status().contains("there are no projects"), "{}", site.status());
+    assert!(site.check().stdout.contains("there are no projects"), "{:?}", site.check());
+    site.jobs(3);
+    site.health_says("refusals: ");
+    site.told("status to say of the jobs", || site.status(), "the last jobs that asked for a session were all refused");
+    std::fs::write(&path, good).unwrap();
+    site.head().run_as("root", &["credvend", "reload"]).expect_ok();
+    site.well();
+}
+
+fn munged_is_down(site: &Site) {
+    let munged = site.head().daemon("munged");
+    munged.stop().unwrap();
+    site.restart();
+    let word = "no node can prove itself by MUNGE here";
+    site.told("status to say it", || site.status(), word);
+    site.health_says("credvend: ");
+    let check = site.check();
+    assert!(!check.ok() && check.stdout.contains(word), "{check:?}");
+    munged.start().unwrap();
+    site.restart();
+    site.well();
+    assert!(!site.status().contains(word), "{}", site.status());
+}
+
+fn jobs_are_private(site: &Site) {
+    let conf = site.cluster.run_dir().join("etc/slurm/slurm.conf");
+    let before = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, format!("{before}PrivateData=jobs\n")).unwrap();
+    scontrol(&site.cluster, "reconfigure");
+    site.restart();
+    let word = "PrivateData=jobs hides";
+    site.told("status to say it", || site.status(), word);
+    let check = site.check();
+    assert!(!check.ok() && check.stdout.contains(word), "{check:?}");
+    site.jobs(1);
+    site.health_says("credvend: ");
+    std::fs::write(&conf, before).unwrap();
+    scontrol(&site.cluster, "reconfigure");
+    site.restart();
+    site.well();
+    assert!(!site.status().contains(word), "{}", site.status());
+}
+
+fn the_store_is_gone(site: &Site) {
+    let names = ["credvend.sqlite", "credvend.sqlite-wal", "credvend.sqlite-shm"];
+    let state = site.cluster.run_dir().join("credvend");
+    let aside = site.cluster.run_dir().join("aside");
+    std::fs::create_dir(&aside).unwrap();
+    let moved = |from: &std::path::Path, to: &std::path::Path| {
+        for name in names {
+            std::fs::rename(from.join(name), to.join(name)).unwrap();
+        }
+    };
+    moved(&state, &aside);
+    let word = "was deleted";
+    site.told("status to say it", || site.status(), word);
+    let check = site.check();
+    assert!(!check.ok() && check.stdout.contains(word), "{check:?}");
+    site.jobs(1);
+    site.health_says("credvend: ");
+    moved(&aside, &state);
+    site.well();
+    assert!(!site.status().contains(word), "{}", site.status());
+}
