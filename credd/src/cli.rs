@@ -1,7 +1,9 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,16 +43,17 @@ enum Command {
     Status(Ask),
     /// Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1
     Health(Ask),
-    /// Print the AWS credentials of one's own job here, as the setting credential_process of AWS profiles takes them
+    /// Print the AWS credentials of one's own job on this node as JSON for `credential_process`
     ///
-    /// For programs and environments that do not reach the job's credentials by themselves: `env -i`, tmux, ssh, editors.
-    /// In ~/.aws/config: `[profile job]` and `credential_process = /usr/sbin/credd credentials`. The kernel says whose
-    /// process this is; no token is needed. Exits with 1 if there are none, with 75 if there are none yet.
+    /// For processes that do not have the job's environment: `env -i`, tmux, ssh, editors. In ~/.aws/config:
+    /// `[profile job]` and `credential_process = /usr/sbin/credd credentials`. It needs no token: the kernel shows whose
+    /// process this is, and on nodes with cgroup v2 of which job. Exits with 1 if there are no credentials, with 75 if
+    /// they are not available yet.
     Credentials(Own),
-    /// Print shell commands that put the AWS credentials of one's own job here into the environment
+    /// Print shell commands that set the AWS credentials of one's own job on this node as environment variables
     ///
-    /// Use it as `eval "$(credd env)"`. The keys expire, after an hour or so; with --endpoint, SDKs ask and renew by
-    /// themselves. Exits with 1 if there are none, with 75 if there are none yet.
+    /// Use it as `eval "$(credd env)"`. The keys expire after about an hour; with --endpoint, SDKs get credentials and renew
+    /// them themselves. Exits with 1 if there are no credentials, with 75 if they are not available yet.
     Env(Env),
     /// Print the node's metrics for Prometheus, as node_exporter's textfile collector takes them
     Metrics(RunDirectory),
@@ -78,7 +81,7 @@ struct Ask {
 
 #[derive(Debug, Args)]
 struct Own {
-    /// The job, by its raw id (squeue -O JobID); needed where one has several on this node and runs this outside of them
+    /// The job, by its raw id (squeue -O JobID); needed outside of a job if several of one's jobs run on this node
     #[arg(long, value_name = "ID")]
     job: Option<JobId>,
     /// The daemon's run directory
@@ -93,7 +96,7 @@ struct Env {
     /// Print AWS_CONTAINER_CREDENTIALS_FULL_URI and a new token instead of keys: they serve until the job ends here
     #[arg(long)]
     endpoint: bool,
-    /// Print a JSON object of the variables; null for one that is to be unset
+    /// Print a JSON object of the variables, with null for one to unset
     #[arg(long)]
     json: bool,
 }
@@ -217,24 +220,25 @@ fn reload(run_dir: &std::path::Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn credentials(own: &Own) -> Result<Zeroizing<String>, NoAnswer> {
+fn credentials(own: &Own) -> Result<Zeroizing<Vec<u8>>, NoAnswer> {
     process::harden().context("cannot harden this process")?;
     own::credentials(&RunDir::new(&own.run_dir), own.job, &getenv)
 }
 
-fn env_of(env: &Env) -> Result<Zeroizing<String>, NoAnswer> {
+fn env_of(env: &Env) -> Result<Zeroizing<Vec<u8>>, NoAnswer> {
     process::harden().context("cannot harden this process")?;
-    let variables = own::variables(&RunDir::new(&env.own.run_dir), env.own.job, env.endpoint, &getenv)?;
+    let kind = if env.endpoint { own::Kind::Endpoint } else { own::Kind::Keys };
+    let variables = own::variables(&RunDir::new(&env.own.run_dir), env.own.job, kind, &getenv)?;
     Ok(if env.json { variables.json() } else { variables.shell() })
 }
 
-fn getenv(name: &str) -> Option<String> {
-    std::env::var(name).ok()
+fn getenv(name: &str) -> Option<Vec<u8>> {
+    std::env::var_os(name).map(OsString::into_vec)
 }
 
-fn print(text: Result<Zeroizing<String>, NoAnswer>) -> ExitCode {
+fn print(text: Result<Zeroizing<Vec<u8>>, NoAnswer>) -> ExitCode {
     let (error, code) = match text {
-        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
+        Ok(text) => match io::stdout().write_all(&text) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (error.to_string(), ExitCode::FAILURE),
         },

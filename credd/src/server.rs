@@ -4,7 +4,7 @@
 //! [`session`], [`vend`] and [`news`] carry out; [`http`], [`users`], [`keeper`] and [`credvend`] are the four faces.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use peer::CgroupId;
 use tokio::io::BufReader;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -99,7 +100,12 @@ struct Load {
     waiting: Cell<usize>,
     /// Only one of its processes at a time is looked for in the cgroups.
     searching: tokio::sync::Mutex<()>,
+    /// Cgroups that were found to be of no job, the latest ones.
+    outside_jobs: RefCell<VecDeque<CgroupId>>,
 }
+
+/// Cgroups of no job that are remembered of one user: one for each ssh session.
+const MAX_OUTSIDE_JOBS: usize = 32;
 
 impl Load {
     fn of(uid: u32) -> Rc<Self> {
@@ -109,7 +115,17 @@ impl Load {
             user_socket: holder(),
             waiting: Cell::default(),
             searching: tokio::sync::Mutex::default(),
+            outside_jobs: RefCell::default(),
         })
+    }
+
+    /// A cgroup is of no job. The oldest one that is remembered makes room.
+    fn note_outside_jobs(&self, cgroup: CgroupId) {
+        let mut outside = self.outside_jobs.borrow_mut();
+        if outside.len() >= MAX_OUTSIDE_JOBS {
+            outside.pop_front();
+        }
+        outside.push_back(cgroup);
     }
 }
 

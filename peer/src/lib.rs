@@ -15,7 +15,7 @@ mod tcp;
 mod unix;
 mod wire;
 
-pub use job_cgroup::{CgroupId, JobCgroups, JobName, Seen, Verdict};
+pub use job_cgroup::{CgroupId, JobCgroups, JobDirectory, JobName, Seen, Verdict};
 pub use tcp::{Owner, PeerError, TcpPeers};
 pub use unix::{Creds, unix_peer};
 pub use wire::{State, Tcp};

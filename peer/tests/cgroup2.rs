@@ -9,43 +9,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use peer::{CgroupId, JobCgroups, JobName, Owner, Seen, TcpPeers, Verdict};
+use testbed::slurm_scope::{SlurmScope, own_mounts};
 
 const NOBODY: u32 = 65534;
 const NOT_HERE: &str = "mounts a cgroup v2 hierarchy: run this test as root on a kernel that has one";
 
-/// A hierarchy of the calling thread's own mount namespace, and a scope for a node's jobs in it. The directories are the
-/// whole machine's, so each test has a slice and a node of its own.
+/// A scope for a node's jobs. Each test has one of its own.
 struct Hierarchy {
-    _mounted_on: tempfile::TempDir,
-    root: PathBuf,
-    slice: PathBuf,
+    scope: SlurmScope,
     node: String,
+    _mounted_on: tempfile::TempDir,
 }
 
 impl Hierarchy {
     fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("peertest{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let node = format!("peertest{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let mounted_on = tempfile::tempdir().unwrap();
-        let root = mounted_on.path().join("cgroup");
-        fs::create_dir(&root).unwrap();
-        unshare(CloneFlags::CLONE_NEWNS).expect(NOT_HERE);
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        mount(Some("none"), &root, Some("cgroup2"), MsFlags::empty(), None::<&str>).expect(NOT_HERE);
-        let slice = root.join(format!("{name}.slice"));
-        fs::create_dir(&slice).unwrap();
-        fs::create_dir(slice.join(format!("{name}_slurmstepd.scope"))).unwrap();
-        Hierarchy { _mounted_on: mounted_on, root, slice, node: name }
+        own_mounts().expect(NOT_HERE);
+        let scope = SlurmScope::new(mounted_on.path(), &node).expect(NOT_HERE);
+        Hierarchy { scope, node, _mounted_on: mounted_on }
     }
 
     /// Makes a cgroup below the scope.
     fn make(&self, path: &str) -> PathBuf {
-        let path = self.slice.join(format!("{}_slurmstepd.scope", self.node)).join(path);
-        fs::create_dir_all(&path).unwrap();
-        path
+        self.scope.make(path).unwrap()
     }
 
     fn verdict(&self, owner: Owner, job: u32, sluid: Option<&str>) -> Verdict {
@@ -53,27 +42,7 @@ impl Hierarchy {
     }
 
     fn cgroups(&self) -> JobCgroups {
-        JobCgroups::at(self.root.clone(), 0)
-    }
-}
-
-impl Drop for Hierarchy {
-    fn drop(&mut self) {
-        fn remove(dir: &Path) {
-            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    remove(&entry.path());
-                }
-            }
-            // Processes that were killed a moment ago may still be in it.
-            for _ in 0..1000 {
-                if fs::remove_dir(dir).is_ok() {
-                    break;
-                }
-                std::thread::yield_now();
-            }
-        }
-        remove(&self.slice);
+        JobCgroups::at(self.scope.root().to_owned(), 0)
     }
 }
 
@@ -136,7 +105,7 @@ fn a_users_socket_tells_the_job_it_was_made_in_and_no_other() {
     let nine = owner(&listener);
     assert_eq!(machine.verdict(nine, 9, Some("s4HP2WQ8ZK1RT0")), Verdict::Inside);
     assert_eq!(machine.verdict(nine, 7, None), Verdict::Outside);
-    let _client = Client::new(&machine.root, address, NOBODY, ":");
+    let _client = Client::new(machine.scope.outside(), address, NOBODY, ":");
     assert_eq!(machine.verdict(owner(&listener), 7, None), Verdict::Outside, "a process outside of all jobs");
 }
 
@@ -204,4 +173,60 @@ fn a_users_own_directories_make_no_job_but_may_lie_below_one() {
     own(&pretended);
     let _client = Client::new(&pretended, address, NOBODY, ":");
     assert_eq!(machine.verdict(owner(&listener), 9, None), Verdict::Outside);
+}
+
+#[test]
+#[cfg_attr(not(has_cgroup2), ignore = "mounts a cgroup v2 hierarchy: run this test as root on a kernel that has one")]
+fn a_new_step_of_one_of_many_jobs_is_found_whichever_job_began_last() {
+    let machine = Hierarchy::new();
+    let task = |job: u32, step: u32| {
+        machine.make(&format!("job_{job}/step_{step}/slurm"));
+        let task = machine.make(&format!("job_{job}/step_{step}/user/task_0"));
+        CgroupId(fs::metadata(task).unwrap().ino())
+    };
+    let cgroups = machine.cgroups();
+    let named = |job| JobName { node: &machine.node, job, sluid: None };
+    let mut jobs: Vec<(u32, Seen)> = (1..=30).map(|job| (job, Seen::default())).collect();
+    let likely = |id, jobs: &mut Vec<(u32, Seen)>| {
+        let mut all: Vec<_> = jobs.iter_mut().map(|(job, seen)| (named(*job), seen)).collect();
+        cgroups.likely(id, &mut all).map(|at| jobs[at].0)
+    };
+    let first: Vec<_> = (1..=30).map(|job| task(job, 0)).collect();
+    for job in [30, 4, 17] {
+        assert_eq!(likely(first[job - 1], &mut jobs), Some(job as u32), "by the numbers of the jobs alone");
+    }
+    // Whatever is not found is searched in all of them, which are known then.
+    assert_eq!(likely(CgroupId(u64::MAX), &mut jobs), None);
+    for (job, seen) in &mut jobs {
+        assert_eq!(cgroups.made_in(Some(CgroupId(u64::MAX)), named(*job), seen), Verdict::Outside);
+    }
+    for (step, job) in [17, 3, 29, 1, 17, 30].into_iter().enumerate() {
+        assert_eq!(likely(task(job, step as u32 + 1), &mut jobs), Some(job));
+    }
+    // One step ends and the next one begins: the number of steps stays.
+    fs::remove_dir(machine.make("job_3/step_2/user/task_0")).unwrap();
+    for dir in ["job_3/step_2/user", "job_3/step_2/slurm", "job_3/step_2"] {
+        fs::remove_dir(machine.make(dir)).unwrap();
+    }
+    assert_eq!(likely(task(3, 9), &mut jobs), Some(3));
+    assert_eq!(likely(task(31, 0), &mut jobs), None, "a job of which nothing is known");
+}
+
+#[test]
+#[cfg_attr(not(has_cgroup2), ignore = "mounts a cgroup v2 hierarchy: run this test as root on a kernel that has one")]
+fn a_socket_of_another_job_and_one_of_no_job_are_told_apart() {
+    let machine = Hierarchy::new();
+    machine.make("job_7/step_0/user/task_0");
+    let nine = machine.make("job_9/step_0/user/task_0");
+    let (listener, address) = listener();
+    let cgroups = machine.cgroups();
+    let seven = JobName { node: &machine.node, job: 7, sluid: None };
+    let others = cgroups.other_jobs(&machine.node, &[seven]).unwrap();
+    assert_eq!(others.iter().map(|job| job.job()).collect::<Vec<_>>(), [Some(9)]);
+    for (cgroup, verdict) in [(nine.as_path(), Verdict::Inside), (machine.scope.outside(), Verdict::Outside)] {
+        let _client = Client::new(cgroup, address, NOBODY, ":");
+        let owner = owner(&listener);
+        let found = cgroups.made_in_directory(owner.cgroup, &machine.node, &others[0], &mut Seen::default());
+        assert_eq!((found, machine.verdict(owner, 7, None)), (verdict, Verdict::Outside));
+    }
 }

@@ -11,6 +11,7 @@
 //! | [`causes`] | why something failed, in one sentence |
 //! | [`claim`] | `credd` → `credvend`: what a node signs with MUNGE |
 //! | [`node_api`] | `credd` ↔ `credvend` |
+//! | [`no_proxy`] | plugin, `credd env` → the clients of a job: no proxy between them and `credd` |
 //! | [`own_api`] | `credd credentials`, `credd env` → `credd`, over the jobs' endpoint |
 //! | [`seed_api`] | head node ↔ `credvend`: the wire format of the first version |
 //!
@@ -27,6 +28,7 @@ pub mod fixtures;
 pub mod ids;
 pub mod late;
 pub mod local;
+pub mod no_proxy;
 pub mod node_api;
 pub mod own_api;
 pub mod printable;

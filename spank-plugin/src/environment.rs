@@ -1,7 +1,6 @@
 //! The variables by which every AWS SDK finds its container credentials, and what must not be inherited of them.
 
 mod additions;
-mod no_proxy;
 pub mod other_identities;
 
 use additions::Additions;
@@ -103,7 +102,7 @@ fn offer(
     if let Some(region) = region {
         set_region(&mut additions, region)?;
     }
-    no_proxy::bypass(&mut additions)?;
+    additions.bypass_proxies()?;
     additions.note()
 }
 

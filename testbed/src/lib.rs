@@ -76,6 +76,7 @@ pub mod previous_release;
 pub mod shell;
 pub mod slurm_daemons;
 pub mod slurm_files;
+pub mod slurm_scope;
 pub mod soak;
 pub mod software;
 pub mod users;

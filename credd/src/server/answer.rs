@@ -103,8 +103,6 @@ pub enum Denial {
         /// Why.
         why: NoOwnJob,
     },
-    /// The run has as many tokens as it may have.
-    TooManyTokens(JobId),
 }
 
 impl Denial {
@@ -146,7 +144,6 @@ impl Denial {
             Denial::RecordsUnread(_) => "RecordsUnread",
             Denial::Crowded(_) => "TooManyRequests",
             Denial::NoOwnJob { why, .. } => why.code(),
-            Denial::TooManyTokens(_) => "TooManyTokens",
         }
     }
 
@@ -243,10 +240,6 @@ impl Denial {
                 "X-Credd-Job and X-Credd-Job-Hint hold one job's raw id, as squeue -O JobID shows it.".to_owned()
             }
             Denial::NoOwnJob { uid, why } => why.message(*uid),
-            Denial::TooManyTokens(job) => format!(
-                "Job {job} has as many tokens on this node as it may have. Make one for all of the job's processes, in its \
-                 script, or use credd env without --endpoint, or credd credentials."
-            ),
             Denial::Crowded(job) => format!(
                 "Too many requests of job {job}'s user wait for credentials on this node; let the job's processes ask \
                  less often or share what they get."

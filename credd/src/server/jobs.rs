@@ -19,8 +19,11 @@ const REMEMBERED_ENDS: usize = 1024;
 
 /// Tokens of other nodes that one run remembers. A launcher forwards the first node's; beyond, the oldest is forgotten.
 const MAX_FOREIGN: usize = 8;
-/// Tokens that one run may have besides its own.
-const MAX_MINTED: usize = 64;
+/// Tokens that one run may have besides its own, so that each process of a large node may ask for one. Beyond, the oldest
+/// is forgotten.
+const MAX_MINTED: usize = 1024;
+/// The same of all runs of one user, for the sake of memory: some hundred bytes each.
+const MAX_MINTED_OF_USER: usize = 4096;
 
 /// A credvend that opens sessions and then does not know them is broken.
 const MAX_REOPENS: u32 = 3;
@@ -56,8 +59,8 @@ pub struct Run {
     pub cgroups: RefCell<Seen>,
     /// Tokens that are no job's here, and with which a process came that is this job's by the kernel's word.
     foreign: RefCell<VecDeque<TokenHash>>,
-    /// Tokens minted for it here.
-    minted: RefCell<Vec<TokenHash>>,
+    /// Tokens minted for it here, the oldest first.
+    minted: RefCell<VecDeque<TokenHash>>,
 }
 
 impl Run {
@@ -216,17 +219,30 @@ impl Jobs {
         Some(run)
     }
 
-    /// One more token for a running run, which dies with it. `false` if it has too many.
+    /// One more token for a running run, which dies with it. The oldest one makes room where the run or its user has too
+    /// many. `false` if the run is over.
     pub fn add_token(&mut self, run: &RunId, token: TokenHash) -> bool {
-        let Some(run) = self.runs.get(run).filter(|run| !run.ended()) else { return false };
-        let mut minted = run.minted.borrow_mut();
-        if minted.len() >= MAX_MINTED {
-            return false;
-        }
-        minted.push(token);
-        drop(minted);
-        self.by_token.insert(token, run.clone());
+        let Some(run) = self.runs.get(run).filter(|run| !run.ended()).cloned() else { return false };
+        self.make_room(&run);
+        run.minted.borrow_mut().push_back(token);
+        self.by_token.insert(token, run);
         true
+    }
+
+    /// Forgets a minted token if there is no room for one more: of this run, or of that one of the user's runs which has
+    /// the most.
+    fn make_room(&mut self, run: &Rc<Run>) {
+        let minted = |run: &Rc<Run>| run.minted.borrow().len();
+        let from = if minted(run) >= MAX_MINTED {
+            Some(run)
+        } else if self.of_user(run.job.uid).map(minted).sum::<usize>() >= MAX_MINTED_OF_USER {
+            self.of_user(run.job.uid).max_by_key(|run| minted(run))
+        } else {
+            None
+        };
+        if let Some(oldest) = from.and_then(|from| from.minted.borrow_mut().pop_front()) {
+            self.by_token.remove(&oldest);
+        }
     }
 
     /// Whether a job of this user runs here.
@@ -338,19 +354,46 @@ mod tests {
         assert_eq!(jobs.ended_lately(&credd_protocol::JobToken::mint().unwrap().hash()), None);
     }
 
+    fn mint(jobs: &mut Jobs, run: &RunId, many: usize) -> Vec<TokenHash> {
+        let tokens: Vec<_> = (0..many).map(|_| JobToken::mint().unwrap().hash()).collect();
+        assert!(tokens.iter().all(|token| jobs.add_token(run, *token)));
+        tokens
+    }
+
     #[test]
-    fn minted_tokens_are_few_and_die_with_the_run() {
+    fn the_oldest_minted_token_makes_room_and_all_die_with_the_run() {
         let mut jobs = Jobs::default();
-        let (job, _) = fixture::job(7, 1001);
+        let (job, own) = fixture::job(7, 1001);
         jobs.found(job.clone());
-        let tokens: Vec<_> = (0..MAX_MINTED).map(|_| JobToken::mint().unwrap().hash()).collect();
-        assert!(tokens.iter().all(|token| jobs.add_token(&job.run, *token)));
-        assert!(!jobs.add_token(&job.run, JobToken::mint().unwrap().hash()));
-        assert!(tokens.iter().all(|token| jobs.by_token(token).is_some_and(|run| run.job.job == job.job)));
+        let tokens = mint(&mut jobs, &job.run, MAX_MINTED + 2);
+        let known = |jobs: &Jobs, token| jobs.by_token(token).is_some_and(|run| run.job.job == job.job);
+        assert!(!known(&jobs, &tokens[0]) && !known(&jobs, &tokens[1]), "the oldest two are forgotten");
+        assert!(tokens[2..].iter().all(|token| known(&jobs, token)) && known(&jobs, &own.hash()));
+        assert_eq!(jobs.by_token.len(), MAX_MINTED + 1);
         jobs.end(&job.run);
         assert!(tokens.iter().all(|token| jobs.by_token(token).is_none()));
         assert!(!jobs.add_token(&job.run, tokens[0]), "the run is over");
         assert!(jobs.by_token.is_empty());
+    }
+
+    #[test]
+    fn one_users_minted_tokens_are_bounded_and_cost_no_other_user_any() {
+        let mut jobs = Jobs::default();
+        let (other, _) = fixture::job(99, 1002);
+        jobs.found(other.clone());
+        let others = mint(&mut jobs, &other.run, 3);
+        let runs = (MAX_MINTED_OF_USER / MAX_MINTED + 2) as u32;
+        let mut last = Vec::new();
+        for id in 1..=runs {
+            let (job, _) = fixture::job(id, 1001);
+            jobs.found(job.clone());
+            last = mint(&mut jobs, &job.run, MAX_MINTED / 2);
+            last.extend(mint(&mut jobs, &job.run, MAX_MINTED / 2));
+        }
+        assert_eq!(jobs.by_token.len(), MAX_MINTED_OF_USER + runs as usize + 1 + others.len());
+        assert!(others.iter().all(|token| jobs.by_token(token).is_some()));
+        let newest = last.last().unwrap();
+        assert!(jobs.by_token(newest).is_some(), "the newest one is there");
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Request<'_> {
         let run = match proof::job_of(self.server, self.caller, self.load, &runs, deadline).await {
             Err(proof::Crowded) => return Err(Denial::Crowded(job)),
             Ok(Proof::Job(run)) => run,
-            Ok(Proof::NoneOfThese) => return Err(Denial::OutsideJob(job)),
+            Ok(Proof::NoneOfThese | Proof::Unclear) => return Err(Denial::OutsideJob(job)),
             Ok(Proof::UidOnly) if allowed == ProofOfJob::Cgroup => return unproven(Unproven::NoCgroups),
             Ok(Proof::UidOnly) => match runs.as_slice() {
                 [only] => only.clone(),

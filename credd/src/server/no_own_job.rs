@@ -1,75 +1,105 @@
-//! Why a request without a token got nothing: what `credd credentials` and `credd env` print.
+//! Why a request without a token is refused: the message that `credd credentials` and `credd env` print.
 
 use credd_protocol::{JobId, Uid};
+use peer::JobDirectory;
 
-/// So many of a user's jobs are named.
-const NAMED: usize = 16;
+/// Limit of the jobs that a message lists.
+const MAX_LISTED: usize = 16;
 
 /// The way out for a process in a user namespace, which has the job's environment but not its user's uid outside.
 pub const ROOTLESS: &str = "In a rootless container, whose users have other uids outside, run it as yourself: podman run \
      --userns=keep-id --user $(id -u).";
 
-/// See the module.
+/// The reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoOwnJob {
-    /// This node wants a token from everybody.
+    /// The node accepts no request without a token.
     Off,
-    /// The node wants the cgroup to prove the job, and it does not.
+    /// The node requires the cgroup as proof of the job, and the process is in no job, or the node has no cgroup v2.
     NotProven,
-    /// The kernel says that the process is of another job than the one that it names.
+    /// The process belongs to another job than the one it names.
     InAnother {
-        /// The named one.
+        /// The job it names.
         asked: JobId,
-        /// Its own.
+        /// Its own job.
         own: JobId,
     },
-    /// No job of the user is here.
+    /// The process belongs to a job that has no credentials here.
+    InJobWithout {
+        /// That job, as a phrase.
+        own: String,
+        /// The user's jobs that have credentials here.
+        others: Vec<JobId>,
+    },
+    /// There are too many cgroups to find the process's job.
+    Unclear,
+    /// The user has no job here.
     None,
-    /// Not the one that is meant.
+    /// The meant job is not here.
     NotHere {
-        /// The meant one.
+        /// The meant job.
         job: JobId,
         /// The caller named it; otherwise its environment did.
         named: bool,
         /// The user's jobs here.
         others: Vec<JobId>,
     },
-    /// The user has several here, and nothing says which one is meant.
+    /// The user has several jobs here, and nothing says which one is meant.
     Several(Vec<JobId>),
     /// Too many requests of the user wait.
     Crowded,
 }
 
 impl NoOwnJob {
-    /// The word for programs.
+    /// The process belongs to the job with this directory.
+    pub fn in_job_without(job: &JobDirectory, others: Vec<JobId>) -> Self {
+        let own = match (job.job(), job.sluid()) {
+            (Some(id), _) => format!("job {id}"),
+            (None, Some(sluid)) => format!("the job with the SLUID {sluid}"),
+            (None, None) => "another job".to_owned(),
+        };
+        NoOwnJob::InJobWithout { own, others }
+    }
+
+    /// The error code.
     pub fn code(&self) -> &'static str {
         match self {
             NoOwnJob::Off => "TokenWanted",
-            NoOwnJob::NotProven => "OutsideJob",
-            NoOwnJob::InAnother { .. } => "OtherJob",
+            NoOwnJob::NotProven | NoOwnJob::Unclear => "OutsideJob",
+            NoOwnJob::InAnother { .. } | NoOwnJob::InJobWithout { .. } => "OtherJob",
             NoOwnJob::None | NoOwnJob::NotHere { .. } => "NoJob",
             NoOwnJob::Several(_) => "SeveralJobs",
             NoOwnJob::Crowded => "TooManyRequests",
         }
     }
 
-    /// The sentence for people.
+    /// The message.
     pub fn message(&self, uid: Uid) -> String {
         match self {
             NoOwnJob::Off => {
-                "This node gives credentials only to requests with the job's token (http.without-token in \
-                 credd.toml). Use the job's environment as it was: AWS_CONTAINER_CREDENTIALS_FULL_URI and \
-                 AWS_CONTAINER_AUTHORIZATION_TOKEN."
+                "This node gives credentials only to requests with the job's token (http.without-token in credd.toml). Set \
+                 AWS_CONTAINER_CREDENTIALS_FULL_URI and AWS_CONTAINER_AUTHORIZATION_TOKEN to the values that they had at \
+                 the start of the job."
                     .to_owned()
             }
             NoOwnJob::NotProven => format!(
-                "The kernel does not show that this process (uid {uid}) belongs to a job with credentials on this node, and \
-                 the node wants it shown (http.without-token in credd.toml). Run it within a step of the job: srun \
+                "The kernel does not show that this process (uid {uid}) belongs to a job with credentials on this node, \
+                 and this node requires it (http.without-token in credd.toml). Run it within a step of the job: srun \
                  --overlap --jobid=ID."
             ),
             NoOwnJob::InAnother { asked, own } => format!(
                 "This process belongs to job {own}, so it does not get the credentials of job {asked}. Run it within that \
                  job: srun --overlap --jobid={asked}."
+            ),
+            NoOwnJob::InJobWithout { own, others } => format!(
+                "This process belongs to {own}, which has no AWS credentials on this node: it was submitted with \
+                 --aws=off, its partition offers none, or it has ended. It does not get the credentials of another job. To \
+                 use those of another job of yours on this node ({}), run it within that job: srun --overlap --jobid=ID.",
+                list(others)
+            ),
+            NoOwnJob::Unclear => format!(
+                "There are so many cgroups on this node that credd cannot tell to which job this process (uid {uid}) \
+                 belongs. Run it within a step of the job: srun --overlap --jobid=ID."
             ),
             NoOwnJob::None => format!(
                 "No job of uid {uid} with AWS credentials runs on this node. Run this on a node of the job; if the job does \
@@ -103,8 +133,8 @@ fn of_environment(named: bool) -> &'static str {
 }
 
 fn list(jobs: &[JobId]) -> String {
-    let mut names: Vec<String> = jobs.iter().take(NAMED).map(ToString::to_string).collect();
-    if jobs.len() > NAMED {
+    let mut names: Vec<String> = jobs.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    if jobs.len() > MAX_LISTED {
         names.push("…".to_owned());
     }
     names.join(", ")

@@ -1,10 +1,11 @@
-//! Requests without a token: `credd credentials` and `credd env`, for programs that cannot ask by themselves and processes
-//! whose environment was cleaned (see [`credd_protocol::own_api`]).
+//! Requests without a token: `credd credentials` and `credd env`, for programs that cannot use the endpoint themselves and
+//! for processes whose environment was cleaned (see [`credd_protocol::own_api`]).
 //!
-//! The kernel says whose process it is, and, on nodes where Slurm keeps its jobs in cgroup v2 directories, of which job.
-//! Where it does not say the job, the uid is all there is: then the user's only job here is meant, or the one that the
-//! caller names. A user's jobs are not defended against each other by that, since they could read each other's
-//! environment; a site for which the uid is not enough says so (`http.without-token`).
+//! The kernel shows whose process it is and, on nodes where Slurm keeps its jobs in cgroup v2 directories, in which job.
+//! A process in a job gets that job's credentials or none. A process outside of all jobs, such as an ssh session, and
+//! every process on a node without cgroup v2, gets those of the user's only job here, or of the job that it names. This
+//! rule does not protect a user's jobs from each other, since they can read each other's environment; a site that wants
+//! more proof than the uid sets `http.without-token`.
 
 use std::rc::Rc;
 
@@ -17,15 +18,15 @@ use super::answer::Denial;
 use super::gate::{Own, Wanted};
 use super::jobs::Run;
 use super::no_own_job::NoOwnJob;
-use super::proof::{self, Proof};
+use super::proof::{self, Elsewhere, Proof};
 use super::settings::ProofOfJob;
 use super::whois::Caller;
 use super::{Counted, Load, Server, vend};
 
-/// The answer to a request whose head is in order.
+/// The answer to a request whose head is valid.
 ///
 /// # Errors
-/// What to tell the process.
+/// Why the process gets nothing.
 pub async fn answer(
     server: &Rc<Server>,
     caller: &Result<Caller, String>,
@@ -40,20 +41,20 @@ pub async fn answer(
     }
 }
 
-/// [`credd_protocol::own_api::OwnCredentials`] around the document as it lies in the cache.
+/// [`credd_protocol::own_api::OwnCredentials`] around the document from the cache.
 fn with_job(run: &Run, document: &[u8]) -> Bytes {
     let job = run.job.job;
     let region = run.job.options.region.as_ref().map(|region| format!("\"region\":\"{region}\",")).unwrap_or_default();
     [format!("{{\"job\":{job},{region}\"credentials\":").as_bytes(), document, b"}"].concat().into()
 }
 
-/// A new token for the run, of which nothing but the hash is kept.
+/// A new token for the run. Only its hash is kept.
 fn token(server: &Server, run: &Run) -> Result<Bytes, Denial> {
     let job = &run.job;
     let not_now = |reason: String| Denial::NotNow { job: job.job, reason };
-    let token = JobToken::mint().map_err(|error| not_now(format!("the kernel gave no random bytes ({error}).")))?;
+    let token = JobToken::mint().map_err(|error| not_now(format!("the kernel returned no random bytes ({error}).")))?;
     if !server.jobs.borrow_mut().add_token(&job.run, token.hash()) {
-        return Err(Denial::TooManyTokens(job.job));
+        return Err(Denial::JobEnded(job.job));
     }
     let uri =
         endpoint::full_uri(server.hosts.port(), job.job, &job.cluster, job.account.as_ref(), &job.user, &job.node);
@@ -61,7 +62,7 @@ fn token(server: &Server, run: &Run) -> Result<Bytes, Denial> {
     Ok(serde_json::to_vec(&answer).expect("plain values").into())
 }
 
-/// The one of the caller's own runs that it is of, or that it means.
+/// The run whose credentials the caller gets: the one it belongs to, or one of its user's runs that it means.
 async fn run_of(server: &Rc<Server>, caller: &Caller, load: &Load, own: Own) -> Result<Rc<Run>, Denial> {
     let policy = server.settings.get().without_token;
     let refused = |why| Denial::NoOwnJob { uid: caller.uid, why };
@@ -73,26 +74,34 @@ async fn run_of(server: &Rc<Server>, caller: &Caller, load: &Load, own: Own) -> 
     };
     let deadline = Instant::now() + server.settings.get().newcomer_patience;
     let runs = runs(server, caller, own, deadline).await?;
-    let proof = match proof::job_of(server, caller, load, &runs, deadline).await {
-        Ok(proof) => proof,
-        Err(proof::Crowded) => return Err(refused(NoOwnJob::Crowded)),
-    };
-    let run = match proof {
+    if runs.is_empty() {
+        return Err(refused(choose(&runs, own).err().unwrap_or(NoOwnJob::None)));
+    }
+    let crowded = |_: proof::Crowded| refused(NoOwnJob::Crowded);
+    let run = match proof::job_of(server, caller, load, &runs, deadline).await.map_err(crowded)? {
         Proof::Job(run) => match own.job {
             Some(asked) if !means(&run, asked) => return Err(refused(NoOwnJob::InAnother { asked, own: run.job.job })),
             _ => run,
         },
-        _ if policy == ProofOfJob::Cgroup => return Err(refused(NoOwnJob::NotProven)),
-        Proof::NoneOfThese | Proof::UidOnly => choose(&runs, own).map_err(refused)?,
+        Proof::Unclear => return Err(refused(NoOwnJob::Unclear)),
+        Proof::UidOnly if policy == ProofOfJob::Cgroup => return Err(refused(NoOwnJob::NotProven)),
+        Proof::UidOnly => choose(&runs, own).map_err(refused)?,
+        Proof::NoneOfThese => match proof::elsewhere(server, caller, load, &runs, deadline).await.map_err(crowded)? {
+            Elsewhere::Job(job) => return Err(refused(NoOwnJob::in_job_without(&job, ids(&runs)))),
+            Elsewhere::Unclear => return Err(refused(NoOwnJob::Unclear)),
+            Elsewhere::NoJob if policy == ProofOfJob::Cgroup => return Err(refused(NoOwnJob::NotProven)),
+            Elsewhere::NoJob => choose(&runs, own).map_err(refused)?,
+        },
     };
+    // The search may have taken a while.
     if run.ended() {
         return Err(Denial::JobEnded(run.job.job));
     }
     Ok(run)
 }
 
-/// The user's runs. The record of a job that has just begun may not have been read: if the one that is meant is not
-/// there, the keeper looks once more.
+/// The user's runs. If the request means a job that is not among them, the supervisor is asked to look for its record
+/// first: the job may have just started.
 async fn runs(server: &Server, caller: &Caller, own: Own, deadline: Instant) -> Result<Vec<Rc<Run>>, Denial> {
     let of_user = || server.jobs.borrow().of_user(caller.uid).cloned().collect::<Vec<_>>();
     let mut runs = of_user();
@@ -109,30 +118,29 @@ async fn runs(server: &Server, caller: &Caller, own: Own, deadline: Instant) -> 
     Ok(runs)
 }
 
-/// A component of a heterogeneous job is meant by its leader's id, too: that is its `SLURM_JOB_ID`.
+/// Whether a job id means this run. The leader's id means each component of a heterogeneous job, since it is their
+/// `SLURM_JOB_ID`.
 fn means(run: &Run, job: JobId) -> bool {
     run.job.job == job || run.job.het_leader == Some(job)
 }
 
-/// By the caller's own word, which chooses among its user's runs and reaches no other.
+fn ids<'a>(runs: impl IntoIterator<Item = &'a Rc<Run>>) -> Vec<JobId> {
+    let mut ids: Vec<JobId> = runs.into_iter().map(|run| run.job.job).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Chooses among the user's runs the one that the caller names, or the only one.
 fn choose(runs: &[Rc<Run>], own: Own) -> Result<Rc<Run>, NoOwnJob> {
-    let ids = |runs: &[&Rc<Run>]| {
-        let mut ids: Vec<JobId> = runs.iter().map(|run| run.job.job).collect();
-        ids.sort_unstable();
-        ids
-    };
-    let all: Vec<&Rc<Run>> = runs.iter().collect();
-    let (among, meant) = match own.job.or(own.hint) {
-        Some(job) => (all.iter().copied().filter(|run| means(run, job)).collect(), Some(job)),
-        None => (all.clone(), None),
-    };
+    let meant = own.job.or(own.hint);
+    let among: Vec<&Rc<Run>> = runs.iter().filter(|run| meant.is_none_or(|job| means(run, job))).collect();
     match (among.as_slice(), meant) {
         ([only], _) => Ok((*only).clone()),
-        ([], Some(job)) => Err(NoOwnJob::NotHere { job, named: own.job.is_some(), others: ids(&all) }),
+        ([], Some(job)) => Err(NoOwnJob::NotHere { job, named: own.job.is_some(), others: ids(runs) }),
         ([], None) => Err(NoOwnJob::None),
         (several, job) => match several.iter().find(|run| Some(run.job.job) == job) {
             Some(leader) => Ok((*leader).clone()),
-            None => Err(NoOwnJob::Several(ids(several))),
+            None => Err(NoOwnJob::Several(ids(several.iter().copied()))),
         },
     }
 }

@@ -1,10 +1,11 @@
 //! Who is on the other end of a connection: the kernel's word, behind a trait so that tests can say it.
 
+use std::cell::RefMut;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use credd_protocol::Uid;
-use peer::{CgroupId, JobCgroups, JobName, Seen, TcpPeers, Verdict};
+use credd_protocol::{NodeName, Uid};
+use peer::{CgroupId, JobCgroups, JobDirectory, JobName, Seen, TcpPeers, Verdict};
 
 use crate::control::Job;
 
@@ -39,9 +40,22 @@ pub trait WhoIs {
         Verdict::NotTracked
     }
 
-    /// The ids of these jobs' own cgroups, where they have one.
-    fn cgroups_of(&self, jobs: &[&Job]) -> Vec<Option<CgroupId>> {
-        vec![None; jobs.len()]
+    /// Which of these jobs the caller's socket was made in, where that is found quickly: its place in the list.
+    fn likely(&self, caller: &Caller, jobs: &mut [(&Job, RefMut<'_, Seen>)]) -> Option<usize> {
+        let _ = (caller, jobs);
+        None
+    }
+
+    /// The directories of other jobs than these on the node; `None` if they cannot be listed.
+    fn other_jobs(&self, node: &NodeName, known: &[&Job]) -> Option<Vec<JobDirectory>> {
+        let _ = (node, known);
+        Some(Vec::new())
+    }
+
+    /// Whether the caller's socket was made below this directory. `seen` is for this question alone.
+    fn made_in_other(&self, caller: &Caller, node: &NodeName, job: &JobDirectory, seen: &mut Seen) -> Verdict {
+        let _ = (caller, node, job, seen);
+        Verdict::Outside
     }
 }
 
@@ -79,8 +93,17 @@ impl WhoIs for Kernel {
         self.cgroups.made_in(caller.cgroup, name(job), seen)
     }
 
-    fn cgroups_of(&self, jobs: &[&Job]) -> Vec<Option<CgroupId>> {
-        self.cgroups.of_jobs(&jobs.iter().map(|job| name(job)).collect::<Vec<_>>())
+    fn likely(&self, caller: &Caller, jobs: &mut [(&Job, RefMut<'_, Seen>)]) -> Option<usize> {
+        let mut jobs: Vec<_> = jobs.iter_mut().map(|(job, seen)| (name(job), &mut **seen)).collect();
+        self.cgroups.likely(caller.cgroup?, &mut jobs)
+    }
+
+    fn other_jobs(&self, node: &NodeName, known: &[&Job]) -> Option<Vec<JobDirectory>> {
+        self.cgroups.other_jobs(node.as_str(), &known.iter().map(|job| name(job)).collect::<Vec<_>>())
+    }
+
+    fn made_in_other(&self, caller: &Caller, node: &NodeName, job: &JobDirectory, seen: &mut Seen) -> Verdict {
+        self.cgroups.made_in_directory(caller.cgroup, node.as_str(), job, seen)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the plugin adds to variables that belong to the user: they keep no sign of it themselves, so a variable of its own
 //! lists the additions. With it a nested submission can take away exactly those, and leave what the user has set.
 
+use credd_protocol::no_proxy::{self, Change};
 use slurm_spank::{Environment, Error};
 
-use super::{METADATA_DISABLED, REGIONS, no_proxy};
+use super::{METADATA_DISABLED, REGIONS};
 
 /// The list: `NAME=VALUE` for a variable that was set as a whole, `NAME+=TEXT` for one that got a text at its end, with
 /// spaces between them. No such value or text holds a space.
@@ -39,8 +40,22 @@ impl<'a> Additions<'a> {
         Ok(())
     }
 
+    /// Makes every client ask 127.0.0.1 itself: see [`no_proxy`].
+    pub(super) fn bypass_proxies(&mut self) -> Result<(), Error> {
+        let [upper, lower] = no_proxy::NAMES.map(|name| self.env.get(name));
+        let changes = no_proxy::bypass([upper.as_deref(), lower.as_deref()]);
+        for (name, change) in no_proxy::NAMES.into_iter().zip(changes) {
+            match change {
+                Change::Keep => {}
+                Change::Set(value) => self.set(name, value)?,
+                Change::Extend { list, with } => self.append(name, list, with)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a text at the end of a variable's value, or of the value it is to begin with.
-    pub(super) fn append(&mut self, name: &str, to: &[u8], text: &[u8]) -> Result<(), Error> {
+    fn append(&mut self, name: &str, to: &[u8], text: &[u8]) -> Result<(), Error> {
         self.env.set(name, &[to, text].concat())?;
         if !text.is_empty() {
             self.list(name, b"+=", text);

@@ -1,0 +1,129 @@
+//! To which of a user's jobs a socket's cgroup belongs, found with a few reads however many jobs there are.
+//!
+//! The kernel numbers cgroups in the order in which they are made, and slurmstepd makes the directories of a step's tasks
+//! right after the step's own. So a task's step is most likely the one with the greatest number below the task's, among
+//! the steps of all jobs. Those are remembered; a look at a job's directory, without reading it, tells whether a step
+//! began or ended since. What is said here is certain where it names a job; otherwise the whole search has to decide.
+
+use std::collections::BinaryHeap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{fstat, fstatat};
+
+use super::search::{self, Directory, Seen, Version, directories_in, tasks_in};
+use super::{CgroupId, JobCgroups, JobName};
+
+/// Directories that are read, beside those of the jobs in which a step began.
+const MAX_READ: usize = 6;
+/// Jobs whose directories are read because steps began in them.
+const MAX_CHANGED: usize = 8;
+/// Jobs that are looked at.
+const MAX_JOBS: usize = 256;
+
+/// A directory in which to look next: its number, and the job's place in the list.
+type Candidate = (u64, usize, Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// A job whose steps are not known.
+    Job,
+    Step,
+}
+
+impl JobCgroups {
+    /// Which of these jobs, all of one node, a socket of this cgroup was made in; `None` if that is not found quickly: then
+    /// [`JobCgroups::made_in`] has to say it of each.
+    pub fn likely(&self, socket: CgroupId, jobs: &mut [(JobName<'_>, &mut Seen)]) -> Option<usize> {
+        let (root, node) = (self.root.as_ref()?, jobs.first()?.0.node);
+        let scopes = self.scopes(root, node);
+        // Several slices with a scope for this node are an oddity that the whole search takes care of.
+        let [scope] = scopes.as_slice() else { return None };
+        let mut candidates = BinaryHeap::new();
+        let mut changed = 0;
+        for (at, (name, seen)) in jobs.iter_mut().enumerate().take(MAX_JOBS) {
+            let known = seen.directory.as_ref().map(|known| known.version);
+            let Some(now) = look(scope, name, seen) else { continue };
+            let is_new = known.is_none_or(|known| known.inode != now.inode);
+            if is_new || (known != Some(now) && changed == MAX_CHANGED) {
+                candidates.extend((now.inode <= socket.0).then_some((now.inode, at, Kind::Job)));
+                continue;
+            }
+            if known != Some(now) {
+                changed += 1;
+                if self.is_in_new_step(scope, name, socket.0, seen) {
+                    return Some(at);
+                }
+            }
+            candidates.extend(newest_step(seen, socket.0).map(|step| (step, at, Kind::Step)));
+        }
+        self.look_through(scope, socket.0, jobs, candidates)
+    }
+
+    /// Whether it is in the job's newest step before it, of a job that has other steps than before.
+    fn is_in_new_step(&self, scope: &OwnedFd, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
+        let newest = seen.steps.last_key_value().map_or(0, |(inode, _)| *inode);
+        self.read_job(scope, job, id, seen)
+            || newest_step(seen, id).is_some_and(|step| step > newest && is_in_step(scope, step, id, seen))
+    }
+
+    /// Looks in those with the greatest numbers first.
+    fn look_through(
+        &self,
+        scope: &OwnedFd,
+        id: u64,
+        jobs: &mut [(JobName<'_>, &mut Seen)],
+        mut candidates: BinaryHeap<Candidate>,
+    ) -> Option<usize> {
+        for _ in 0..MAX_READ {
+            let (number, at, kind) = candidates.pop()?;
+            let (name, seen) = &mut jobs[at];
+            let found = match kind {
+                Kind::Job => self.read_job(scope, name, id, seen),
+                Kind::Step => is_in_step(scope, number, id, seen),
+            };
+            if found {
+                return Some(at);
+            }
+            let below = if kind == Kind::Job { id } else { number };
+            candidates.extend(newest_step(seen, below).map(|step| (step, at, Kind::Step)));
+        }
+        None
+    }
+
+    /// Reads which steps the job has; whether `id` is one of them, or the job's own.
+    fn read_job(&self, scope: &OwnedFd, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
+        seen.trim();
+        seen.steps.clear();
+        seen.directory = None;
+        let named = |name: String| search::open(scope, Path::new(&name)).ok().map(|dir| (name, dir));
+        let Some((name, dir)) = job.directories().find_map(named) else { return false };
+        // As it is before it is read: what comes later counts as a change.
+        let Some(stat) = fstat(&dir).ok().filter(|_| self.is_trusted(&dir)) else { return false };
+        let Ok(steps) = directories_in(dir) else { return false };
+        let found = seen.take(&steps, id);
+        seen.note_steps(&steps);
+        seen.directory = Some(Directory { name, version: Version::of(&stat) });
+        found || (stat.st_ino == id && seen.cgroups.insert(id))
+    }
+}
+
+/// The job's directory as it is now.
+fn look(scope: &OwnedFd, job: &JobName<'_>, seen: &Seen) -> Option<Version> {
+    let named = |name: &str| fstatat(scope, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat));
+    let known = seen.directory.as_ref().and_then(|known| named(&known.name));
+    known.or_else(|| job.directories().find_map(|name| named(&name)))
+}
+
+/// The step that was made last before a cgroup.
+fn newest_step(seen: &Seen, before: u64) -> Option<u64> {
+    seen.steps.range(..before).next_back().map(|(inode, _)| *inode)
+}
+
+/// Whether a cgroup is among the tasks of a step.
+fn is_in_step(scope: &OwnedFd, step: u64, id: u64, seen: &mut Seen) -> bool {
+    let (Some(job), Some(step)) = (&seen.directory, seen.steps.get(&step)) else { return false };
+    let path = Path::new(&job.name).join(step);
+    tasks_in(scope, &path).is_ok_and(|tasks| seen.take(&tasks, id))
+}
