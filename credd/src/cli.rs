@@ -43,7 +43,7 @@ enum Command {
     Status(Ask),
     /// Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1
     Health(Ask),
-    /// Print the AWS credentials of one's own job on this node as JSON for `credential_process`
+    /// Print the AWS credentials of one's own job on this node as JSON for credential_process
     ///
     /// For processes that do not have the job's environment: `env -i`, tmux, ssh, editors. In ~/.aws/config:
     /// `[profile job]` and `credential_process = /usr/sbin/credd credentials`. It needs no token: the kernel shows whose
@@ -81,7 +81,7 @@ struct Ask {
 
 #[derive(Debug, Args)]
 struct Own {
-    /// The job, by its raw id (squeue -O JobID); needed outside of a job if several of one's jobs run on this node
+    /// The job, by its raw id (squeue -O JobID); needed outside of a job if several jobs of the user run on this node
     #[arg(long, value_name = "ID")]
     job: Option<JobId>,
     /// The daemon's run directory

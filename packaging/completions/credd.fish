@@ -31,8 +31,8 @@ complete -c credd -n "__fish_credd_needs_command" -f -a "check-config" -d 'Check
 complete -c credd -n "__fish_credd_needs_command" -f -a "reload" -d 'Have the running credd read its configuration again; exits with 1 if the new one is not in force'
 complete -c credd -n "__fish_credd_needs_command" -f -a "status" -d 'Show the jobs on this node: all to root, one\'s own to others'
 complete -c credd -n "__fish_credd_needs_command" -f -a "health" -d 'Show whether credd serves jobs and reaches credvend; exits with 0 if so, else with 1'
-complete -c credd -n "__fish_credd_needs_command" -f -a "credentials" -d 'Print the AWS credentials of one\'s own job here, as the setting credential_process of AWS profiles takes them'
-complete -c credd -n "__fish_credd_needs_command" -f -a "env" -d 'Print shell commands that put the AWS credentials of one\'s own job here into the environment'
+complete -c credd -n "__fish_credd_needs_command" -f -a "credentials" -d 'Print the AWS credentials of one\'s own job on this node as JSON for credential_process'
+complete -c credd -n "__fish_credd_needs_command" -f -a "env" -d 'Print shell commands that set the AWS credentials of one\'s own job on this node as environment variables'
 complete -c credd -n "__fish_credd_needs_command" -f -a "metrics" -d 'Print the node\'s metrics for Prometheus, as node_exporter\'s textfile collector takes them'
 complete -c credd -n "__fish_credd_using_subcommand run" -l config -d 'The configuration' -r -F
 complete -c credd -n "__fish_credd_using_subcommand run" -s h -l help -d 'Print help'
@@ -46,13 +46,13 @@ complete -c credd -n "__fish_credd_using_subcommand status" -s h -l help -d 'Pri
 complete -c credd -n "__fish_credd_using_subcommand health" -l run-dir -d 'The daemon\'s run directory' -r -F
 complete -c credd -n "__fish_credd_using_subcommand health" -l json -d 'Print JSON'
 complete -c credd -n "__fish_credd_using_subcommand health" -s h -l help -d 'Print help'
-complete -c credd -n "__fish_credd_using_subcommand credentials" -l job -d 'The job, by its raw id (squeue -O JobID); needed where one has several on this node and runs this outside of them' -r
+complete -c credd -n "__fish_credd_using_subcommand credentials" -l job -d 'The job, by its raw id (squeue -O JobID); needed outside of a job if several jobs of the user run on this node' -r
 complete -c credd -n "__fish_credd_using_subcommand credentials" -l run-dir -d 'The daemon\'s run directory' -r -F
 complete -c credd -n "__fish_credd_using_subcommand credentials" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c credd -n "__fish_credd_using_subcommand env" -l job -d 'The job, by its raw id (squeue -O JobID); needed where one has several on this node and runs this outside of them' -r
+complete -c credd -n "__fish_credd_using_subcommand env" -l job -d 'The job, by its raw id (squeue -O JobID); needed outside of a job if several jobs of the user run on this node' -r
 complete -c credd -n "__fish_credd_using_subcommand env" -l run-dir -d 'The daemon\'s run directory' -r -F
 complete -c credd -n "__fish_credd_using_subcommand env" -l endpoint -d 'Print AWS_CONTAINER_CREDENTIALS_FULL_URI and a new token instead of keys: they serve until the job ends here'
-complete -c credd -n "__fish_credd_using_subcommand env" -l json -d 'Print a JSON object of the variables; null for one that is to be unset'
+complete -c credd -n "__fish_credd_using_subcommand env" -l json -d 'Print a JSON object of the variables, with null for one to unset'
 complete -c credd -n "__fish_credd_using_subcommand env" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c credd -n "__fish_credd_using_subcommand metrics" -l run-dir -d 'The daemon\'s run directory' -r -F
 complete -c credd -n "__fish_credd_using_subcommand metrics" -s h -l help -d 'Print help'
