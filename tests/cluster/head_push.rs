@@ -11,7 +11,7 @@ use serde_json::Value;
 use testbed::ours::HEAD_SECRET;
 use testbed::{Cluster, Partition, Plan, wait_for};
 
-use crate::support::{Answer, SOON, admin, curl};
+use crate::support::{Answer, SOON, admin, curl, whoami};
 
 /// `deadline-seconds` of the hooks.
 const DEADLINE: u64 = 3;
@@ -177,6 +177,64 @@ fn the_head_opens_a_session_and_completes_it() {
     let after = site.get("alice", &uri, &token);
     assert_eq!((after.status, &after.json()["code"]), (403, &"SessionEnded".into()), "{after:?}");
     assert_eq!(site.told(job, "AWS_CONTAINER_AUTHORIZATION_TOKEN"), None, "the epilog leaves no token behind");
+    cluster.assert_nodes_healthy();
+}
+
+/// A process that is killed when the test ends.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The admin guide's commands for the node proxy of the original IAM Credentials API: the one that starts it, and those that a
+/// job's environment needs.
+fn guides_proxy_commands() -> (&'static str, String) {
+    let guide = include_str!("../../docs/admin-guide.md");
+    let block =
+        guide.split("```\n").find(|block| block.contains("localhost_proxy.py --hostname")).expect("the guide has it");
+    let (start, environment) = block.split_once('\n').unwrap();
+    (start, environment.to_owned())
+}
+
+/// On a host without a credd, in a time zone far east of UTC.
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn the_original_apis_node_proxy_works_as_the_guide_starts_it() {
+    let site = site();
+    let cluster = &site.cluster;
+    let job = site.submit("alice");
+    site.wait_running("alice", job);
+    site.wait_hook("prolog", job);
+    let token = site.told(job, "AWS_CONTAINER_AUTHORIZATION_TOKEN").unwrap();
+    let uri = site.told(job, "LOCALHOST_AWS_CONTAINER_CREDENTIALS_FULL_URI").unwrap();
+
+    let (start, environment) = guides_proxy_commands();
+    let (host, alice) = (cluster.head(), cluster.as_user("alice"));
+    alice.write_file("localhost_proxy.py", include_str!("node_proxy.py")).unwrap();
+    let start = start.replace("credvend.example.org:8443", &format!("head:{}", testbed::ours::CREDVEND_PORT));
+    assert!(start.contains("--hostname head:"), "{start}");
+    let log = site.dir.join("proxy.log");
+    fs::write(&log, "").unwrap();
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).unwrap();
+    let line = format!("export TZ=XST-9; cd; exec env {start} >>{} 2>&1", log.display());
+    let _proxy = Killed(host.start_as("alice", &["bash", "-c", &line]).unwrap());
+    host.wait_tcp(9999, SOON).unwrap_or_else(|e| panic!("{e}: {}", site.file("proxy.log")));
+
+    let environment = environment.replace("/sessions/1300/", &format!("/sessions/{job}/"));
+    let environment = environment.replace("TOKEN=...", &format!("TOKEN={token}"));
+    assert!(environment.contains(&format!("FULL_URI={uri}\n")), "the guide's URL is the answer's: {environment}");
+    for answered in ["asked\n", "asked\ncached\n"] {
+        let me = alice.run(&["bash", "-c", &format!("{environment}\n{}", whoami(cluster))]);
+        assert_eq!(me.expect_ok().trim(), format!("arn:aws:sts::123456789012:assumed-role/genomics/lab-alice-{job}"));
+        let said: String =
+            site.file("proxy.log").lines().filter(|l| !l.contains(' ')).map(|l| format!("{l}\n")).collect();
+        assert_eq!(said, answered, "{}", site.file("proxy.log"));
+    }
+    site.release("alice", job);
     cluster.assert_nodes_healthy();
 }
 

@@ -21,6 +21,7 @@ mod lazy_prolog;
 mod lifecycle;
 mod lying_node;
 mod mpi;
+mod names;
 mod outages;
 mod own;
 mod revocation;
