@@ -48,6 +48,8 @@ pub struct JobCgroups {
     owner: u32,
     /// Slurm's scopes for a node, as they were found last.
     scopes: Mutex<(String, Scopes)>,
+    /// Counts jobs' directories that are kept open.
+    held: Arc<()>,
 }
 
 /// Open: a way to them costs more than what is looked up below them.
@@ -90,12 +92,17 @@ impl JobCgroups {
     /// Of this machine: where the mount table has a cgroup v2 hierarchy.
     pub fn new() -> Self {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        JobCgroups { root: table.lines().find_map(cgroup2_mount), owner: 0, scopes: Mutex::default() }
+        JobCgroups {
+            root: table.lines().find_map(cgroup2_mount),
+            owner: 0,
+            scopes: Mutex::default(),
+            held: Arc::default(),
+        }
     }
 
     /// Of a hierarchy at `root` whose trusted directories belong to `owner`.
     pub fn at(root: PathBuf, owner: u32) -> Self {
-        JobCgroups { root: Some(root), owner, scopes: Mutex::default() }
+        JobCgroups { root: Some(root), owner, scopes: Mutex::default(), held: Arc::default() }
     }
 
     /// Where the hierarchy is mounted, if it is: what [`JobCgroups::made_in`] must be able to list.

@@ -209,6 +209,11 @@ fn a_new_step_of_one_of_many_jobs_is_found_whichever_job_began_last() {
         fs::remove_dir(machine.make(dir)).unwrap();
     }
     assert_eq!(likely(task(3, 9), &mut jobs), Some(3));
+    // A job's directory goes with its last step, also while it is kept open here, and comes with the next one.
+    for dir in ["step_0/user/task_0", "step_0/user", "step_0/slurm", "step_0", ""] {
+        fs::remove_dir(machine.make(&format!("job_4/{dir}"))).unwrap();
+    }
+    assert_eq!(likely(task(4, 1), &mut jobs), Some(4));
     assert_eq!(likely(task(31, 0), &mut jobs), None, "a job of which nothing is known");
 }
 

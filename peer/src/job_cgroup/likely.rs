@@ -8,17 +8,20 @@
 use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
-use nix::fcntl::AtFlags;
-use nix::sys::stat::{fstat, fstatat};
+use nix::fcntl::{AtFlags, openat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 
-use super::search::{self, Directory, Seen, Version, directories_in, tasks_in};
+use super::search::{self, Directory, Held, OPEN, Seen, Version, directories_in, tasks_in};
 use super::{CgroupId, JobCgroups, JobName};
 
 /// Directories that are read, beside those of the jobs in which a step began.
 const MAX_READ: usize = 6;
 /// Jobs whose directories are read because steps began in them.
 const MAX_CHANGED: usize = 8;
+/// Jobs' directories that are kept open, of all users.
+const MAX_HELD: usize = 512;
 /// Jobs that are looked at.
 const MAX_JOBS: usize = 256;
 
@@ -40,11 +43,23 @@ impl JobCgroups {
         let scopes = self.scopes(root, node);
         // Several slices with a scope for this node are an oddity that the whole search takes care of.
         let [scope] = scopes.as_slice() else { return None };
+        self.look_for(scope, socket, jobs).or_else(|| {
+            // A directory that is kept open may be one that was removed and made anew.
+            let stale = |seen: &&mut Seen| seen.directory.as_ref().is_some_and(|known| is_stale(scope, known));
+            let mut any = false;
+            for (_, seen) in jobs.iter_mut().take(MAX_JOBS).filter(|(_, seen)| stale(seen)) {
+                (any, seen.directory) = (true, None);
+            }
+            any.then(|| self.look_for(scope, socket, jobs)).flatten()
+        })
+    }
+
+    fn look_for(&self, scope: &OwnedFd, socket: CgroupId, jobs: &mut [(JobName<'_>, &mut Seen)]) -> Option<usize> {
         let mut candidates = BinaryHeap::new();
         let mut changed = 0;
         for (at, (name, seen)) in jobs.iter_mut().enumerate().take(MAX_JOBS) {
             let known = seen.directory.as_ref().map(|known| known.version);
-            let Some(now) = look(scope, name, seen) else { continue };
+            let Some(now) = self.look(scope, name, seen) else { continue };
             let is_new = known.is_none_or(|known| known.inode != now.inode);
             if is_new || (known != Some(now) && changed == MAX_CHANGED) {
                 candidates.extend((now.inode <= socket.0).then_some((now.inode, at, Kind::Job)));
@@ -104,16 +119,35 @@ impl JobCgroups {
         let Ok(steps) = directories_in(dir) else { return false };
         let found = seen.take(&steps, id);
         seen.note_steps(&steps);
-        seen.directory = Some(Directory { name, version: Version::of(&stat) });
+        seen.directory = Some(Directory { name, version: Version::of(&stat), held: None });
         found || (stat.st_ino == id && seen.cgroups.insert(id))
+    }
+
+    /// The job's directory as it is now, or as it was when it was removed.
+    fn look(&self, scope: &OwnedFd, job: &JobName<'_>, seen: &mut Seen) -> Option<Version> {
+        let Some(known) = &mut seen.directory else {
+            return job.directories().find_map(|name| version(scope, &name));
+        };
+        if let Some(held) = &known.held {
+            return fstat(&held.fd).ok().map(|stat| Version::of(&stat));
+        }
+        let now = version(scope, &known.name);
+        if now == Some(known.version) && Arc::strong_count(&self.held) <= MAX_HELD {
+            let fd = openat(scope, known.name.as_str(), OPEN, Mode::empty()).ok();
+            let same = fd.filter(|fd| fstat(fd).is_ok_and(|stat| Version::of(&stat).inode == known.version.inode));
+            known.held = same.map(|fd| Held { fd, _counted: self.held.clone() });
+        }
+        now.or_else(|| job.directories().find_map(|name| version(scope, &name)))
     }
 }
 
-/// The job's directory as it is now.
-fn look(scope: &OwnedFd, job: &JobName<'_>, seen: &Seen) -> Option<Version> {
-    let named = |name: &str| fstatat(scope, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat));
-    let known = seen.directory.as_ref().and_then(|known| named(&known.name));
-    known.or_else(|| job.directories().find_map(|name| named(&name)))
+fn version(scope: &OwnedFd, name: &str) -> Option<Version> {
+    fstatat(scope, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat))
+}
+
+/// Whether the job's directory was removed.
+fn is_stale(scope: &OwnedFd, known: &Directory) -> bool {
+    version(scope, &known.name).is_none_or(|now| now.inode != known.version.inode)
 }
 
 /// The step that was made last before a cgroup.

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
@@ -46,6 +47,15 @@ pub struct Seen {
 pub(super) struct Directory {
     pub name: String,
     pub version: Version,
+    /// A look at it through this costs a third of one by its name.
+    pub held: Option<Held>,
+}
+
+/// An open directory, counted.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub fd: OwnedFd,
+    pub _counted: Arc<()>,
 }
 
 /// What changes when a directory is made or removed in another one.
@@ -137,7 +147,7 @@ pub(super) fn search(name: &str, top: Dir, id: u64, seen: &mut Seen) -> Progress
     };
     if search.read == 0 {
         // As it is before it is read: what comes later counts as a change.
-        seen.directory = Some(Directory { name: name.to_owned(), version: Version::of(&own) });
+        seen.directory = Some(Directory { name: name.to_owned(), version: Version::of(&own), held: None });
         seen.steps.clear();
     }
     let progress = search.go_on(top, &root, seen);
