@@ -1,7 +1,8 @@
 //! A manual page of a configuration file, read for tests: every option with its table and its default.
 //!
 //! Such a page has a `.SS` for each table, named as in the file (`[http]`, `[[cluster]]`, or `Top level`), and in it a `.TP`
-//! with the option in bold for each option. An entry ends in `Default: …` or has `Required.` in it.
+//! with the option in bold for each option. An entry has `Default: …` or `Required.` in it. What is not in an older release
+//! says so (`Not in 0.1.0.`), and stands in CHANGELOG.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,8 +44,13 @@ pub fn entries(page: &str) -> Vec<Entry> {
             new = false;
         }
     }
+    let changelog = include_str!("../../CHANGELOG.md");
     for entry in &mut entries {
         entry.text = entry.text.trim().replace(" .", ".").replace(" ,", ",");
+        // `key` or `table.key`.
+        let listed = changelog.contains(&format!("`{}`", entry.key)) || changelog.contains(&format!(".{}`", entry.key));
+        let new = entry.text.contains("Not in 0.1.0");
+        assert!(!new || listed, "CHANGELOG.md does not have the new option {}", entry.key);
         let said = entry.text.contains("Default: ") || entry.text.contains("Required.");
         assert!(said, "the page has no default of {} {}", entry.table, entry.key);
     }
