@@ -18,6 +18,9 @@ use crate::wrk::{self, Done, Load};
 const SECRET: &str = "bench-head-secret-0123456789abcdef0123456789";
 const CALLERS: [usize; 3] = [1, 16, 64];
 const ROUNDS: usize = 3;
+/// All callers come from one address. A quarter of this are for those who prove nothing but a session's token, as the GETs
+/// do, and an eighth may be made anew each second: far more than the callers of any round.
+const CONNECTIONS: u32 = 4096;
 /// Durable pairs a second, whoever asks at the same time.
 pub const PAIRS: f64 = 2000.0;
 /// For so many seconds sessions are opened for the GETs of one round, and for so many they are asked for, each once: so
@@ -140,12 +143,13 @@ pub fn start_with(name: &str, store: &str) -> Result<Service> {
         "credvend.toml",
         &format!(
             "listen = [\"127.0.0.1:{port}\"]\nstate-dir = {state:?}\nadmin-socket = {admin:?}\nprojects = {projects:?}\n\
-             [tls]\nnames = [\"localhost\"]\n[store]\n{store}\
+             [tls]\nnames = [\"localhost\"]\n[limits]\nmax-connections-per-address = {connections}\n[store]\n{store}\
              [sts]\nrate = 10000\nburst = 10000\n\
              [aws]\nregion = \"us-east-1\"\nsts-endpoint = \"http://{aws}\"\niam-endpoint = \"http://{aws}\"\n\
              [[cluster]]\nname = \"bench\"\nattest = \"head\"\nhead-secret-file = {secret:?}\n\
              [log]\nfilter = \"warn\"\n",
             admin = dir.join("admin.sock"),
+            connections = CONNECTIONS,
         ),
     )?;
     let log = dir.join("credvend.log");

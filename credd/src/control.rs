@@ -3,6 +3,7 @@
 //! The keeper never reads a byte that a job wrote; the server is never given a job's token (it sees what jobs
 //! send), a MUNGE key or root's uid.
 
+use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::late::SlurmFacts;
 use credd_protocol::local::{Health, JobStatus};
 use credd_protocol::record::JobOptions;
@@ -121,6 +122,11 @@ pub enum ToServer {
         /// Which run.
         run: RunId,
     },
+    /// What an earlier server process said by [`ToKeeper::Ticket`].
+    Ticket {
+        /// For the next handshakes.
+        ticket: HandshakeTicket,
+    },
     /// All records that were there at start have been sent.
     Scanned,
     /// The answer to [`ToKeeper::Sign`].
@@ -160,6 +166,11 @@ pub enum ToServer {
 pub enum ToKeeper {
     /// The listeners are being served.
     Ready,
+    /// credvend's word by which this node's handshakes are known: keep it for the next server process, and the next credd.
+    Ticket {
+        /// For the next handshakes.
+        ticket: HandshakeTicket,
+    },
     /// The answer to [`ToServer::Ping`].
     Here {
         /// Of the question.

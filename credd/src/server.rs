@@ -301,6 +301,7 @@ impl Server {
             ToServer::Report { id } => {
                 self.keeper.tell(ToKeeper::Report { id, health: self.health(), jobs: self.jobs_of(None) });
             }
+            ToServer::Ticket { ticket } => self.credvend.show(ticket),
             // Of the loop that reads these.
             ToServer::Stop | ToServer::Configure { .. } => {}
         }

@@ -12,7 +12,7 @@
 //! | [`audit`], [`metrics`] | what is put on record, and what is counted |
 //! | [`refusal`] | every way to say no |
 //! | [`events`] | what nodes are told at once |
-//! | [`rates`] | how often each address may do something |
+//! | [`rates`] | how often each address or node may do something |
 //! | [`checks`], [`disk`] | what would refuse every job although the configuration is valid |
 #![forbid(unsafe_code)]
 

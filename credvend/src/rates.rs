@@ -1,28 +1,32 @@
-//! A rate limit for each address: a bounded table of token buckets.
+//! A rate limit for each address, or for each node: a bounded table of token buckets.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Maximum number of addresses with a bucket of their own. The largest Slurm clusters have fewer nodes. Further addresses
-/// share one bucket, so that a flood from many addresses cannot fill the memory.
-const MAX_ADDRESSES: usize = 65_536;
+/// Maximum number of buckets. The largest Slurm clusters have fewer nodes. Further addresses share one bucket, so that a
+/// flood from many addresses cannot fill the memory.
+const MAX_BUCKETS: usize = 65_536;
 
 /// Minimum interval between two searches for full buckets, which can be removed.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 
 /// A rate limit for each address.
-pub struct AddressRates {
+pub type AddressRates = Rates<IpAddr>;
+
+/// A rate limit for each `K`.
+pub struct Rates<K> {
     per_second: f64,
     burst: f64,
     most: usize,
-    state: Mutex<State>,
+    state: Mutex<State<K>>,
 }
 
-struct State {
-    buckets: HashMap<IpAddr, Bucket>,
-    /// The bucket of all addresses that have none in the full table.
+struct State<K> {
+    buckets: HashMap<K, Bucket>,
+    /// The bucket of all that have none in the full table.
     others: Option<Bucket>,
     forgot: Option<Instant>,
 }
@@ -33,15 +37,15 @@ struct Bucket {
     at: Instant,
 }
 
-impl AddressRates {
-    /// Allows each address `per_second` operations a second, and `burst` at once after a pause.
+impl<K: Eq + Hash> Rates<K> {
+    /// Allows each `per_second` operations a second, and `burst` at once after a pause.
     pub fn new(per_second: u32, burst: u32) -> Self {
-        Self::bounded(per_second, burst, MAX_ADDRESSES)
+        Self::bounded(per_second, burst, MAX_BUCKETS)
     }
 
     fn bounded(per_second: u32, burst: u32, most: usize) -> Self {
         let state = State { buckets: HashMap::new(), others: None, forgot: None };
-        AddressRates {
+        Rates {
             per_second: f64::from(per_second.max(1)),
             burst: f64::from(burst.max(1)),
             most,
@@ -49,20 +53,20 @@ impl AddressRates {
         }
     }
 
-    /// Takes a token from the address's bucket.
+    /// Takes a token from the bucket of `of`.
     ///
     /// # Errors
     /// The bucket is empty: how long until it has a token again.
-    pub fn take(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+    pub fn take(&self, of: K, now: Instant) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let full = Bucket { left: self.burst, at: now };
-        if !state.buckets.contains_key(&address) && state.buckets.len() >= self.most {
+        if !state.buckets.contains_key(&of) && state.buckets.len() >= self.most {
             self.forget_full(&mut state, now);
         }
         let room = state.buckets.len() < self.most;
-        let bucket = match state.buckets.get_mut(&address) {
+        let bucket = match state.buckets.get_mut(&of) {
             Some(bucket) => bucket,
-            None if room => state.buckets.entry(address).or_insert(full),
+            None if room => state.buckets.entry(of).or_insert(full),
             None => state.others.get_or_insert(full),
         };
         bucket.left = self.filled(bucket, now);
@@ -79,8 +83,8 @@ impl AddressRates {
         (bucket.left + since * self.per_second).min(self.burst)
     }
 
-    /// Removes full buckets: an address without a bucket begins with a full one.
-    fn forget_full(&self, state: &mut State, now: Instant) {
+    /// Removes full buckets: whoever has no bucket begins with a full one.
+    fn forget_full(&self, state: &mut State<K>, now: Instant) {
         if state.forgot.is_some_and(|at| now.saturating_duration_since(at) < FORGET_EVERY) {
             return;
         }

@@ -7,6 +7,7 @@
 //! | [`socket`] | a connection whose other end must read |
 //! | [`admin_socket`] | the administrators' own |
 //! | [`tls`] | the certificate: given, or made at first start and pinned |
+//! | [`tickets`] | by which a node's handshakes are known from others of its address |
 //! | [`route`] | method and path → [`route::Verb`] |
 //! | [`browser`] | requests that a browser may have been made to send |
 //! | [`principal`] | headers and certificate → [`principal::Principal`] |
@@ -20,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::node_api::MAX_BODY_BYTES;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
@@ -30,10 +32,11 @@ use tokio::sync::watch;
 use crate::audit::{Event, Refused};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
-use crate::vending::Vending;
+use crate::vending::{Node, Vending};
 use answer::Reply;
 use principal::{Authenticator, Principal};
 use route::Verb;
+use tickets::Tickets;
 
 pub mod admin;
 pub mod admin_socket;
@@ -52,6 +55,7 @@ pub mod route;
 pub mod seed;
 pub mod socket;
 pub mod stream;
+pub mod tickets;
 pub mod tls;
 pub mod visible_group;
 
@@ -71,6 +75,8 @@ pub enum Connection {
         fingerprint: Arc<str>,
         /// The host names in that certificate.
         names: Arc<[String]>,
+        /// For the nodes that prove themselves on it.
+        tickets: Tickets,
     },
     /// Plain HTTP on a loopback address.
     Plain {
@@ -85,6 +91,12 @@ pub enum Connection {
 }
 
 impl Connection {
+    /// What lets this node's next handshakes be known for its own.
+    fn ticket(&self, node: &Node) -> Option<HandshakeTicket> {
+        let Connection::Tls { peer, tickets, .. } = self else { return None };
+        tickets.of(&node.cluster, &node.name, peer.ip())
+    }
+
     /// The other end, if it has an address.
     pub fn peer(&self) -> Option<SocketAddr> {
         match self {
@@ -254,7 +266,10 @@ impl Server {
                 self.node_credentials(&node, session, body).await
             }
             (Verb::NodeLeave { session }, Principal::Node(node)) => self.node_leave(&node, session, body).await,
-            (Verb::NodeStream { known }, Principal::Node(node)) => self.node_stream(node, known).await,
+            (Verb::NodeStream { known }, Principal::Node(node)) => {
+                let ticket = connection.ticket(&node);
+                Ok(self.node_stream(node, known).await?.with_ticket(ticket))
+            }
             (Verb::NodeHeard, Principal::Node(node)) => self.node_heard(&node, body).await,
             (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb, body).await,
             (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),

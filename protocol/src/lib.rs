@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`record`] | plugin → `credd`, as files on the node's tmpfs |
 //! | [`late`] | plugin → `credd`, likewise, where the job's start left no record |
+//! | [`handshake_ticket`] | `credvend` → `credd` → `credvend`: which TLS handshakes are a node's own |
 //! | [`local`] | plugin, `credd status` → `credd`, over the node's Unix sockets |
 //! | [`endpoint`] | plugin → SDK → `credd`: the URL a job finds in its environment |
 //! | [`credentials`] | `credd` → SDK: the container-credentials document and its errors |
@@ -25,6 +26,7 @@ pub mod credentials;
 pub mod endpoint;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+pub mod handshake_ticket;
 pub mod ids;
 pub mod late;
 pub mod local;

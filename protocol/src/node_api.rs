@@ -9,6 +9,9 @@
 //! | GET | [`STREAM`], [`stream_path`] | one [`Event`] a line, for as long as both live |
 //! | POST | [`HEARD`] | [`HeardRequest`] → `{}`: what these events said to drop has been dropped |
 //!
+//! The stream's answer has a header [`handshake_ticket::HEADER`](crate::handshake_ticket::HEADER), from releases that
+//! know it.
+//!
 //! Errors are [`ApiError`]. `retry = false` is final for that job: the node stops asking and tells the user.
 
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,8 @@
 //! The endpoint on the node: who gets an answer, and who does not.
 
-use testbed::wait_for;
+use testbed::{Cluster, Plan, wait_for};
 
-use crate::support::{SOON, alone, cluster, curl, get, hold, srun};
+use crate::support::{SOON, alone, arn, cluster, curl, get, hold, srun, whoami};
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
@@ -199,6 +199,41 @@ fn nobody_takes_the_port_while_credd_restarts() {
     node.credd().start().unwrap();
     wait_for("credd to serve again", SOON, || (job.get_as("alice").status == 200).then_some(())).unwrap();
     job.finish();
+    cluster.assert_nodes_healthy();
+}
+
+/// The socket unit of the port could not start, and credd is started by the others, as its unit says.
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_port_that_was_taken_before_credd_is_named_by_health_and_served_once_it_is_free() {
+    let cluster = Cluster::up(Plan { nodes: 1, ..Plan::default() }).expect("the cluster comes up");
+    let _logs = cluster.logs_on_panic();
+    let node = cluster.node("n1");
+    node.credd().stop().unwrap();
+    node.unlisten("http").unwrap();
+    let squat = "import socket; s = socket.create_server(('127.0.0.1', 9999)); print('here', flush=True); s.accept()";
+    let mut squatter = node.start_as("bob", &["/usr/bin/python3", "-c", squat]).unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(squatter.stdout.take().unwrap()), &mut line).unwrap();
+    let [program, config] = ["bin/credd", "etc/credd-n1.toml"].map(|file| cluster.run_dir().join(file));
+    let argv = [program.to_str().unwrap(), "run", "--config", config.to_str().unwrap()];
+    node.start_service("credd", &argv, &["root", "user"]).unwrap();
+
+    let bob = node.run_as("bob", &["id", "-u"]).expect_ok().to_owned();
+    let health = || node.run_as("root", &["credd", "health"]);
+    let named = || {
+        let done = health();
+        (!done.ok() && format!("{}{}", done.stdout, done.stderr).contains(&format!("uid {bob}"))).then_some(())
+    };
+    wait_for("health to name the holder", SOON, named).unwrap_or_else(|e| panic!("{e}: {:?}", health()));
+    let told = srun(&cluster, "alice", &["-w", "n1"], "echo \"[$AWS_CONTAINER_AUTHORIZATION_TOKEN]\"");
+    assert!(told.stdout.contains("[]") && told.stderr.contains("no AWS credentials"), "{told:?}");
+    squatter.kill().unwrap();
+    squatter.wait().unwrap();
+    wait_for("credd to take the port", SOON, || health().ok().then_some(()))
+        .unwrap_or_else(|e| panic!("{e}: {:?}", health()));
+    let served = srun(&cluster, "alice", &["-w", "n1"], &whoami(&cluster));
+    assert_eq!(served.expect_ok(), arn("genomics", "alice", "n1"));
     cluster.assert_nodes_healthy();
 }
 

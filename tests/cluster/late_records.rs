@@ -253,8 +253,9 @@ fn a_token_file_is_neither_grown_nor_mounted_upon_and_its_jobs_end_is_an_end() {
     let attack = "f=$AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE; \
                   (echo more >> $f) 2>/dev/null && echo grown; chmod u+w $f 2>/dev/null && echo writable; \
                   rm -f $f 2>/dev/null && echo removed; mv $f $f.old 2>/dev/null && echo moved; \
-                  unshare -rm sh -c \"mount --bind /etc/passwd $f && exec sleep 600\" >/dev/null 2>&1 & \
-                  sleep 0; cat $f; echo";
+                  m=~/mounted-$SLURM_JOB_ID; \
+                  unshare -rm sh -c \"mount --bind /etc/passwd $f && cmp $f /etc/passwd && touch $m && exec sleep 600\" & \
+                  until [ -e $m ] || ! kill -0 $!; do sleep 0.1; done; cat $f; echo";
     let held = crate::support::hold_script(&cluster, "alice", &["-w", "n1", "-p", "tokenfile"], attack);
     let output = cluster.as_user("alice").job_output(held.job);
     for done in ["grown", "writable", "removed", "moved"] {
@@ -263,8 +264,10 @@ fn a_token_file_is_neither_grown_nor_mounted_upon_and_its_jobs_end_is_an_end() {
     assert!(output.contains(&held.token), "{output}");
     let (id, uri, token) = (held.job, held.uri.clone(), held.token.clone());
     assert_eq!(held.get_as("alice").status, 200);
-    held.finish();
     let node = cluster.node("n1");
+    let mounted = node.run_as_root(&format!("grep -ls ' /run/credd/tokens/{id} ' /proc/[0-9]*/mountinfo"));
+    assert!(!mounted.stdout.is_empty(), "nothing is mounted upon the token file: {output}");
+    held.finish();
     wait_for("the token to be nobody's", SOON, || {
         let answer = crate::support::get(node, "alice", &uri, &[&format!("Authorization: {token}")]);
         (answer.status == 403).then_some(())

@@ -11,6 +11,7 @@ mod dead_nodes;
 mod endpoint;
 mod environment;
 mod failover;
+mod flood;
 mod forgery;
 mod growing;
 mod head_push;

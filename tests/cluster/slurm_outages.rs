@@ -142,22 +142,36 @@ fn slurmctld_away(world: &World, long: &HeldJob<'_>) {
     assert_eq!(ask_noted(cluster, "alice", long.job, "n2").status, 200, "a node that asks late");
 }
 
+/// Gives slurmctld this slurm.conf, and waits until it says that the setting is in force. The file is replaced as a whole:
+/// Slurm's own commands, which credvend runs all the time, and slurmd read it too, and take half a file for all of it.
+fn private_data(cluster: &Cluster, text: &str, private: &str) {
+    let conf = cluster.run_dir().join("etc/slurm/slurm.conf");
+    let aside = conf.with_extension("new");
+    std::fs::write(&aside, text).unwrap();
+    std::fs::rename(&aside, &conf).unwrap();
+    let shown = || cluster.head().run_as_root("scontrol show config");
+    wait_for("slurmctld to have the configuration", SOON, || {
+        scontrol(cluster, "reconfigure");
+        let line = shown().stdout.lines().find(|line| line.starts_with("PrivateData "))?.to_owned();
+        (line.rsplit_once("= ")?.1.trim() == private).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:?}", shown()));
+}
+
 fn jobs_become_private(world: &World, long: &HeldJob<'_>) {
     let cluster = &world.cluster;
     let conf = cluster.run_dir().join("etc/slurm/slurm.conf");
     let before = std::fs::read_to_string(&conf).unwrap();
     let ended = world.asked();
     // credvend sees nobody's jobs any more: Slurm says of each that there is none.
-    std::fs::write(&conf, format!("{before}PrivateData=jobs\n")).unwrap();
-    scontrol(cluster, "reconfigure");
+    private_data(cluster, &format!("{before}PrivateData=jobs\n"), "jobs");
     ended.release();
     world.sweeps_fail(1);
     for job in [long, &ended] {
         assert_eq!(status(cluster, job.job), "ACTIVE");
     }
     assert!(cluster.credvend().log().contains("PrivateData=jobs hides"), "the administrator is told why");
-    std::fs::write(&conf, before).unwrap();
-    scontrol(cluster, "reconfigure");
+    private_data(cluster, &before, "none");
     wait_status(cluster, ended.job, "COMPLETED");
     assert_eq!(status(cluster, long.job), "ACTIVE");
     assert_eq!(long.get_as("alice").status, 200);

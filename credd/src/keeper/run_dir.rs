@@ -7,8 +7,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use credd_protocol::JobId;
+use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::record::RunDir;
 use nix::fcntl::{Flock, FlockArg};
+
+/// The file of [`ticket`].
+const TICKET: &str = "handshake-ticket";
 
 /// Makes the directories that are missing, and gives all of them the modes they must have.
 ///
@@ -104,17 +108,35 @@ pub fn lock(run_dir: &RunDir) -> io::Result<Flock<File>> {
         .map_err(|(_, _)| io::Error::other(format!("another credd runs here: it holds {}", path.display())))
 }
 
-/// Says that the endpoint is ours: a new file takes the old one's place, so a reader sees one or the other, whole.
+/// Says that the endpoint is ours.
 ///
 /// # Errors
 /// The file system's.
 pub fn write_endpoint(run_dir: &RunDir, port: u16) -> io::Result<()> {
-    let temporary = run_dir.path().join(".endpoint.new");
+    replace(&run_dir.endpoint(), 0o644, &port.to_string())
+}
+
+/// A new file takes the old one's place, so a reader sees one or the other, whole.
+fn replace(path: &Path, mode: u32, line: &str) -> io::Result<()> {
+    let temporary = path.with_extension("new");
     remove_if_there(&temporary)?;
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o644).open(&temporary)?;
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    writeln!(file, "{port}")?;
-    fs::rename(&temporary, run_dir.endpoint())
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&temporary)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    writeln!(file, "{line}")?;
+    fs::rename(&temporary, path)
+}
+
+/// Keeps the node's handshake ticket for the next credd.
+///
+/// # Errors
+/// The file system's.
+pub fn write_ticket(run_dir: &RunDir, ticket: &HandshakeTicket) -> io::Result<()> {
+    replace(&run_dir.path().join(TICKET), 0o600, ticket.as_str())
+}
+
+/// The ticket that an earlier server process, or an earlier credd, was given.
+pub fn ticket(run_dir: &RunDir) -> Option<HandshakeTicket> {
+    fs::read_to_string(run_dir.path().join(TICKET)).ok()?.trim_end().parse().ok()
 }
 
 /// Says that it is not.
@@ -179,6 +201,21 @@ mod tests {
         sweep(&run_dir, now + LEFT_OVER * 2).unwrap();
         assert_eq!((count(&run_dir.unfinished()), count(&run_dir.tokens())), (0, 1));
         assert!(run_dir.token_file(id(1)).exists() && outside.join("x").exists());
+    }
+
+    #[test]
+    fn a_ticket_is_kept_for_the_next_one_and_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(dir.path());
+        assert_eq!(ticket(&run_dir), None);
+        for bytes in [[1], [2]] {
+            let given = HandshakeTicket::of(&bytes).unwrap();
+            write_ticket(&run_dir, &given).unwrap();
+            assert_eq!(ticket(&run_dir), Some(given));
+        }
+        assert_eq!(fs::metadata(dir.path().join(TICKET)).unwrap().mode() & 0o777, 0o600);
+        fs::write(dir.path().join(TICKET), "damaged").unwrap();
+        assert_eq!(ticket(&run_dir), None);
     }
 
     #[test]

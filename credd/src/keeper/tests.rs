@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use credd_protocol::fixtures::{self, facts, record};
+use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::late::{LateRecord, SlurmFacts};
 use credd_protocol::local::{MAX_LINE_BYTES as LOCAL_LINE, Outcome, Request, Response};
 use credd_protocol::record::{JobRecord, RunDir, file};
@@ -224,6 +225,26 @@ fn a_job_from_its_record_to_its_delivered_end() {
     drop(server);
     let dir = node.join();
     assert!(RunDir::new(dir.path()).job(early.job).exists(), "a record belongs to its job, not to credd");
+}
+
+#[test]
+fn a_handshake_ticket_outlives_the_server_process_and_credd() {
+    let node = Node::new();
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Scanned);
+    let ticket: HandshakeTicket = "credd-ticket-0a0b".parse().unwrap();
+    server.say(&ToKeeper::Ticket { ticket: ticket.clone() });
+    node.until("it is kept", |node| super::run_dir::ticket(&node.run_dir).is_some());
+    drop(server);
+    let mut server = node.server();
+    assert_eq!(server.hear(), ToServer::Ticket { ticket: ticket.clone() });
+    assert_eq!(server.hear(), ToServer::Scanned);
+    node.desk.events.send(Event::Signal(Signal::SIGTERM)).unwrap();
+    assert_eq!(server.hear(), ToServer::Stop);
+    drop(server);
+    let run_dir = node.run_dir.clone();
+    let node = Node::start(node.join(), run_dir, free_address());
+    assert_eq!(node.server().hear(), ToServer::Ticket { ticket });
 }
 
 #[test]

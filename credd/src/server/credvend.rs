@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::node_api::{
     ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, HEARD, HeardRequest, LeaveRequest,
     OpenRequest, OpenResponse, SlurmFacts, credentials_path, leave_path, stream_path,
@@ -39,6 +40,12 @@ pub trait Wire {
     fn stream(&self, path: String) -> Soon<'_, reqwest::Response>;
     /// What a broken stream means.
     fn broken(&self, error: &reqwest::Error) -> Trouble;
+    /// Shows this ticket in the next handshakes.
+    fn show(&self, _ticket: HandshakeTicket) {}
+    /// The ticket that it shows.
+    fn ticket(&self) -> Option<HandshakeTicket> {
+        None
+    }
 }
 
 /// A client of credvend.
@@ -68,9 +75,21 @@ impl Credvend {
 
     /// Asks on another wire from now on. What is under way ends on the one that it began on.
     pub fn replace(&self, wire: Box<dyn Wire>) {
+        // Another credvend will have no use for it, and a different pin or time-out does not make it another one.
+        if let Some(ticket) = self.wire().ticket() {
+            wire.show(ticket);
+        }
         *self.wire.borrow_mut() = wire.into();
         *self.problem.borrow_mut() = Some("credvend has not been asked yet".to_owned());
         self.replaced.notify_one();
+    }
+
+    /// An earlier credd, or server process, was given this ticket.
+    pub fn show(&self, ticket: HandshakeTicket) {
+        let wire = self.wire();
+        if wire.ticket().is_none() {
+            wire.show(ticket);
+        }
     }
 
     fn wire(&self) -> Rc<dyn Wire> {

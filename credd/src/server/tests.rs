@@ -16,3 +16,4 @@ mod own;
 mod reload;
 mod sockets;
 mod taken_back;
+mod tickets;

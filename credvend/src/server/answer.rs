@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use credd_protocol::credentials::ErrorBody;
+use credd_protocol::handshake_ticket::{self, HandshakeTicket};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes};
@@ -19,10 +20,16 @@ pub struct Reply {
     status: StatusCode,
     content_type: &'static str,
     retry_after: Option<u32>,
+    ticket: Option<HandshakeTicket>,
     body: AnyBody,
 }
 
 impl Reply {
+    /// With this node's ticket.
+    pub fn with_ticket(self, ticket: Option<HandshakeTicket>) -> Self {
+        Reply { ticket, ..self }
+    }
+
     /// As HTTP. Nothing of ours may be kept by anything in between.
     pub fn into_response(self) -> Response<AnyBody> {
         let mut response = Response::new(self.body);
@@ -33,6 +40,9 @@ impl Reply {
         headers.insert("x-content-type-options", header::HeaderValue::from_static("nosniff"));
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(Ok(ticket)) = self.ticket.map(|ticket| header::HeaderValue::from_str(ticket.as_str())) {
+            headers.insert(handshake_ticket::HEADER, ticket);
         }
         response
     }
@@ -52,13 +62,20 @@ fn raw(status: u16, bytes: Vec<u8>) -> Reply {
         status,
         content_type: "application/json",
         retry_after: None,
+        ticket: None,
         body: Full::new(Bytes::from(bytes)).boxed_unsync(),
     }
 }
 
 /// One JSON document a line, until the sender stops.
 pub fn lines(body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static) -> Reply {
-    Reply { status: StatusCode::OK, content_type: "application/x-ndjson", retry_after: None, body: body.boxed_unsync() }
+    Reply {
+        status: StatusCode::OK,
+        content_type: "application/x-ndjson",
+        retry_after: None,
+        ticket: None,
+        body: body.boxed_unsync(),
+    }
 }
 
 /// A refusal: for an SDK in both of the spellings that SDKs read, else as credd and heads read it.

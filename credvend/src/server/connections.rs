@@ -13,10 +13,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::rates::AddressRates;
+use super::tickets::Holder;
+use crate::rates::{AddressRates, Rates};
 
 /// Timeout of an unauthenticated connection for its handshake, and then for the header of each request.
 pub const UNAUTHENTICATED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Handshakes of one node that shows its ticket: so many a second, and so many at once after a pause. It has a standing
+/// stream and at most 16 requests under way; beyond, its handshakes count against its address as all others do.
+const TICKET_RATE: (u32, u32) = (4, 32);
 
 /// The bounds of `[limits]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +64,7 @@ impl Bounds {
 pub struct ConnectionLimits {
     bounds: Bounds,
     handshakes: AddressRates,
+    with_ticket: Rates<Holder>,
     book: Arc<Book>,
 }
 
@@ -153,6 +159,14 @@ impl Entries {
         true
     }
 
+    /// Removes a connection from those without proof.
+    fn proven(&mut self, number: u64, address: IpAddr) {
+        self.unauthenticated.remove(&number);
+        if let Some(own) = self.addresses.get_mut(&address) {
+            own.unauthenticated.remove(&number);
+        }
+    }
+
     /// Removes a connection from the counts.
     fn gone(&mut self, number: u64, address: IpAddr) {
         self.unauthenticated.remove(&number);
@@ -177,16 +191,23 @@ impl ConnectionLimits {
                 bounds.handshakes_per_address,
                 bounds.per_address.max(bounds.handshakes_per_address),
             ),
+            with_ticket: Rates::new(TICKET_RATE.0, TICKET_RATE.1),
             book: Arc::default(),
         }
     }
 
-    /// Takes one TLS handshake from the address's rate. A handshake costs credvend more CPU time than its peer.
+    /// Takes one TLS handshake from the rate of the node whose ticket was shown, else from the rate of the address. A
+    /// handshake costs credvend more CPU time than its peer.
     ///
     /// # Errors
     /// The rate is exceeded; names the option.
-    pub fn handshake(&self, address: IpAddr) -> Result<(), String> {
-        self.handshakes.take(address, std::time::Instant::now()).map_err(|_| {
+    pub fn handshake(&self, place: &Place, ticket: Option<Holder>) -> Result<(), String> {
+        let now = std::time::Instant::now();
+        if ticket.is_some_and(|holder| self.with_ticket.take(holder, now).is_ok()) {
+            place.stays();
+            return Ok(());
+        }
+        self.handshakes.take(place.address, now).map_err(|_| {
             let most = self.bounds.handshakes_per_address;
             format!("[limits] handshakes-per-address = {most} a second is reached for this one")
         })
@@ -238,6 +259,14 @@ impl ConnectionLimits {
 }
 
 impl Place {
+    /// Protects the connection from newer ones. It still has to authenticate in time.
+    fn stays(&self) {
+        let mut entries = self.book.lock();
+        if !self.crowded_out() {
+            entries.proven(self.number, self.address);
+        }
+    }
+
     /// Marks the connection as authenticated: a request was authenticated as a node, a head or an administrator.
     pub fn authenticated(&self) {
         if self.shown.authenticated.load(Ordering::Acquire) {
@@ -247,10 +276,7 @@ impl Place {
         if self.shown.crowded_out.load(Ordering::Acquire) || self.shown.authenticated.swap(true, Ordering::AcqRel) {
             return;
         }
-        entries.unauthenticated.remove(&self.number);
-        if let Some(own) = entries.addresses.get_mut(&self.address) {
-            own.unauthenticated.remove(&self.number);
-        }
+        entries.proven(self.number, self.address);
     }
 
     /// Marks a request as under way until the returned guard is dropped.
@@ -396,13 +422,39 @@ mod tests {
         assert!(tokio::time::timeout(UNAUTHENTICATED_PATIENCE * 10, place.over()).await.is_err());
     }
 
+    fn ticket(node: &str) -> Option<Holder> {
+        let (tickets, address) = (super::super::tickets::Tickets::by(b"key"), addresses().0);
+        tickets.holder(&tickets.of(&"lab".parse().unwrap(), &node.parse().unwrap(), address).unwrap(), address)
+    }
+
     #[test]
     fn handshakes_have_a_rate_that_follows_the_connections() {
         let limits = ConnectionLimits::new(Bounds::of(1000, 64));
         let (a, b) = addresses();
-        let granted = (0..1000).filter(|_| limits.handshake(a).is_ok()).count();
+        let (of_a, of_b) = (limits.enter(a).unwrap(), limits.enter(b).unwrap());
+        let granted = (0..1000).filter(|_| limits.handshake(&of_a, None).is_ok()).count();
         assert!((64..200).contains(&granted), "{granted}");
-        assert!(limits.handshake(a).unwrap_err().contains("handshakes-per-address = 8"));
-        assert!(limits.handshake(b).is_ok());
+        assert!(limits.handshake(&of_a, None).unwrap_err().contains("handshakes-per-address = 8"));
+        assert!(limits.handshake(&of_b, None).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_nodes_ticket_is_of_use_when_its_address_has_nothing_left_and_to_that_node_alone() {
+        let limits = ConnectionLimits::new(bounds(1000, 64, 2));
+        let (a, _) = addresses();
+        let flood = limits.enter(a).unwrap();
+        while limits.handshake(&flood, None).is_ok() {}
+        let node = Arc::new(limits.enter(a).unwrap());
+        limits.handshake(&node, ticket("n1")).unwrap();
+        // Those that come later do not push it out, whatever it has left to say.
+        let later: Vec<_> = (0..10).map(|_| limits.enter(a).unwrap()).collect();
+        assert!(!node.crowded_out() && later[0].crowded_out());
+        assert_eq!(node.over().await, Closed::Late, "it must prove itself like everybody");
+        let granted = (0..1000).filter(|_| limits.handshake(&node, ticket("n1")).is_ok()).count();
+        assert!((20..100).contains(&granted), "a ticket has a rate, too: {granted}");
+        assert!(limits.handshake(&node, ticket("n2")).is_ok(), "behind the same address");
+        drop((node, later, flood));
+        let entries = limits.book.lock();
+        assert_eq!((entries.open, entries.unauthenticated.len(), entries.addresses.len()), (0, 0, 0));
     }
 }

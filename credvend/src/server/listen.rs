@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use credd_protocol::handshake_ticket::HandshakeTicket;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use super::connections::{Closed, ConnectionLimits, Place};
 use super::socket::{Socket, bound_buffers, is_unread};
@@ -52,19 +54,21 @@ pub async fn serve_tcp(
             }
         };
         let address = peer.ip().to_canonical();
-        let allowed = if certificates.is_some() { limits.handshake(address) } else { Ok(()) };
-        let place = match allowed.and_then(|()| limits.enter(address)) {
+        let place = match limits.enter(address) {
             Ok(place) => Arc::new(place),
             Err(why) => {
-                server.vending.metrics().connection_refused();
-                server.refusals.note_connection(peer, &why);
+                server.refused(peer, &why);
                 continue;
             }
         };
-        let (server, certificates) = (server.clone(), certificates.clone());
+        let (server, certificates, limits) = (server.clone(), certificates.clone(), limits.clone());
         tokio::spawn(async move {
             let socket = Socket::new(stream, place.clone());
-            if let Err(error) = tcp_connection(&server, socket, peer, place, certificates).await {
+            let served = match certificates {
+                Some(certificates) => tls_connection(&server, socket, peer, place, &certificates, &limits).await,
+                None => plain_connection(&server, socket, peer, place).await,
+            };
+            if let Err(error) = served {
                 if is_unread(&error) {
                     server.vending.metrics().connection_closed("unread");
                     server.refusals.note_connection(peer, "it does not read what it asked for");
@@ -75,20 +79,35 @@ pub async fn serve_tcp(
     }
 }
 
-async fn tcp_connection(
+async fn plain_connection(server: &Arc<Server>, socket: Socket, peer: SocketAddr, place: Arc<Place>) -> io::Result<()> {
+    socket.set_nodelay()?;
+    http(server.clone(), socket, Connection::Plain { peer }, place).await
+}
+
+async fn tls_connection(
     server: &Arc<Server>,
     socket: Socket,
     peer: SocketAddr,
     place: Arc<Place>,
-    certificates: Option<Arc<Certificates>>,
+    certificates: &Certificates,
+    limits: &ConnectionLimits,
 ) -> io::Result<()> {
     socket.set_nodelay()?;
-    let Some(certificates) = certificates else {
-        return http(server.clone(), socket, Connection::Plain { peer }, place).await;
+    let noted = |error: &io::Error| server.refusals.note_connection(peer, &format!("TLS handshake: {error}"));
+    // Reading the first message costs nothing, and it may hold a ticket.
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
+    let begun = tokio::select! {
+        closed = place.over() => return Err(server.closed(peer, closed)),
+        begun = hello => begun.inspect_err(noted)?,
     };
     let live = certificates.live();
-    let accepting = TlsAcceptor::from(live.config).accept(socket);
+    let ticket = shown(&begun.client_hello()).and_then(|ticket| live.tickets.holder(&ticket, peer.ip()));
+    if let Err(why) = limits.handshake(&place, ticket) {
+        server.refused(peer, &why);
+        return Err(io::Error::other(why));
+    }
     let handshake = place.request();
+    let accepting = begun.into_stream(live.config);
     let shaken = tokio::select! {
         closed = place.over() => return Err(server.closed(peer, closed)),
         shaken = tokio::time::timeout(HANDSHAKE_PATIENCE, accepting) => shaken,
@@ -96,10 +115,15 @@ async fn tcp_connection(
     drop(handshake);
     let stream = shaken
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))?
-        .inspect_err(|error| server.refusals.note_connection(peer, &format!("TLS handshake: {error}")))?;
+        .inspect_err(noted)?;
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-    let connection =
-        Connection::Tls { peer, certificate: chain.first().cloned(), fingerprint: live.fingerprint, names: live.names };
+    let connection = Connection::Tls {
+        peer,
+        certificate: chain.first().cloned(),
+        fingerprint: live.fingerprint,
+        names: live.names,
+        tickets: live.tickets,
+    };
     let served = http(server.clone(), stream, connection, place);
     if chain.is_empty() {
         return served.await;
@@ -111,6 +135,11 @@ async fn tcp_connection(
             Err(io::Error::other(why))
         }
     }
+}
+
+/// The ticket among the protocols that a client offers. Only the first one that looks like one is looked at.
+fn shown(hello: &ClientHello<'_>) -> Option<HandshakeTicket> {
+    hello.alpn()?.find_map(HandshakeTicket::from_protocol)
 }
 
 pub(super) async fn http(
@@ -154,6 +183,12 @@ pub(super) async fn http(
 }
 
 impl Server {
+    /// Counts a connection that is closed at once.
+    fn refused(&self, peer: SocketAddr, why: &str) {
+        self.vending.metrics().connection_refused();
+        self.refusals.note_connection(peer, why);
+    }
+
     /// Counts a connection that is closed although it might go on.
     fn closed(&self, peer: SocketAddr, why: Closed) -> io::Error {
         self.vending.metrics().connection_closed(why.word());

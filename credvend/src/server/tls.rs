@@ -20,6 +20,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::principal::hex;
+use super::tickets::Tickets;
 use crate::config::{Tls, secret_file};
 use expiry::{Expiring, Expiry};
 
@@ -112,9 +113,10 @@ impl Files {
         let fingerprint = fingerprint(&chain).into();
         let expiries = self.expiries(&chain)?.into();
         let names = chain.first().map(names).unwrap_or_default().into();
+        let tickets = Tickets::by(key.secret_der());
         let mut config = builder.with_single_cert(chain, key).map_err(|e| setup(e.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Live { config: Arc::new(config), fingerprint, names, clients, expiries })
+        Ok(Live { config: Arc::new(config), fingerprint, names, clients, tickets, expiries })
     }
 
     /// Knows the clients' certificates: of these authorities, and on none of the lists. A certificate about which no list
@@ -165,6 +167,8 @@ pub struct Live {
     pub names: Arc<[String]>,
     /// Knows the clients' certificates.
     clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// By this certificate's key.
+    pub tickets: Tickets,
     /// When certificates and revocation lists end.
     pub expiries: Arc<[Expiry]>,
 }

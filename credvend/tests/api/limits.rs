@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use credd_protocol::handshake_ticket;
 use credd_protocol::node_api::MAX_BODY_BYTES;
 use credvend::server::connections::Bounds;
 use hyper::Method;
@@ -217,6 +218,71 @@ async fn an_address_makes_only_so_many_handshakes() {
         }
     };
     tokio::time::timeout(LONG, again).await.expect("it never gets another");
+}
+
+/// A user of the address who does nothing but open connections, silent ones and beginnings of handshakes by turns, until
+/// this is dropped.
+struct Flood(tokio::task::JoinSet<()>);
+
+impl Flood {
+    fn of(world: &World) -> Self {
+        let mut tasks = tokio::task::JoinSet::new();
+        for hello in [vec![], world.hello(), world.hello()] {
+            let port = world.port;
+            tasks.spawn(async move {
+                let mut open = std::collections::VecDeque::new();
+                loop {
+                    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                    let _ = stream.write_all(&hello).await;
+                    open.push_back(stream);
+                    if open.len() > 64 {
+                        open.pop_front();
+                    }
+                }
+            });
+        }
+        Flood(tasks)
+    }
+}
+
+/// What the standing stream of this node gives it.
+async fn ticket_of(world: &World, node: &Identity) -> String {
+    let stream = world.open(Some(node), request(Method::GET, "/node/v1/stream", None, "")).await.unwrap();
+    stream.headers()[handshake_ticket::HEADER].to_str().unwrap().to_owned()
+}
+
+/// How many of so many attempts get an answer over a connection of their own.
+async fn served(world: &World, node: &Identity, ticket: Option<&str>, attempts: usize) -> usize {
+    let mut served = 0;
+    for _ in 0..attempts {
+        let Ok(stream) = world.handshake_with(Some(node), ticket).await else { continue };
+        if matches!(Kept(stream).ask("/admin/v1/status").await, Ok(403)) {
+            served += 1;
+        }
+    }
+    served
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_its_address_keeps_no_node_out_that_has_a_ticket() {
+    let bounds = Bounds { handshakes_per_address: 1, ..Bounds::of(1024, 256) };
+    let world = World::bounded(None, bounds).await;
+    let (node, neighbour) = (world.certificate("credd:node:lab:n1"), world.certificate("credd:node:lab:n2"));
+    let (ticket, other) = (ticket_of(&world, &node).await, ticket_of(&world, &neighbour).await);
+    assert_ne!(ticket, other);
+    let _flood = Flood::of(&world);
+    let used_up = async { while world.handshake(None).await.is_ok() {} };
+    tokio::time::timeout(LONG, used_up).await.expect("the address has handshakes without end");
+    let refused = served(&world, &node, None, 20).await;
+    assert!(refused < 10, "the flood is none: {refused} of 20 without a ticket");
+    let forged = format!("{}{}", &ticket[..ticket.len() - 2], if ticket.ends_with("00") { "01" } else { "00" });
+    let refused = served(&world, &node, Some(&forged), 20).await;
+    assert!(refused < 10, "{refused} of 20 with a ticket of its own making");
+    // Behind the same address, each has its own. A connection may be crowded out before its first message was read.
+    for (who, ticket) in [(&node, &ticket), (&neighbour, &other)] {
+        let let_in = served(&world, who, Some(ticket), 20).await;
+        assert!(let_in >= 15, "{let_in} of 20");
+    }
 }
 
 async fn raw(world: &World, bytes: &[u8]) -> String {

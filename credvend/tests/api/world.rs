@@ -301,6 +301,31 @@ impl World {
 
     /// A TLS connection on which nothing has been asked yet.
     pub async fn handshake(&self, as_whom: Option<&Identity>) -> Result<TlsStream<TcpStream>, String> {
+        self.handshake_with(as_whom, None).await
+    }
+
+    /// The same, with the node's ticket.
+    pub async fn handshake_with(
+        &self,
+        as_whom: Option<&Identity>,
+        ticket: Option<&str>,
+    ) -> Result<TlsStream<TcpStream>, String> {
+        let config = self.client(as_whom, ticket);
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.map_err(|e| e.to_string())?;
+        let name = ServerName::try_from("localhost").unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())
+    }
+
+    /// The first message of a handshake, which costs nothing to send again and again.
+    pub fn hello(&self) -> Vec<u8> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut begun = rustls::ClientConnection::new(Arc::new(self.client(None, None)), name).unwrap();
+        let mut bytes = vec![];
+        begun.write_tls(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn client(&self, as_whom: Option<&Identity>, ticket: Option<&str>) -> rustls::ClientConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         for own in CertificateDer::pem_file_iter(self.dir.path().join("server.crt")).unwrap() {
@@ -310,13 +335,14 @@ impl World {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
-        let config = match as_whom {
+        let mut config = match as_whom {
             None => builder.with_no_client_auth(),
             Some(Identity { chain, key, .. }) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap(),
         };
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.map_err(|e| e.to_string())?;
-        let name = ServerName::try_from("localhost").unwrap();
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())
+        if let Some(ticket) = ticket {
+            config.alpn_protocols = vec![ticket.into(), b"http/1.1".to_vec()];
+        }
+        config
     }
 
     /// One request over plain loopback HTTP.

@@ -80,6 +80,9 @@ impl Keeper {
         match launched {
             Ok(server) => {
                 self.server = Some(server);
+                if let Some(ticket) = run_dir::ticket(&self.run_dir) {
+                    self.tell(&ToServer::Ticket { ticket });
+                }
                 let jobs: Vec<Job> = self.runs.all().map(|run| run.job.clone()).collect();
                 for job in jobs {
                     self.tell(&ToServer::Job(Box::new(job)));

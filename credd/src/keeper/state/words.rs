@@ -6,7 +6,7 @@ use std::time::Instant;
 use credd_protocol::local::Outcome;
 use credd_protocol::record::file;
 
-use super::{Keeper, records};
+use super::{Keeper, records, run_dir};
 use crate::control::{RunId, ToKeeper};
 use crate::keeper::records::Refused;
 
@@ -25,6 +25,11 @@ impl Keeper {
             ToKeeper::Sign { .. } => {}
             // Looked at with the pokes; never sent here.
             ToKeeper::Look { .. } => {}
+            ToKeeper::Ticket { ticket } => {
+                if let Err(error) = run_dir::write_ticket(&self.run_dir, &ticket) {
+                    tracing::debug!(%error, "the handshake ticket cannot be kept for the next server process");
+                }
+            }
             ToKeeper::Attested { run, facts } => self.attested(&run, facts),
             ToKeeper::Over { run } => {
                 let Some(known) = self.runs.get(&run).filter(|known| !known.job.ended) else { return };

@@ -1,5 +1,7 @@
-//! HTTPS to credvend: each attempt signed anew, bounded in time and size, never redirected.
+//! HTTPS to credvend: each attempt signed anew, bounded in time and size, never redirected. Handshakes show the ticket that
+//! credvend gave to this node, so that no user of it can use up what they need.
 
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -7,8 +9,10 @@ use std::time::Duration;
 
 use credd_protocol::causes::causes;
 use credd_protocol::claim::SCHEME;
+use credd_protocol::handshake_ticket::{self, HandshakeTicket};
 use reqwest::Method;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use rustls::ClientConfig;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
@@ -16,6 +20,7 @@ use super::super::keeper::{Keeper, ToSign};
 use super::super::trouble::Trouble;
 use super::{Soon, Wire, refusal, tls};
 use crate::config;
+use crate::control::ToKeeper;
 
 /// No answer is longer.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -23,11 +28,43 @@ pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// One credvend.
 pub struct Https {
     base: String,
-    client: reqwest::Client,
+    connecting: Connecting,
+    /// Whose handshakes show no ticket.
+    plain: reqwest::Client,
+    /// Whose handshakes show this one.
+    known: RefCell<Option<(HandshakeTicket, reqwest::Client)>>,
+    /// Which of them connects: the other one after each failure, since what stands in between may not like the ticket.
+    plainly: Cell<bool>,
     patience: Duration,
     seen: Option<tls::Seen>,
     signs: bool,
     keeper: Rc<Keeper>,
+}
+
+/// How connections are made.
+struct Connecting {
+    https_only: bool,
+    timeout: Duration,
+    tls: ClientConfig,
+}
+
+impl Connecting {
+    fn client(&self, ticket: Option<&HandshakeTicket>) -> reqwest::Result<reqwest::Client> {
+        let mut tls = self.tls.clone();
+        if let Some(ticket) = ticket {
+            tls.alpn_protocols = vec![ticket.as_str().into(), b"http/1.1".to_vec()];
+        }
+        reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(self.timeout)
+            .tcp_keepalive(Duration::from_secs(30))
+            .pool_max_idle_per_host(4)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .https_only(self.https_only)
+            .tls_backend_preconfigured(tls)
+            .build()
+    }
 }
 
 impl Https {
@@ -38,18 +75,11 @@ impl Https {
     pub fn new(config: &config::Credvend, keeper: Rc<Keeper>) -> anyhow::Result<Self> {
         let url = reqwest::Url::parse(&config.url)
             .map_err(|e| anyhow::anyhow!("credvend's url {:?} is not a URL: {e}", config.url))?;
-        let builder = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(config.connect_timeout)
-            .tcp_keepalive(Duration::from_secs(30))
-            .pool_max_idle_per_host(4)
-            .pool_idle_timeout(Duration::from_secs(30));
         let seen = tls::Seen::default();
-        let (builder, seen) = match url.scheme() {
+        let (tls, seen) = match url.scheme() {
             "https" => {
                 let tls = tls::client_config(&config.trust, config.identity.as_ref(), seen.clone())?;
-                (builder.https_only(true).tls_backend_preconfigured(tls), Some(seen))
+                (tls, Some(seen))
             }
             "http" => {
                 let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -59,19 +89,48 @@ impl Https {
                     config.url
                 );
                 // No certificate is the one of 64 zeros: TLS is not used, and would not work. reqwest wants a backend.
-                let nobody = tls::client_config(&config::Trust::Pin("0".repeat(64)), None, seen)?;
-                (builder.tls_backend_preconfigured(nobody), None)
+                (tls::client_config(&config::Trust::Pin("0".repeat(64)), None, seen)?, None)
             }
             other => anyhow::bail!("credvend's url begins with {other:?}; it must be https://HOST[:PORT]"),
         };
+        let connecting = Connecting { https_only: seen.is_some(), timeout: config.connect_timeout, tls };
         Ok(Https {
             base: config.url.trim_end_matches('/').to_owned(),
-            client: builder.build()?,
+            plain: connecting.client(None)?,
+            connecting,
+            known: RefCell::default(),
+            plainly: Cell::new(false),
             patience: config.request_timeout,
             seen,
             signs: config.identity.is_none(),
             keeper,
         })
+    }
+
+    fn client(&self) -> reqwest::Client {
+        match &*self.known.borrow() {
+            Some((_, client)) if !self.plainly.get() => client.clone(),
+            _ => self.plain.clone(),
+        }
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> Trouble {
+        if error.is_connect() {
+            self.plainly.set(!self.plainly.get());
+        }
+        Trouble::Outage(self.unreachable(error))
+    }
+
+    /// Remembers the ticket that credvend sent with an answer, if it is another one.
+    fn take_ticket(&self, headers: &HeaderMap) {
+        let ticket = headers.get(handshake_ticket::HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(ticket) = ticket
+            && self.seen.is_some()
+            && self.ticket().as_ref() != Some(&ticket)
+        {
+            self.keeper.tell(ToKeeper::Ticket { ticket: ticket.clone() });
+            self.show(ticket);
+        }
     }
 
     async fn open_stream(&self, path: &str) -> Result<reqwest::Response, Trouble> {
@@ -81,6 +140,7 @@ impl Https {
         })?;
         let status = response.status();
         if status.is_success() {
+            self.take_ticket(response.headers());
             return Ok(response);
         }
         let body = tokio::time::timeout(self.patience, self.read_body(response)).await;
@@ -89,7 +149,7 @@ impl Https {
 
     /// Sends one attempt, with its own signature.
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<reqwest::Response, Trouble> {
-        let mut request = self.client.request(method.clone(), format!("{}{path}", self.base));
+        let mut request = self.client().request(method.clone(), format!("{}{path}", self.base));
         if self.signs {
             let server = self.fingerprint().await?;
             let hash: [u8; 32] = Sha256::digest(&body).into();
@@ -104,7 +164,7 @@ impl Https {
         if method == Method::POST {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        request.send().await.map_err(|e| Trouble::Outage(self.unreachable(&e)))
+        request.send().await.map_err(|e| self.failed(&e))
     }
 
     /// The certificate that requests are signed for: the pin, or what the last handshake showed. A first handshake is
@@ -112,8 +172,8 @@ impl Https {
     async fn fingerprint(&self) -> Result<String, Trouble> {
         let Some(seen) = &self.seen else { return Ok(String::new()) };
         if seen.get().is_none() {
-            let hello = self.client.get(format!("{}/health", self.base)).timeout(self.patience).send().await;
-            hello.map_err(|e| Trouble::Outage(self.unreachable(&e)))?;
+            let hello = self.client().get(format!("{}/health", self.base)).timeout(self.patience).send().await;
+            hello.map_err(|e| self.failed(&e))?;
         }
         Ok(seen.get().map(|f| hex(&f.0)).unwrap_or_default())
     }
@@ -153,6 +213,18 @@ impl Wire for Https {
 
     fn stream(&self, path: String) -> Soon<'_, reqwest::Response> {
         Box::pin(async move { self.open_stream(&path).await })
+    }
+
+    /// What is under way ends on the connections that it has; the next handshakes are made anew.
+    fn show(&self, ticket: HandshakeTicket) {
+        match self.connecting.client(Some(&ticket)) {
+            Ok(client) => *self.known.borrow_mut() = Some((ticket, client)),
+            Err(error) => tracing::warn!(%error, "handshakes with credvend show no ticket"),
+        }
+    }
+
+    fn ticket(&self) -> Option<HandshakeTicket> {
+        self.known.borrow().as_ref().map(|(ticket, _)| ticket.clone())
     }
 
     fn broken(&self, error: &reqwest::Error) -> Trouble {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use credd_protocol::credentials::Credentials;
+use credd_protocol::handshake_ticket;
 use credd_protocol::node_api::{
     ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, Event, HEARD, HeardRequest, OPEN,
     OpenRequest, OpenResponse, SlurmFacts,
@@ -21,10 +22,11 @@ use hyper::body::Frame;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::Acceptor;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::super::clock::Clock;
 use super::super::clock::fake::FakeClock;
@@ -76,6 +78,12 @@ pub struct Script {
     pub authorizations: Vec<String>,
     /// The paths of requests without one.
     pub unsigned: Vec<String>,
+    /// What the answer to a stream's request gives as a ticket.
+    pub ticket: Option<String>,
+    /// It breaks off where one is shown.
+    pub dislikes_tickets: bool,
+    /// The protocols that each handshake offered.
+    pub offered: Vec<Vec<String>>,
     sessions: HashMap<u32, SessionId>,
     listeners: Vec<mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>>,
     pub epoch: String,
@@ -140,6 +148,9 @@ impl FakeCredvend {
             told: Vec::new(),
             authorizations: Vec::new(),
             unsigned: Vec::new(),
+            ticket: None,
+            dislikes_tickets: false,
+            offered: Vec::new(),
             sessions: HashMap::new(),
             listeners: Vec::new(),
             epoch: "first".into(),
@@ -164,7 +175,15 @@ impl FakeCredvend {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (tls, script) = (tls.clone(), script.clone());
                 connections.spawn_local(async move {
-                    let Ok(stream) = tls.accept(stream).await else { return };
+                    let Ok(begun) = LazyConfigAcceptor::new(Acceptor::default(), stream).await else { return };
+                    let protocols = begun.client_hello().alpn().map(|all| all.map(text).collect::<Vec<_>>());
+                    let protocols = protocols.unwrap_or_default();
+                    let known = !protocols.is_empty();
+                    script.borrow_mut().offered.push(protocols);
+                    if known && script.borrow().dislikes_tickets {
+                        return;
+                    }
+                    let Ok(stream) = begun.into_stream(tls.config().clone()).await else { return };
                     let service = hyper::service::service_fn(move |request| answer(script.clone(), request));
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -358,7 +377,15 @@ fn stream(script: &Rc<RefCell<Script>>, query: Option<&str>) -> Response<Body> {
             self.0.poll_recv(cx)
         }
     }
-    Response::new(BoxBody::new(Lines(receiver)))
+    let mut response = Response::new(BoxBody::new(Lines(receiver)));
+    if let Some(ticket) = &script.ticket {
+        response.headers_mut().insert(handshake_ticket::HEADER, ticket.parse().unwrap());
+    }
+    response
+}
+
+fn text(protocol: &[u8]) -> String {
+    String::from_utf8(protocol.to_vec()).unwrap()
 }
 
 fn json(value: &impl serde::Serialize) -> Response<Body> {

@@ -6,7 +6,7 @@ use crate::control::{ToKeeper, ToServer};
 
 impl House {
     /// Tells another configuration, and waits for the answer.
-    async fn configure(&mut self, config: &Config) -> Option<String> {
+    pub async fn configure(&mut self, config: &Config) -> Option<String> {
         let json = crate::handover::json(config).unwrap();
         self.tell(&ToServer::Configure { bytes: u32::try_from(json.len()).unwrap() }).await;
         self.tell_bytes(&json).await;
@@ -18,7 +18,7 @@ impl House {
         problem
     }
 
-    fn configuration(&self, more: &str) -> Config {
+    pub fn configuration(&self, more: &str) -> Config {
         let (address, pin) = (self.credvend.address, &self.credvend.pin);
         let text = format!("[credvend]\nurl = \"https://{address}\"\npin = \"sha256:{pin}\"\n{more}");
         crate::config::parse(&text).unwrap()
