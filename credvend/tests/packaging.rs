@@ -154,6 +154,24 @@ fn default_listen() -> String {
     shown.to_owned()
 }
 
+/// The page on speed and the bench have the same topics.
+#[test]
+fn every_topic_of_the_bench_is_in_its_page() {
+    let (bench, page) = (read("benches/bench/main.rs"), read("docs/performance.md"));
+    let (usage, page_has) =
+        (bench.split_once("\ntopics: ").unwrap().1, |name: &str| page.contains(&format!("`{name}`")));
+    let topics: Vec<&str> = bench
+        .lines()
+        .filter(|line| line.trim_end().ends_with("::measure),"))
+        .map(|line| line.split('"').nth(1).unwrap())
+        .collect();
+    assert!(topics.len() >= 10, "{topics:?}");
+    for topic in topics {
+        assert!(page_has(topic), "docs/performance.md does not name the topic {topic}");
+        assert!(usage.lines().next().unwrap().contains(topic), "{topic}");
+    }
+}
+
 #[test]
 fn everything_packaged_is_installed() {
     let run = Command::new("make")

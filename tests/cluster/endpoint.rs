@@ -228,7 +228,8 @@ fn a_port_that_was_taken_before_credd_is_named_by_health_and_served_once_it_is_f
     wait_for("health to name the holder", SOON, named).unwrap_or_else(|e| panic!("{e}: {:?}", health()));
     let told = srun(&cluster, "alice", &["-w", "n1"], "echo \"[$AWS_CONTAINER_AUTHORIZATION_TOKEN]\"");
     assert!(told.stdout.contains("[]") && told.stderr.contains("no AWS credentials"), "{told:?}");
-    squatter.kill().unwrap();
+    // It ends with the first connection.
+    curl(node, "bob", &["http://127.0.0.1:9999/"]);
     squatter.wait().unwrap();
     wait_for("credd to take the port", SOON, || health().ok().then_some(()))
         .unwrap_or_else(|e| panic!("{e}: {:?}", health()));
