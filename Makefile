@@ -142,7 +142,7 @@ install-node: install-plugin ## The plugin and credd, for compute nodes
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man5 packaging/man/credd.toml.5
 	@$(call COMPLETIONS,credd)
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credd.toml
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md docs/openapi.yaml
 	@$(call CONFIG,packaging/credd.toml,credd/credd.toml)
 
 .PHONY: install-service
@@ -157,7 +157,7 @@ install-service: ## credvend, for the service host
 	install -D -m 644 packaging/logrotate/credvend $(DESTDIR)$(DOCDIR)/examples/credvend.logrotate
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/credvend.toml packaging/projects.toml packaging/hook.toml \
 		packaging/prometheus/credd.rules.yml
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md $(ABOUT)
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) docs/*.md docs/openapi.yaml $(ABOUT)
 	@$(call CONFIG,packaging/credvend.toml,credvend/credvend.toml)
 	@$(call CONFIG,packaging/projects.toml,credvend/projects.toml)
 	@$(call CONFIG,packaging/logrotate/credvend,logrotate.d/credvend)

@@ -8,6 +8,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-check-cfg=cfg(has_scontrol)");
     println!("cargo:rustc-check-cfg=cfg(has_ministack)");
+    println!("cargo:rustc-check-cfg=cfg(has_schemathesis)");
     println!("cargo:rustc-check-cfg=cfg(munge_as_root)");
     println!("cargo:rustc-check-cfg=cfg(has_prometheus)");
     println!("cargo:rerun-if-env-changed=PATH");
@@ -38,6 +39,12 @@ fn main() {
     if let Some(ministack) = given.or_else(|| on_path("ministack")) {
         println!("cargo:rustc-cfg=has_ministack");
         println!("cargo:rustc-env=CREDD_MINISTACK_FOUND={}", ministack.display());
+        // It asks credvend what its OpenAPI document says; the same requirements install both.
+        let schemathesis = ministack.with_file_name("schemathesis");
+        if schemathesis.is_file() {
+            println!("cargo:rustc-cfg=has_schemathesis");
+            println!("cargo:rustc-env=SCHEMATHESIS_FOUND={}", schemathesis.display());
+        }
     }
 }
 

@@ -36,8 +36,13 @@ pub enum Refusal {
     #[error("the request may be a browser's, which some page made: {0}")]
     BrowserRequest(String),
     /// A path with another method.
-    #[error("{0}")]
-    MethodNotAllowed(String),
+    #[error("{why}")]
+    MethodNotAllowed {
+        /// What the path is for.
+        why: String,
+        /// The methods that it has, as the `Allow` header lists them.
+        allow: String,
+    },
     /// A body that is too long.
     #[error("the request is too large: {0}")]
     TooLarge(String),
@@ -194,7 +199,7 @@ impl Refusal {
             Refusal::BadRequest(_) => "BadRequest",
             Refusal::NotFound(_) => "NotFound",
             Refusal::BrowserRequest(_) => "BrowserRequest",
-            Refusal::MethodNotAllowed(_) => "MethodNotAllowed",
+            Refusal::MethodNotAllowed { .. } => "MethodNotAllowed",
             Refusal::TooLarge(_) => "TooLarge",
             Refusal::UnknownCluster(_) => "UnknownCluster",
             Refusal::JobNotRunning { .. } => "JobNotRunning",
@@ -223,7 +228,7 @@ impl Refusal {
             Refusal::Unauthenticated(_) => 401,
             Refusal::BadRequest(_) => 400,
             Refusal::UnknownSession(_) | Refusal::NotFound(_) => 404,
-            Refusal::MethodNotAllowed(_) => 405,
+            Refusal::MethodNotAllowed { .. } => 405,
             Refusal::TooLarge(_) => 413,
             Refusal::Unavailable(_) | Refusal::Busy { .. } => 503,
             Refusal::Internal(_) => 500,
@@ -330,7 +335,7 @@ mod tests {
             Refusal::BadRequest(text()),
             Refusal::NotFound(text()),
             Refusal::BrowserRequest(text()),
-            Refusal::MethodNotAllowed(text()),
+            Refusal::MethodNotAllowed { why: text(), allow: "GET".into() },
             Refusal::TooLarge(text()),
             Refusal::UnknownCluster(cluster.clone()),
             Refusal::JobNotRunning { job, cluster: cluster.clone(), why: text() },
@@ -377,5 +382,13 @@ mod tests {
         let here: BTreeMap<&str, (u16, bool)> =
             one_of_each().iter().map(|r| (r.code(), (r.status(), r.retry()))).collect();
         assert_eq!(rows, here);
+    }
+    #[test]
+    fn the_openapi_document_has_every_code() {
+        let document = include_str!("../../docs/openapi.yaml");
+        let list = document.split("    ErrorCode:\n      enum:\n").nth(1).unwrap();
+        let listed: Vec<&str> = list.lines().map_while(|line| line.strip_prefix("        - ")).collect();
+        let here: std::collections::BTreeSet<&str> = one_of_each().iter().map(Refusal::code).collect();
+        assert_eq!(listed, here.into_iter().collect::<Vec<_>>());
     }
 }

@@ -8,14 +8,15 @@
 //! | [`admin_socket`] | the administrators' own |
 //! | [`tls`] | the certificate: given, or made at first start and pinned |
 //! | [`tickets`] | by which a node's handshakes are known from others of its address |
-//! | [`route`] | method and path → [`route::Verb`] |
+//! | [`routes`] | the table of all that can be asked for: method, path, name, who may, what answers |
+//! | [`route`], [`target`] | method and target → a row of it, with what the target says |
 //! | [`browser`] | requests that a browser may have been made to send |
 //! | [`principal`] | headers and certificate → [`principal::Principal`] |
-//! | [`seed`], [`node`], [`admin`], [`revocations`] | the verbs; [`stream`] is the nodes' standing one |
+//! | [`seed`], [`node`], [`admin`], [`revocations`] | the handlers; [`stream`] is the nodes' standing one |
 //! | [`metrics_page`] | what Prometheus reads, on a socket of its own |
 //! | [`answer`] | results and refusals → HTTP |
 //!
-//! The whole matrix of who may do what is one `match`, in [`Server::dispatch`].
+//! Who may do what: each row names one kind of caller, and [`dispatch`] gives it no other.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use crate::refusal::Refusal;
 use crate::vending::{Node, Vending};
 use answer::Reply;
 use principal::{Authenticator, Principal};
-use route::Verb;
+use route::{Call, Callers, Found, Invalidator, Route, Work};
 use tickets::Tickets;
 
 pub mod admin;
@@ -52,9 +53,11 @@ pub mod principal;
 pub mod refusal_log;
 pub mod revocations;
 pub mod route;
+pub mod routes;
 pub mod seed;
 pub mod socket;
 pub mod stream;
+pub mod target;
 pub mod tickets;
 pub mod tls;
 pub mod visible_group;
@@ -159,32 +162,33 @@ impl Server {
         let begun = Instant::now();
         let target = request.uri().path_and_query().map_or("/", |t| t.as_str()).to_owned();
         let method = request.method().clone();
-        let (verb, result) = match route::route(&method, &target) {
-            Ok(verb) => {
-                let result = self.authenticated(connection, &verb, &target, request, on_proof).await;
-                (Some(verb), result)
+        // Who reads the answer is known also where the target is not valid.
+        let (route, callers, result) = match route::find(&method, &target) {
+            Ok(found) => {
+                let route = found.route;
+                let result = self.authenticated(connection, found, &target, request, on_proof).await;
+                (Some(route), Some(route.callers()), result)
             }
-            Err(refusal) => (None, Err((None, refusal))),
+            Err((asked, refusal)) => (None, asked.map(Route::callers), Err((None, refusal))),
         };
         let (name, code) =
-            (verb.as_ref().map_or("none", Verb::name), result.as_ref().err().map_or("ok", |(_, r)| r.code()));
+            (route.map_or("none", |route| route.name), result.as_ref().err().map_or("ok", |(_, r)| r.code()));
         self.vending.metrics().request(name, code, begun.elapsed());
         match result {
             Ok(reply) => reply.into_response(),
             Err((who, refusal)) => {
-                if verb.as_ref().is_some_and(Verb::is_of_nodes) && who.is_none() {
+                if route.is_some_and(|route| route.callers() == Callers::Node) && who.is_none() {
                     self.vending.refused_at_the_door(&refusal);
                 }
                 let who = who.unwrap_or_else(|| "an unauthenticated caller".into());
-                if let Some(verb) = verb.as_ref().filter(|verb| on_record_here(verb, &refusal)) {
+                if let Some(route) = route.filter(|route| on_record_here(route, &refusal)) {
                     let peer = connection.peer().map(|peer| peer.ip().to_string());
-                    let (by, request) = (Some(who.as_str()), Some(verb.name()));
+                    let (by, request) = (Some(who.as_str()), Some(route.name));
                     let refused = Refused { by, peer, request, refusal: Some(&refusal), ..Refused::default() };
                     self.vending.audit().note(Event::Refused(refused));
                 }
                 self.refusals.note(&who, connection.peer(), method.as_str(), &target, &refusal);
-                let for_sdk = matches!(verb, Some(Verb::SessionCredentials { .. }));
-                answer::refused(&refusal, for_sdk).into_response()
+                answer::refused(&refusal, callers == Some(Callers::Bearer)).into_response()
             }
         }
     }
@@ -192,7 +196,7 @@ impl Server {
     async fn authenticated<B>(
         self: &Arc<Self>,
         connection: &Connection,
-        verb: &Verb,
+        found: Found,
         target: &str,
         request: Request<B>,
         on_proof: impl Fn(),
@@ -201,11 +205,12 @@ impl Server {
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        match verb {
-            Verb::Health => return Ok(answer::json(200, &serde_json::json!({"status": "ok"}))),
-            Verb::Ready => return self.admin.ready(&self.vending).await.map_err(|refusal| (None, refusal)),
-            _ => {}
-        }
+        let Found { route, work } = found;
+        let call = |body| Call { server: self.clone(), connection: connection.clone(), body };
+        let work = match work {
+            Work::Everybody(answer) => return answer(call(Bytes::new()), ()).await.map_err(|refusal| (None, refusal)),
+            work => work,
+        };
         let (parts, body) = request.into_parts();
         let body = read_body(&parts.headers, body).await.map_err(|refusal| (None, refusal))?;
         let asked = principal::Asked { method: &parts.method, target, body: &body, headers: &parts.headers };
@@ -223,10 +228,7 @@ impl Server {
             on_proof();
         }
         // A caller that hangs up must not leave a revocation half done: the work goes on by itself.
-        let work = {
-            let (server, verb, connection) = (self.clone(), verb.clone(), connection.clone());
-            tokio::spawn(async move { server.dispatch(&connection, verb, principal, &body).await })
-        };
+        let work = tokio::spawn(dispatch(call(body), route.callers(), work, principal));
         let result = match tokio::time::timeout(self.settings.request_patience, work).await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => Err(Refusal::Internal(format!("a defect, please report it: {panic}"))),
@@ -237,53 +239,27 @@ impl Server {
         };
         result.map_err(|refusal| (Some(who), refusal))
     }
+}
 
-    /// Who may do what. Whatever is not listed is refused.
-    async fn dispatch(
-        self: &Arc<Self>,
-        connection: &Connection,
-        verb: Verb,
-        principal: Principal,
-        body: &[u8],
-    ) -> Result<Reply, Refusal> {
-        match (verb, principal) {
-            (Verb::HeadOpen { stage }, Principal::Head(head)) => self.head_open(&head, stage.as_deref(), body).await,
-            (Verb::HeadSetStatus { session, cluster }, Principal::Head(head)) => {
-                self.head_set_status(&head, &session, cluster.as_ref(), body).await
-            }
-            (Verb::SessionCredentials { session, cluster, project, claimed }, Principal::Bearer(token)) => {
-                let peer = connection.peer().map(|peer| peer.ip().to_canonical());
-                self.session_credentials(token, &session, &cluster, &project, claimed.as_deref(), peer).await
-            }
-            (Verb::InvalidateUser { user }, Principal::Head(head)) => {
-                let by = format!("the head of cluster {}", head.cluster);
-                self.invalidate_user(&by, Some(&[head.cluster]), &user).await
-            }
-            (Verb::InvalidateUser { user }, Principal::Admin(name)) => self.invalidate_user(&name, None, &user).await,
-            (Verb::NodeAttest, Principal::Node(node)) => self.node_attest(&node, body).await,
-            (Verb::NodeOpen { partition }, Principal::Node(node)) => self.node_open(&node, partition, body).await,
-            (Verb::NodeCredentials { session }, Principal::Node(node)) => {
-                self.node_credentials(&node, session, body).await
-            }
-            (Verb::NodeLeave { session }, Principal::Node(node)) => self.node_leave(&node, session, body).await,
-            (Verb::NodeStream { known }, Principal::Node(node)) => {
-                let ticket = connection.ticket(&node);
-                Ok(self.node_stream(node, known).await?.with_ticket(ticket))
-            }
-            (Verb::NodeHeard, Principal::Node(node)) => self.node_heard(&node, body).await,
-            (Verb::Admin(verb), Principal::Admin(name)) => self.administer(&name, verb, body).await,
-            (verb, principal) => Err(principal::not_allowed(connection, &verb, &principal)),
-        }
+/// Gives a request to its handler, if the caller is one whom the route is for. Whatever is not listed is refused.
+async fn dispatch(call: Call, callers: Callers, work: Work, principal: Principal) -> Result<Reply, Refusal> {
+    match (work, principal) {
+        (Work::Head(answer), Principal::Head(head)) => answer(call, head).await,
+        (Work::HeadOrAdmin(answer), Principal::Head(head)) => answer(call, head.into()).await,
+        (Work::HeadOrAdmin(answer), Principal::Admin(by)) => answer(call, Invalidator { by, clusters: None }).await,
+        (Work::Bearer(answer), Principal::Bearer(token)) => answer(call, token).await,
+        (Work::Node(answer), Principal::Node(node)) => answer(call, node).await,
+        (Work::Admin(answer), Principal::Admin(name)) => answer(call, name).await,
+        (_, principal) => Err(principal::not_allowed(&call.connection, callers, &principal)),
     }
 }
 
 /// Who proved nothing, and who may not what they ask for. What got as far as [`Vending`] is put on record there, where
 /// more is known of it; what is no request at all is for the service's log.
-fn on_record_here(verb: &Verb, refusal: &Refusal) -> bool {
-    let at_the_door = matches!(verb, Verb::InvalidateUser { .. } | Verb::Admin(_) | Verb::NodeStream { .. });
+fn on_record_here(route: &Route, refusal: &Refusal) -> bool {
     match refusal {
-        Refusal::Unauthenticated(_) => !matches!(verb, Verb::SessionCredentials { .. }),
-        Refusal::NotAllowed { .. } | Refusal::WrongAddress { .. } => at_the_door,
+        Refusal::Unauthenticated(_) => route.callers() != Callers::Bearer,
+        Refusal::NotAllowed { .. } | Refusal::WrongAddress { .. } => route.recorded,
         Refusal::BrowserRequest(_) => true,
         _ => false,
     }

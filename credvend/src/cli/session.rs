@@ -7,7 +7,7 @@ use hyper::Method;
 use super::{call, table};
 use crate::config::Config;
 use crate::server::admin::{SessionDetail, SessionPage, SessionView};
-use crate::server::route::encode_segment;
+use crate::server::target::encode_segment;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {

@@ -12,7 +12,8 @@ use tokio::sync::Mutex;
 
 use super::Server;
 use super::answer::{self, Reply};
-use super::route::AdminVerb;
+use super::route::{Handling, handling};
+use super::target::{Target, bad, cut, parse};
 use crate::refusal::Refusal;
 use crate::store::{Cursor, Issuance, IssuedTo, Origin, Run, Session, SessionFilter};
 use crate::vending::Vending;
@@ -265,54 +266,119 @@ impl Admin {
     }
 }
 
-impl Server {
-    /// Everything below `/admin/v1/`.
-    pub(super) async fn administer(self: &Arc<Self>, by: &str, verb: AdminVerb, body: &[u8]) -> Result<Reply, Refusal> {
-        let store = self.vending.store();
-        match verb {
-            AdminVerb::List { mut filter, from } => {
-                filter.cluster = filter.cluster.map(|cluster| self.vending.spelled(&cluster));
-                let page = store.list(&filter, from.as_ref()).await?;
-                // Of a head's job as well; there is one place for them, the first page.
-                let heads = if from.is_none() { self.of_heads(&filter).await? } else { vec![] };
-                let sessions = heads.into_iter().chain(page.items).map(SessionView::from).collect();
-                Ok(answer::json(200, &SessionPage { sessions, next: page.next }))
+/// `GET /health`: the process lives.
+pub(super) fn health(_: &Target) -> Result<Handling<()>, Refusal> {
+    handling(|_, ()| async { Ok(answer::json(200, &serde_json::json!({"status": "ok"}))) })
+}
+
+/// `GET /ready`: it can work.
+pub(super) fn ready(_: &Target) -> Result<Handling<()>, Refusal> {
+    handling(|call, ()| async move { call.server.admin.ready(&call.server.vending).await })
+}
+
+/// `GET /admin/v1/sessions`.
+pub(super) fn sessions(target: &Target) -> Result<Handling<String>, Refusal> {
+    let (mut filter, from) = choice(target)?;
+    handling(move |call, _| async move {
+        let server = call.server;
+        filter.cluster = filter.cluster.map(|cluster| server.vending.spelled(&cluster));
+        let page = server.vending.store().list(&filter, from.as_ref()).await?;
+        // Of a head's job as well; there is one place for them, the first page.
+        let heads = if from.is_none() { server.of_heads(&filter).await? } else { vec![] };
+        let sessions = heads.into_iter().chain(page.items).map(SessionView::from).collect();
+        Ok(answer::json(200, &SessionPage { sessions, next: page.next }))
+    })
+}
+
+/// `GET /admin/v1/sessions/{session}`.
+pub(super) fn session(target: &Target) -> Result<Handling<String>, Refusal> {
+    let (id, from): (SessionId, _) = (target.value("session")?, page(target)?);
+    handling(move |call, _| async move {
+        let store = call.server.vending.store();
+        let session = store.get(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
+        let of = IssuedTo::Session(id);
+        let issued = store.list_issuances(&of, OffsetDateTime::UNIX_EPOCH, from.as_ref()).await?;
+        let (session, next) = (session.into(), issued.next);
+        Ok(answer::json(200, &SessionDetail { session, issued: issued.items, next }))
+    })
+}
+
+/// `POST /admin/v1/sessions/{session}/close`.
+pub(super) fn close(target: &Target) -> Result<Handling<String>, Refusal> {
+    let id: SessionId = target.value("session")?;
+    handling(move |call, by: String| async move {
+        call.server.vending.close(&by, id).await?;
+        tracing::info!(by, session = %id, "session closed");
+        Ok(answer::json(200, &serde_json::json!({})))
+    })
+}
+
+/// `GET /admin/v1/identity`: who credvend is in AWS.
+pub(super) fn identity(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, _| async move {
+        let arn = call.server.vending.identity().await?;
+        Ok(answer::json(200, &Identity { arn }))
+    })
+}
+
+/// `GET /admin/v1/projects`.
+pub(super) fn projects(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, _| async move { Ok(answer::json(200, &call.server.roles())) })
+}
+
+/// `POST /admin/v1/reload`.
+pub(super) fn reload(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, by: String| async move {
+        let (server, who) = (call.server, by.clone());
+        let result = tokio::task::spawn_blocking(move || server.admin.reload(&who))
+            .await
+            .map_err(|_| Refusal::Internal("the reload was cut short".into()))?;
+        let problems = result.err().unwrap_or_default();
+        tracing::info!(by, problems = problems.join("; "), "reload asked for");
+        Ok(answer::json(if problems.is_empty() { 200 } else { 409 }, &Reloaded { problems }))
+    })
+}
+
+/// `GET /admin/v1/status`.
+pub(super) fn status(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, _| async move { Ok(answer::json(200, &call.server.status().await)) })
+}
+
+/// Which sessions to list, and where the page begins.
+pub(super) fn choice(target: &Target) -> Result<(SessionFilter, Option<Cursor>), Refusal> {
+    let (mut filter, mut from) = (SessionFilter::default(), None);
+    for (key, value) in target.pairs()? {
+        match key.as_str() {
+            "status" => {
+                let status = serde_json::Value::String(value.to_ascii_uppercase());
+                filter.status = Some(
+                    serde_json::from_value(status).map_err(|_| bad("a status is ACTIVE, INVALIDATED or COMPLETED"))?,
+                );
             }
-            AdminVerb::Show { session: id, from } => {
-                let session = store.get(id).await?.ok_or_else(|| Refusal::UnknownSession(id.to_string()))?;
-                let of = IssuedTo::Session(id);
-                let issued = store.list_issuances(&of, OffsetDateTime::UNIX_EPOCH, from.as_ref()).await?;
-                let (session, next) = (session.into(), issued.next);
-                Ok(answer::json(200, &SessionDetail { session, issued: issued.items, next }))
-            }
-            AdminVerb::Close(id) => {
-                self.vending.close(by, id).await?;
-                tracing::info!(by, session = %id, "session closed");
-                Ok(answer::json(200, &serde_json::json!({})))
-            }
-            AdminVerb::Revoke => self.revoke(by, body).await,
-            AdminVerb::Revocations { from } => self.revocations(from.as_ref()).await,
-            AdminVerb::Revocation(id) => self.revocation(id).await,
-            AdminVerb::Blocks => self.blocks().await,
-            AdminVerb::Unblock => self.unblock(by, body).await,
-            AdminVerb::Identity => {
-                let arn = self.vending.identity().await?;
-                Ok(answer::json(200, &Identity { arn }))
-            }
-            AdminVerb::Projects => Ok(answer::json(200, &self.roles())),
-            AdminVerb::Reload => {
-                let (server, who) = (self.clone(), by.to_owned());
-                let result = tokio::task::spawn_blocking(move || server.admin.reload(&who))
-                    .await
-                    .map_err(|_| Refusal::Internal("the reload was cut short".into()))?;
-                let problems = result.err().unwrap_or_default();
-                tracing::info!(by, problems = problems.join("; "), "reload asked for");
-                Ok(answer::json(if problems.is_empty() { 200 } else { 409 }, &Reloaded { problems }))
-            }
-            AdminVerb::Status => Ok(answer::json(200, &self.status().await)),
+            "cluster" => filter.cluster = Some(parse(&value)?),
+            "user" => filter.user = Some(parse(&value)?),
+            "project" => filter.project = Some(parse(&value)?),
+            "job" => filter.job = Some(parse(&value)?),
+            "from" => from = Some(Cursor(value)),
+            _ => return Err(bad(format!("sessions cannot be chosen by {:?}", cut(&key, 40)))),
         }
     }
+    Ok((filter, from))
+}
 
+/// Where a page begins: `from=…`, or nothing.
+pub(super) fn page(target: &Target) -> Result<Option<Cursor>, Refusal> {
+    let mut from = None;
+    for (key, value) in target.pairs()? {
+        match key.as_str() {
+            "from" => from = Some(Cursor(value)),
+            _ => return Err(bad(format!("these cannot be chosen by {:?}", cut(&key, 40)))),
+        }
+    }
+    Ok(from)
+}
+
+impl Server {
     /// Where a job is asked for: what heads opened under its number, the newest of each cluster.
     async fn of_heads(&self, filter: &SessionFilter) -> Result<Vec<Session>, Refusal> {
         let Some(job) = filter.job else { return Ok(vec![]) };

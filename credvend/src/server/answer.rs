@@ -21,6 +21,8 @@ pub struct Reply {
     content_type: &'static str,
     retry_after: Option<u32>,
     ticket: Option<HandshakeTicket>,
+    /// The methods that the path has, where it was asked with another.
+    allow: Option<header::HeaderValue>,
     body: AnyBody,
 }
 
@@ -44,6 +46,9 @@ impl Reply {
         if let Some(Ok(ticket)) = self.ticket.map(|ticket| header::HeaderValue::from_str(ticket.as_str())) {
             headers.insert(handshake_ticket::HEADER, ticket);
         }
+        if let Some(methods) = self.allow {
+            headers.insert(header::ALLOW, methods);
+        }
         response
     }
 }
@@ -63,6 +68,7 @@ fn raw(status: u16, bytes: Vec<u8>) -> Reply {
         content_type: "application/json",
         retry_after: None,
         ticket: None,
+        allow: None,
         body: Full::new(Bytes::from(bytes)).boxed_unsync(),
     }
 }
@@ -74,6 +80,7 @@ pub fn lines(body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static)
         content_type: "application/x-ndjson",
         retry_after: None,
         ticket: None,
+        allow: None,
         body: body.boxed_unsync(),
     }
 }
@@ -85,5 +92,9 @@ pub fn refused(refusal: &Refusal, for_sdk: bool) -> Reply {
     } else {
         serde_json::to_vec(&refusal.to_api_error()).unwrap_or_default()
     };
-    Reply { retry_after: refusal.retry_after(), ..raw(refusal.status(), bytes) }
+    let allow = match refusal {
+        Refusal::MethodNotAllowed { allow, .. } => header::HeaderValue::from_str(allow).ok(),
+        _ => None,
+    };
+    Reply { retry_after: refusal.retry_after(), allow, ..raw(refusal.status(), bytes) }
 }

@@ -16,7 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::Connection;
 use super::head_secrets::HeadSecrets;
 use super::munge_claim::{Expected, MungeVerifier};
-use super::route::Verb;
+use super::route::Callers;
 use crate::refusal::Refusal;
 use crate::vending::{Head, Node};
 
@@ -167,32 +167,9 @@ impl Authenticator {
     }
 }
 
-/// The refusal for a principal that may not do this.
-pub fn not_allowed(connection: &Connection, verb: &Verb, principal: &Principal) -> Refusal {
-    let (for_whom, prove) = match verb {
-        Verb::HeadOpen { .. } | Verb::HeadSetStatus { .. } => {
-            ("it is a head node's verb", "send the head-node secret in Authorization, or use a head certificate")
-        }
-        Verb::InvalidateUser { .. } => (
-            "it is a head node's or an administrator's verb",
-            "send the head-node secret in Authorization, or use the administrators' socket",
-        ),
-        Verb::SessionCredentials { .. } => {
-            ("it is for the bearer of the session's token", "send the session token in Authorization")
-        }
-        Verb::NodeAttest
-        | Verb::NodeOpen { .. }
-        | Verb::NodeCredentials { .. }
-        | Verb::NodeLeave { .. }
-        | Verb::NodeStream { .. }
-        | Verb::NodeHeard => {
-            ("it is a node's verb", "prove by MUNGE as root, or by a node certificate, which node you are")
-        }
-        Verb::Admin(_) => {
-            ("it is an administrator's verb", "use the administrators' socket, or an administrator's certificate")
-        }
-        Verb::Health | Verb::Ready => ("it is for everybody", "ask without proof"),
-    };
+/// The refusal for a principal that is none of these callers.
+pub fn not_allowed(connection: &Connection, callers: Callers, principal: &Principal) -> Refusal {
+    let (for_whom, prove) = callers.proof();
     match (principal, connection) {
         (Principal::Nobody, _) => Refusal::Unauthenticated(format!("{for_whom}; {prove}")),
         (Principal::Bearer(_), Connection::Tls { .. } | Connection::Plain { .. }) => {
@@ -283,7 +260,7 @@ pub fn uri_name(uri: &str) -> Result<CertificateName, String> {
     if !uri.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(bad("a URI has no space and no character beyond ASCII".into()));
     }
-    let name = |part: &str| super::route::decode(part).map_err(|e| bad(e.to_string()));
+    let name = |part: &str| super::target::decode(part).map_err(|e| bad(e.to_string()));
     let parts: Vec<&str> = uri.split(':').collect();
     match parts[..] {
         ["credd", "node", cluster, node] => Ok(CertificateName::Node(

@@ -5,9 +5,11 @@ use credd_protocol::credentials::rfc3339_z;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::Server;
+use super::admin::page;
 use super::answer::{self, Reply};
 use super::node::parse;
+use super::route::{Handling, handling};
+use super::target::{Target, bad};
 use crate::refusal::Refusal;
 use crate::store::{Block, Cursor, OrderId, Subject};
 use crate::vending::revoking::{Ordered, RevocationReport};
@@ -140,41 +142,49 @@ impl From<Block> for BlockLine {
     }
 }
 
-impl Server {
-    /// `POST /admin/v1/revocations`: 200 when all is done, 202 when the report says what is lacking.
-    pub(super) async fn revoke(&self, by: &str, body: &[u8]) -> Result<Reply, Refusal> {
-        let RevokeRequest { id, subject, clusters, why, wide, block, dry_run } = parse(body)?;
+/// `POST /admin/v1/revocations`: 200 when all is done, 202 when the report says what is lacking.
+pub(super) fn revoke(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, by| async move {
+        let RevokeRequest { id, subject, clusters, why, wide, block, dry_run } = parse(&call.body)?;
         let id = id.unwrap_or_else(OrderId::random);
-        let ordered = Ordered { id, subject, clusters, by: by.to_owned(), why, wide, block };
+        let ordered = Ordered { id, subject, clusters, by, why, wide, block };
         if dry_run {
-            return Ok(answer::json(200, &self.vending.rehearse(ordered).await?));
+            return Ok(answer::json(200, &call.server.vending.rehearse(ordered).await?));
         }
-        Ok(answer_report(&self.vending.revoke(ordered).await?))
-    }
+        Ok(answer_report(&call.server.vending.revoke(ordered).await?))
+    })
+}
 
-    /// `GET /admin/v1/revocations`.
-    pub(super) async fn revocations(&self, from: Option<&Cursor>) -> Result<Reply, Refusal> {
-        let page = self.vending.revocations(from).await?;
+/// `GET /admin/v1/revocations`.
+pub(super) fn list(target: &Target) -> Result<Handling<String>, Refusal> {
+    let from = page(target)?;
+    handling(move |call, _| async move {
+        let page = call.server.vending.revocations(from.as_ref()).await?;
         let revocations = page.items.into_iter().map(RevocationLine::from).collect();
         Ok(answer::json(200, &RevocationPage { revocations, next: page.next }))
-    }
+    })
+}
 
-    /// `GET /admin/v1/revocations/{id}`.
-    pub(super) async fn revocation(&self, id: OrderId) -> Result<Reply, Refusal> {
-        Ok(answer::json(200, &self.vending.revocation(id).await?))
-    }
+/// `GET /admin/v1/revocations/{id}`.
+pub(super) fn show(target: &Target) -> Result<Handling<String>, Refusal> {
+    let id = uuid::Uuid::try_parse(target.text("id")).map_err(|_| bad("a revocation's id is a UUID"))?;
+    handling(move |call, _| async move { Ok(answer::json(200, &call.server.vending.revocation(OrderId(id)).await?)) })
+}
 
-    /// `GET /admin/v1/blocks`.
-    pub(super) async fn blocks(&self) -> Result<Reply, Refusal> {
-        let blocks = self.vending.store().list_blocks().await?;
+/// `GET /admin/v1/blocks`.
+pub(super) fn blocks(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, _| async move {
+        let blocks = call.server.vending.store().list_blocks().await?;
         Ok(answer::json(200, &Blocks { blocks: blocks.into_iter().map(BlockLine::from).collect() }))
-    }
+    })
+}
 
-    /// `POST /admin/v1/unblock`.
-    pub(super) async fn unblock(&self, by: &str, body: &[u8]) -> Result<Reply, Refusal> {
-        let UnblockRequest { subject } = parse(body)?;
-        Ok(answer::json(200, &Unblocked { was_blocked: self.vending.unblock(by, &subject).await? }))
-    }
+/// `POST /admin/v1/unblock`.
+pub(super) fn unblock(_: &Target) -> Result<Handling<String>, Refusal> {
+    handling(|call, by: String| async move {
+        let UnblockRequest { subject } = parse(&call.body)?;
+        Ok(answer::json(200, &Unblocked { was_blocked: call.server.vending.unblock(&by, &subject).await? }))
+    })
 }
 
 /// A report, and whether everything that it should say is done.

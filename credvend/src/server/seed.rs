@@ -12,7 +12,8 @@ use super::answer::{self, Reply};
 use super::node::parse;
 use super::principal::HeadProof;
 use super::revocations::answer_report;
-use super::route::encode_segment;
+use super::route::{Handling, Invalidator, handling};
+use super::target::{Target, bad, cut, encode_segment};
 use crate::refusal::Refusal;
 use crate::vending::Head;
 use crate::vending::heads::wrong_token;
@@ -50,6 +51,76 @@ impl<'a> V1Document<'a> {
             account_id: credentials.account_id.as_deref(),
         }
     }
+}
+
+/// What is kept of the caller's `roleSessionName`.
+const MAX_CLAIMED_CHARS: usize = 256;
+
+/// `POST /sessions`.
+pub(super) fn open(target: &Target) -> Result<Handling<Head>, Refusal> {
+    let stage = target.stage.clone();
+    handling(move |call, head| async move { call.server.head_open(&head, stage.as_deref(), &call.body).await })
+}
+
+/// Both PUT forms.
+pub(super) fn set_status(target: &Target) -> Result<Handling<Head>, Refusal> {
+    let (session, cluster) = (head_session(target)?, target.value_if_there("clusterId")?);
+    handling(move |call, head| async move {
+        call.server.head_set_status(&head, &session, cluster.as_ref(), &call.body).await
+    })
+}
+
+/// The GET with a session token.
+pub(super) fn credentials(target: &Target) -> Result<Handling<TokenHash>, Refusal> {
+    let path = CredentialsPath::of(target)?;
+    handling(move |call, token| async move {
+        let peer = call.connection.peer().map(|peer| peer.ip().to_canonical());
+        let CredentialsPath { session, cluster, project, claimed } = path;
+        call.server.session_credentials(token, &session, &cluster, &project, claimed.as_deref(), peer).await
+    })
+}
+
+/// DELETE of a user's sessions.
+pub(super) fn invalidate(target: &Target) -> Result<Handling<Invalidator>, Refusal> {
+    let user: UserName = target.value("userId")?;
+    handling(move |call, who: Invalidator| async move {
+        call.server.invalidate_user(&who.by, who.clusters.as_deref(), &user).await
+    })
+}
+
+/// What the GET's target says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CredentialsPath {
+    pub(super) session: String,
+    pub(super) cluster: ClusterName,
+    pub(super) project: ProjectId,
+    /// The caller's `roleSessionName`: for the audit log, and nothing else.
+    pub(super) claimed: Option<String>,
+}
+
+impl CredentialsPath {
+    pub(super) fn of(target: &Target) -> Result<Self, Refusal> {
+        let claimed = target.pairs()?.into_iter().find(|(key, _)| key == "roleSessionName");
+        Ok(CredentialsPath {
+            session: head_session(target)?,
+            cluster: target.value("clusterId")?,
+            project: target.value("projectId")?,
+            claimed: claimed.map(|(_, name)| cut(&name, MAX_CLAIMED_CHARS)),
+        })
+    }
+}
+
+/// A head's own session id, as a rule a job id: it becomes a path segment and a part of names, so it is bounded.
+fn head_session(target: &Target) -> Result<String, Refusal> {
+    let text = target.text("sessionId");
+    let good = |b: u8| b.is_ascii_graphic() && !br#"/?#%"'\<>"#.contains(&b);
+    if text.is_empty() || text.len() > 128 || !text.bytes().all(good) || text == "." || text == ".." {
+        return Err(bad(format!(
+            "session id {:?} must have 1 to 128 visible ASCII characters except / ? # % quotes \\ < >",
+            cut(text, 80)
+        )));
+    }
+    Ok(text.to_owned())
 }
 
 impl Server {

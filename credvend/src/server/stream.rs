@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use credd_protocol::node_api::{Event, PING_SECONDS};
+use credd_protocol::node_api::{Event, PING_SECONDS, plain_epoch};
 use credd_protocol::{ClusterName, NodeName};
 use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Server;
 use super::answer::{self, Reply};
+use super::route::{Handling, handling};
+use super::target::{Target, bad, cut};
 use crate::events::{Subscription, written};
 use crate::refusal::Refusal;
 use crate::vending::Node;
@@ -74,6 +76,32 @@ impl Drop for Entry {
                 open.nodes.remove(&self.node);
             }
         }
+    }
+}
+
+/// `GET /node/v1/stream`.
+pub(super) fn open(target: &Target) -> Result<Handling<Node>, Refusal> {
+    let known = known(target)?;
+    handling(move |call, node: Node| async move {
+        let ticket = call.connection.ticket(&node);
+        Ok(call.server.node_stream(node, known).await?.with_ticket(ticket))
+    })
+}
+
+/// The epoch that the node knows, and up to which number it has heard everything: `epoch=…&after=…`, or nothing.
+pub(super) fn known(target: &Target) -> Result<Option<(String, u64)>, Refusal> {
+    let (mut epoch, mut after) = (None, None);
+    for (key, value) in target.pairs()? {
+        match key.as_str() {
+            "epoch" if plain_epoch(&value) => epoch = Some(value),
+            "after" => after = Some(value.parse().map_err(|_| bad("after= is the number of an event"))?),
+            _ => return Err(bad(format!("a stream cannot begin by {:?}", cut(&key, 40)))),
+        }
+    }
+    match (epoch, after) {
+        (Some(epoch), Some(after)) => Ok(Some((epoch, after))),
+        (None, None) => Ok(None),
+        _ => Err(bad("epoch= and after= belong together")),
     }
 }
 

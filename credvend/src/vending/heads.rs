@@ -18,12 +18,13 @@ use crate::store::{Ended, Opened, Origin, Session};
 /// Why the earlier session of a head's id ended.
 const ANEW: &str = "the head opened this session id anew";
 
-/// A head's ids stand in paths and in role-session names.
-fn check_text(what: &str, text: &str, max: usize, allowed: impl Fn(u8) -> bool) -> Result<(), Refusal> {
+/// A head's ids stand in paths and in role-session names: letters, digits, and these characters.
+fn check_text(what: &str, text: &str, max: usize, others: &str) -> Result<(), Refusal> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || others.as_bytes().contains(&b);
     if text.is_empty() || text.len() > max || !text.bytes().all(allowed) {
         let shown: String = text.chars().take(80).collect();
         return Err(Refusal::BadRequest(format!(
-            "{what} {shown:?}: it must have 1 to {max} letters, digits and . _ - : + characters"
+            "{what} {shown:?}: it must have 1 to {max} characters: letters, digits, and any of {others:?}"
         )));
     }
     Ok(())
@@ -53,9 +54,11 @@ impl Vending {
 
     async fn state_for_head(&self, head: &Head, request: &OpenSession) -> Result<HeadOpened, Refusal> {
         self.require_own(head, &request.cluster_name)?;
-        let text = |b: u8| b.is_ascii_alphanumeric() || b"._-:+".contains(&b);
-        check_text("sessionId", &request.session_id, 128, |b| text(b) && b != b':' && b != b'+')?;
-        check_text("submittedTime", &request.submitted_time, 64, |b| text(b) || b == b' ')?;
+        check_text("sessionId", &request.session_id, 128, "._-")?;
+        if matches!(&*request.session_id, "." | "..") {
+            return Err(Refusal::BadRequest("sessionId must not be . or .., which no path can hold".into()));
+        }
+        check_text("submittedTime", &request.submitted_time, 64, "._-:+ ")?;
         self.roles_on(&request.project_id, &head.cluster)?;
         let (user, project) = (Some(&request.cluster_user), Some(&request.project_id));
         self.require_unblocked(Asking { user, project, ..Asking::default() }).await?;

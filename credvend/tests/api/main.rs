@@ -8,5 +8,9 @@ mod limits;
 mod matrix;
 mod munged;
 mod nodes;
+mod openapi;
+#[path = "../pretend_aws/mod.rs"]
+mod pretend_aws;
+mod program;
 mod seed;
 mod world;

@@ -1,5 +1,9 @@
 //! Who may ask for what: every principal with every verb.
 
+use std::collections::BTreeSet;
+
+use credvend::server::route::{Callers, find};
+use credvend::server::routes::ROUTES;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -67,6 +71,19 @@ fn check(who: &str, verb: &str, allowed: &[&str], refused: u16, status: u16) {
     } else {
         assert_eq!(status, refused, "{who} may not {verb}");
     }
+}
+
+#[test]
+fn no_route_is_left_out() {
+    let tried: BTreeSet<_> = verbs("5")
+        .iter()
+        .map(|(_, method, path, _)| find(method, path).ok().unwrap().route)
+        .map(|route| (route.method.as_str(), route.path))
+        .collect();
+    let closed = ROUTES.iter().filter(|route| route.callers() != Callers::Everybody);
+    let untried: Vec<_> =
+        closed.map(|route| (route.method.as_str(), route.path)).filter(|route| !tried.contains(route)).collect();
+    assert!(untried.is_empty(), "who may ask for them is not tried: {untried:?}");
 }
 
 #[tokio::test]

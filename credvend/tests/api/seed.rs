@@ -309,3 +309,22 @@ async fn a_token_that_is_not_the_sessions_learns_nothing_and_costs_little() {
     assert_eq!(world.call(None, request(Method::GET, path, Some(&token), "")).await.status, 200);
     assert_eq!(world.call(None, request(Method::GET, path, Some("credd1-other"), "")).await.status, 401);
 }
+
+#[tokio::test]
+async fn what_does_not_parse_is_said_as_its_reader_reads_it() {
+    let world = World::start().await;
+    let bad = format!("{PATH}%zz");
+    let seen = world.call(None, request(Method::GET, &bad, Some("a-token"), "")).await;
+    let error = seen.json();
+    assert_eq!((seen.refusal(), &error["Code"]), ((400, "BadRequest".into()), &"BadRequest".into()), "{error}");
+    assert_eq!(error["Message"], error["message"], "an SDK reads one of the two");
+    let seen = world.call(None, request(Method::POST, "/sessions/1300", Some(SECRET), "")).await;
+    assert_eq!((seen.status, &seen.headers["allow"]), (405, &"PUT".parse().unwrap()));
+    for (id, submitted) in [(".", "1"), ("..", "1"), ("a:b", "1"), ("", "1"), ("5", ""), ("5", "1;2")] {
+        let post = request(Method::POST, "/sessions", Some(SECRET), &opening(id, submitted));
+        assert_eq!(world.call(None, post).await.refusal(), (400, "BadRequest".into()), "{id:?} {submitted:?}");
+    }
+    let in_order = r#"["5","genomics","lab","alice","2023-01-01"]"#;
+    let post = request(Method::POST, "/sessions", Some(SECRET), in_order);
+    assert_eq!(world.call(None, post).await.refusal(), (400, "BadRequest".into()), "a body is an object");
+}
