@@ -20,6 +20,9 @@ const MAX_SENTENCE_BYTES: usize = 2000;
 /// The longest note: a word, a sentence, the line's end.
 const MAX_NOTE_BYTES: u64 = MAX_SENTENCE_BYTES as u64 + 16;
 
+/// A record has some seven hundred bytes.
+const USUAL_BYTES: usize = 1024;
+
 /// A run directory that has been looked at.
 #[derive(Debug, Clone)]
 pub struct RunFiles {
@@ -352,7 +355,8 @@ fn read_own(path: &Path, max: u64) -> Result<Option<Vec<u8>>, String> {
 }
 
 fn read_bounded(file: File, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Room for what these files hold as a rule, so that they are read at once.
+    let mut bytes = Vec::with_capacity(usize::try_from(limit).unwrap_or(USUAL_BYTES).min(USUAL_BYTES));
     file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

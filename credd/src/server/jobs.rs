@@ -1,11 +1,11 @@
 //! The runs of jobs on this node, and by which token each is known.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use credd_protocol::{JobId, SessionId, TokenHash, Uid};
-use peer::Seen;
+use peer::{CgroupId, Seen};
 use tokio::sync::Notify;
 
 use super::cache::Key;
@@ -55,12 +55,18 @@ pub struct Run {
     pub changed: Notify,
     /// A process of the job waits for credentials: do not sleep for long.
     pub wanted: Notify,
-    /// What is known of its job's cgroups.
-    pub cgroups: RefCell<Seen>,
-    /// Tokens that are no job's here, and with which a process came that is this job's by the kernel's word.
-    foreign: RefCell<VecDeque<TokenHash>>,
-    /// Tokens minted for it here, the oldest first.
-    minted: RefCell<VecDeque<TokenHash>>,
+    /// What is known of its job's cgroups. Boxed, as is `other_tokens`: few jobs have a process that asks without its token.
+    cgroups: RefCell<Option<Box<Seen>>>,
+    other_tokens: RefCell<Option<Box<OtherTokens>>>,
+}
+
+/// Tokens with which processes of a run came besides its own.
+#[derive(Default)]
+struct OtherTokens {
+    /// No job's here. A process came with it that is this job's by the kernel's word.
+    foreign: VecDeque<TokenHash>,
+    /// Minted for it here, the oldest first.
+    minted: VecDeque<TokenHash>,
 }
 
 impl Run {
@@ -81,20 +87,20 @@ impl Run {
             changed: Notify::new(),
             wanted: Notify::new(),
             cgroups: RefCell::default(),
-            foreign: RefCell::default(),
-            minted: RefCell::default(),
+            other_tokens: RefCell::default(),
         })
     }
 
     /// Whether a process of this job came with this token, which is no job's here. It proves nothing about any other
     /// process: it says that no record need be looked for.
     pub fn is_foreign(&self, token: &TokenHash) -> bool {
-        self.foreign.borrow().contains(token)
+        self.other_tokens.borrow().as_ref().is_some_and(|tokens| tokens.foreign.contains(token))
     }
 
     /// A process of this job came with this token, which is no job's here.
     pub fn note_foreign(&self, token: &TokenHash) {
-        let mut foreign = self.foreign.borrow_mut();
+        let mut tokens = self.other_tokens();
+        let foreign = &mut tokens.foreign;
         if foreign.contains(token) {
             return;
         }
@@ -102,6 +108,24 @@ impl Run {
             foreign.pop_front();
         }
         foreign.push_back(*token);
+    }
+
+    fn other_tokens(&self) -> RefMut<'_, OtherTokens> {
+        RefMut::map(self.other_tokens.borrow_mut(), |tokens| &mut **tokens.get_or_insert_default())
+    }
+
+    fn minted(&self) -> usize {
+        self.other_tokens.borrow().as_ref().map_or(0, |tokens| tokens.minted.len())
+    }
+
+    /// What is known of its job's cgroups.
+    pub fn cgroups(&self) -> RefMut<'_, Seen> {
+        RefMut::map(self.cgroups.borrow_mut(), |seen| &mut **seen.get_or_insert_default())
+    }
+
+    /// Whether this cgroup is known to be its job's.
+    pub fn has_cgroup(&self, cgroup: CgroupId) -> bool {
+        self.cgroups.borrow().as_ref().is_some_and(|seen| seen.has(cgroup))
     }
 
     /// Looks at the state without copying it.
@@ -202,7 +226,7 @@ impl Jobs {
             return None;
         }
         self.by_token.remove(&run.job.token);
-        for token in run.minted.take() {
+        for token in run.other_tokens.take().unwrap_or_default().minted {
             self.by_token.remove(&token);
         }
         if let Some(live) = self.live.get_mut(&run.job.uid) {
@@ -224,7 +248,7 @@ impl Jobs {
     pub fn add_token(&mut self, run: &RunId, token: TokenHash) -> bool {
         let Some(run) = self.runs.get(run).filter(|run| !run.ended()).cloned() else { return false };
         self.make_room(&run);
-        run.minted.borrow_mut().push_back(token);
+        run.other_tokens().minted.push_back(token);
         self.by_token.insert(token, run);
         true
     }
@@ -232,15 +256,15 @@ impl Jobs {
     /// Forgets a minted token if there is no room for one more: of this run, or of that one of the user's runs which has
     /// the most.
     fn make_room(&mut self, run: &Rc<Run>) {
-        let minted = |run: &Rc<Run>| run.minted.borrow().len();
-        let from = if minted(run) >= MAX_MINTED {
+        let minted = |run: &Rc<Run>| run.minted();
+        let from = if run.minted() >= MAX_MINTED {
             Some(run)
         } else if self.of_user(run.job.uid).map(minted).sum::<usize>() >= MAX_MINTED_OF_USER {
             self.of_user(run.job.uid).max_by_key(|run| minted(run))
         } else {
             None
         };
-        if let Some(oldest) = from.and_then(|from| from.minted.borrow_mut().pop_front()) {
+        if let Some(oldest) = from.and_then(|from| from.other_tokens().minted.pop_front()) {
             self.by_token.remove(&oldest);
         }
     }

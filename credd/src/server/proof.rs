@@ -64,7 +64,7 @@ pub async fn job_of(
     deadline: Instant,
 ) -> Result<Proof, Crowded> {
     let Some(cgroup) = caller.cgroup else { return Ok(Proof::UidOnly) };
-    if let Some(run) = runs.iter().find(|run| run.cgroups.borrow().has(cgroup)) {
+    if let Some(run) = runs.iter().find(|run| run.has_cgroup(cgroup)) {
         return Ok(Proof::Job(run.clone()));
     }
     // It was found in no job at all, and a cgroup does not move.
@@ -78,7 +78,7 @@ pub async fn job_of(
     let begun = Instant::now();
     let mut proof = Proof::NoneOfThese;
     for run in runs {
-        let made_in = || server.whois.made_in(caller, &run.job, &mut run.cgroups.borrow_mut());
+        let made_in = || server.whois.made_in(caller, &run.job, &mut run.cgroups());
         match in_slices(made_in, deadline).await? {
             Verdict::Inside => return Ok(Proof::Job(run.clone())),
             Verdict::NotTracked => return Ok(Proof::UidOnly),
@@ -140,7 +140,7 @@ async fn among(
 
 /// The run that is found without a search.
 fn likely(server: &Server, caller: &Caller, runs: &[Rc<Run>]) -> Option<Rc<Run>> {
-    let mut jobs: Vec<_> = runs.iter().map(|run| (&run.job, run.cgroups.borrow_mut())).collect();
+    let mut jobs: Vec<_> = runs.iter().map(|run| (&run.job, run.cgroups())).collect();
     server.whois.likely(caller, &mut jobs).map(|at| runs[at].clone())
 }
 
