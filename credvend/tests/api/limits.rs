@@ -222,7 +222,9 @@ async fn an_address_makes_only_so_many_handshakes() {
 
 /// A user of the address who does nothing but open connections, silent ones and beginnings of handshakes by turns, until
 /// this is dropped.
-struct Flood(tokio::task::JoinSet<()>);
+struct Flood {
+    _callers: tokio::task::JoinSet<()>,
+}
 
 impl Flood {
     fn of(world: &World) -> Self {
@@ -241,7 +243,7 @@ impl Flood {
                 }
             });
         }
-        Flood(tasks)
+        Flood { _callers: tasks }
     }
 }
 
