@@ -61,7 +61,7 @@ impl FromStr for HandshakeTicket {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let digits = text.strip_prefix(PREFIX).unwrap_or_default();
         let hex = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if digits.is_empty() || digits.len() % 2 != 0 || digits.len() > MAX_DIGITS || !hex {
+        if digits.is_empty() || !digits.len().is_multiple_of(2) || digits.len() > MAX_DIGITS || !hex {
             let why = format!("it must be {PREFIX} and an even number of hex digits, {MAX_DIGITS} at most");
             return Err(Invalid::new("handshake ticket", text, why));
         }

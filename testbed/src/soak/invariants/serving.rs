@@ -2,8 +2,8 @@
 
 use super::{Violation, reconnected};
 use crate::soak::clock::Ms;
-use crate::soak::faults::Target;
-use crate::soak::history::{History, Run};
+use crate::soak::faults::{How, Target};
+use crate::soak::history::{History, Run, Served};
 use crate::soak::{CAUTIOUS, MAX_UNHEARD};
 
 /// A node that hears credvend has dropped what was revoked within a second; the other second is for a machine on which
@@ -299,6 +299,9 @@ pub fn another_identity(history: &History) -> Vec<Violation> {
     for run in history.runs.values() {
         let begin = &run.begin;
         for (key, served) in &run.keys {
+            if is_of_an_earlier_job(history, run, key, served) {
+                continue;
+            }
             if !served.role.ends_with(&format!("/{}", begin.account)) {
                 wrong(run, format!("{key} is of the role {:?}", served.role));
             }
@@ -320,6 +323,26 @@ pub fn another_identity(history: &History) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// Whether a key is that of an earlier job of the same number, user and node, which a killed slurmctld has lost and slurmd
+/// still runs: then slurmd runs no prolog for the new job, whose step finds the earlier one's record. Until credvend has told
+/// the node that the earlier job's session is over.
+fn is_of_an_earlier_job(history: &History, run: &Run, key: &str, served: &Served) -> bool {
+    let begin = &run.begin;
+    let Some(session) = history.issued.get(key).and_then(|issued| history.sessions.get(&issued.session)) else {
+        return false;
+    };
+    let same = session.job == Some(begin.job) && session.user == begin.user && session.nodes.contains(&begin.node);
+    let given_again = history.jobs.keys().any(|(id, submitted)| *id == begin.job && *submitted > session.submitted);
+    let lost = history.faults.iter().any(|span| {
+        span.fault.target == Target::Slurmctld
+            && span.fault.how == How::Kill
+            && span.from <= begin.at
+            && span.from + OPENED >= session.seen
+    });
+    let told = session.ended.is_none_or(|ended| served.last <= ended + history.bound(ended, HEARD));
+    same && given_again && lost && told
 }
 
 /// Whatever is served was recorded first: without that nothing can be revoked.

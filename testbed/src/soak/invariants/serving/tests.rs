@@ -260,6 +260,36 @@ fn a_strangers_key_is_caught() {
 }
 
 #[test]
+fn a_job_whose_number_was_given_again_may_get_the_earlier_ones_until_the_node_is_told() {
+    let given_again = || {
+        let mut history = history();
+        ask(&mut history, 20_000, 200);
+        history.runs.get_mut("r").unwrap().begin.account = "climate".into();
+        let session = history.sessions.get_mut("s").unwrap();
+        session.nodes = ["n1".to_owned()].into();
+        session.ended = Some(19_500);
+        history.jobs.insert((7, 9), Job::default());
+        fault(&mut history, Target::Slurmctld, 9_000, 9_500);
+        history.faults.last_mut().unwrap().fault.how = How::Kill;
+        history
+    };
+    assert_eq!(another_identity(&given_again()), []);
+    let caught = |spoil: fn(&mut History)| {
+        let mut history = given_again();
+        spoil(&mut history);
+        !another_identity(&history).is_empty()
+    };
+    assert!(caught(|history| history.faults.clear()), "slurmctld lost nothing");
+    assert!(caught(|history| history.jobs.clear()), "there was one job only");
+    assert!(
+        caught(|history| history.sessions.get_mut("s").unwrap().ended = Some(10_000)),
+        "the node was told long ago"
+    );
+    assert!(caught(|history| history.sessions.get_mut("s").unwrap().user = "bob".into()), "another user's");
+    assert!(caught(|history| history.sessions.get_mut("s").unwrap().nodes.clear()), "it was elsewhere");
+}
+
+#[test]
 fn what_aws_says_counts_and_bob_is_not_bobby() {
     let mut history = history();
     let mut says = |user: &str, arn: &str| {
