@@ -283,6 +283,9 @@ impl Events {
             }
         }
         let _ = self.answers.write().await;
+        if let Err(error) = self.tell_all_completed().await {
+            tracing::error!("nodes are not told of jobs that ended in the last seconds: {error}");
+        }
     }
 
     /// One look at the store.

@@ -39,7 +39,8 @@ const CLAIM: &str = r#"
 #[track_caller]
 fn step(cluster: &Cluster, user: &str, job: u32, claimed: &str, script: &str) -> Output {
     let as_user = cluster.as_user(user);
-    let source = as_user.write_file("claim.c", CLAIM).expect("the home is writable");
+    // Other tests claim at the same time, and an object that is being written cannot be loaded.
+    let source = as_user.write_file(&format!("claim-{job}-{claimed}.c"), CLAIM).expect("the home is writable");
     let object = source.replace(".c", ".so");
     as_user.run(&["cc", "-shared", "-fPIC", "-o", &object, &source, "-ldl"]).expect_ok();
     let job = format!("--jobid={job}");

@@ -87,7 +87,8 @@ fn slurmd_restarted_or_killed() {
         let id = job.finish();
         wait_status(&cluster, id, "COMPLETED");
     }
-    wait_for("a healthy node", SOON, || (cluster.node_state("n1") == "idle").then_some(())).unwrap();
+    wait_for("a healthy node", SOON, || (cluster.node_state("n1") == "idle").then_some(()))
+        .unwrap_or_else(|error| panic!("{error}: {}", cluster.node_state("n1")));
 }
 
 #[test]

@@ -84,7 +84,10 @@ fn a_port_that_another_user_holds_is_not_asked() {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(squatter.stdout.take().unwrap()), &mut line).unwrap();
     let script = "d=$(mktemp -d); echo 9998 > $d/endpoint; credd env --run-dir $d";
     let done = node.run_as("alice", &["bash", "-c", script]);
-    assert!(done.status == 1 && done.stderr.contains("held by a process of uid"), "{done:?}");
+    assert!(
+        done.status == 1 && done.stderr.contains("a process of uid 5002 listens on port 9998, not credd"),
+        "{done:?}"
+    );
     squatter.kill().unwrap();
     squatter.wait().unwrap();
 }

@@ -142,8 +142,21 @@ impl Events {
 
     /// Publishes the ended sessions that have been collected for long enough.
     pub(super) async fn tell_completed(&self) -> Result<(), StoreError> {
+        self.tell_these(self.completed.due().unwrap_or_default()).await
+    }
+
+    /// Tells the nodes of all ended jobs that were gathered: this process stops, and nobody else knows which they are.
+    ///
+    /// # Errors
+    /// As [`Events::tell_completed`].
+    pub(super) async fn tell_all_completed(&self) -> Result<(), StoreError> {
+        let gathered = std::mem::take(&mut self.completed.waiting().of);
+        self.tell_these(gathered).await
+    }
+
+    async fn tell_these(&self, gathered: BTreeMap<ClusterName, Vec<CompletedSession>>) -> Result<(), StoreError> {
         let mut result = Ok(());
-        for (cluster, sessions) in self.completed.due().unwrap_or_default() {
+        for (cluster, sessions) in gathered {
             let news = News {
                 kind: NewsKind::Invalidated,
                 sessions: vec![],

@@ -291,6 +291,22 @@ async fn a_large_jobs_nodes_that_have_left_are_not_told_of_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_stops_tells_of_the_jobs_that_ended_in_its_last_seconds() {
+    let (_dir, [one, two]) = replicas();
+    let mut stream = two.subscribe(&lab(), None).await.unwrap();
+    let session = SessionId::random();
+    one.completed(&lab(), session, &[node("n1")]);
+    let (stop, stopping) = tokio::sync::watch::channel(true);
+    one.keep_up(vec![lab()], stopping).await;
+    drop(stop);
+    two.look(&[lab()]).await.unwrap();
+    match event(&stream.news.try_recv().unwrap(), "n1") {
+        Event::Invalidated { completed, .. } => assert_eq!(completed, [session]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn ended_jobs_are_told_together_to_their_own_nodes_and_old_readers_see_nothing() {
     let (_dir, [one, two]) = replicas();
     let mut stream = one.subscribe(&lab(), None).await.unwrap();
