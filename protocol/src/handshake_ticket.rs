@@ -40,7 +40,9 @@ impl HandshakeTicket {
 
     /// The one that is offered as a protocol, if this is one.
     pub fn from_protocol(name: &[u8]) -> Option<Self> {
-        std::str::from_utf8(name).ok()?.parse().ok()
+        // Before an error is made of it: anybody can offer anything.
+        let looks_like_one = name.starts_with(PREFIX.as_bytes()) && name.len() <= PREFIX.len() + MAX_DIGITS;
+        looks_like_one.then(|| std::str::from_utf8(name).ok()?.parse().ok())?
     }
 
     /// As a header has it, and the handshake.
@@ -107,6 +109,7 @@ mod tests {
         {
             assert!(bad.parse::<HandshakeTicket>().is_err(), "{bad}");
         }
+        assert_eq!(HandshakeTicket::from_protocol(&[b"credd-ticket-".as_slice(), &[b'a'; 1000]].concat()), None);
         assert!(HandshakeTicket::of(&[7; 65]).is_err());
     }
 

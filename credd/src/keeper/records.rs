@@ -160,7 +160,8 @@ pub fn read(path: &Path, ended: bool) -> Result<Found, Refused> {
     let names = RunNames::from_json(&read_note(&directory, file::NAMES)?.unwrap_or_default());
     let traits = Traits {
         over: is_there(&directory, file::OVER),
-        was_late: is_there(&directory, file::WAS_LATE),
+        // The keeper may have been killed before it renamed the late record.
+        was_late: is_there(&directory, file::WAS_LATE) || is_there(&directory, file::LATE),
         created: record.created,
     };
     let token = record.token.hash();

@@ -196,8 +196,10 @@ fn from_browser(name: &HeaderName) -> bool {
     let text = name.as_str();
     *name == ORIGIN
         || *name == REFERER
-        || text == "x-forwarded-for"
         || text == "forwarded"
+        || text == "via"
+        || text == "x-real-ip"
+        || text.starts_with("x-forwarded-")
         || text.starts_with("sec-fetch-")
 }
 
@@ -272,6 +274,9 @@ mod tests {
             ("sec-fetch-site", "none"),
             ("sec-fetch-mode", "cors"),
             ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-real-ip", "127.0.0.1"),
+            ("via", "1.1 proxy"),
             ("forwarded", "for=127.0.0.1"),
         ] {
             let headers = heads(&[("host", "127.0.0.1:9999"), ("authorization", "t"), (name, value)]);

@@ -226,6 +226,7 @@ impl Jobs {
             return None;
         }
         self.by_token.remove(&run.job.token);
+        run.cgroups.take();
         for token in run.other_tokens.take().unwrap_or_default().minted {
             self.by_token.remove(&token);
         }
@@ -370,7 +371,9 @@ mod tests {
         let News::New(run) = jobs.found(job.clone()) else { panic!("new") };
         assert!(jobs.by_token(&token.hash()).is_some());
         assert!(matches!(jobs.found(job.clone()), News::None));
+        drop(run.cgroups());
         assert!(jobs.end(&job.run).is_some() && jobs.end(&job.run).is_none());
+        assert!(run.cgroups.borrow().is_none());
         run.opened(SessionId::random());
         assert!(run.ended() && run.session().is_some(), "a late answer is there to be left, not to be served");
         assert!(jobs.by_token(&token.hash()).is_none());

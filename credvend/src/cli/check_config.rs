@@ -195,7 +195,7 @@ async fn texts(cluster: &config::Cluster) {
     match submit_bounds::probe(&commands).await {
         Bounds::InForce => println!("cluster {}  bounds its users' texts before they reach a prolog", cluster.name),
         Bounds::Missing(why) => println!(
-            "warning      cluster {}: a user's overlong text can drain its nodes: {why}; see PrologFlags in the guide",
+            "warning      cluster {}: a user's overlong text can drain its nodes: {why}; see \"Bounds for what users write\" in the guide",
             cluster.name
         ),
         Bounds::Unknown(why) => println!(

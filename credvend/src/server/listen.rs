@@ -94,7 +94,7 @@ async fn tls_connection(
 ) -> io::Result<()> {
     socket.set_nodelay()?;
     let noted = |error: &io::Error| server.refusals.note_connection(peer, &format!("TLS handshake: {error}"));
-    // Reading the first message costs nothing, and it may hold a ticket.
+    // The first message may hold a ticket. Reading it costs little beside the handshake: no key is used yet.
     let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
     let begun = tokio::select! {
         closed = place.over() => return Err(server.closed(peer, closed)),
@@ -137,9 +137,10 @@ async fn tls_connection(
     }
 }
 
-/// The ticket among the protocols that a client offers. Only the first one that looks like one is looked at.
+/// The ticket that a client shows. credd offers it as the first protocol, so the others, of which a hostile client offers
+/// thousands, are not looked at.
 fn shown(hello: &ClientHello<'_>) -> Option<HandshakeTicket> {
-    hello.alpn()?.find_map(HandshakeTicket::from_protocol)
+    hello.alpn()?.next().and_then(HandshakeTicket::from_protocol)
 }
 
 pub(super) async fn http(

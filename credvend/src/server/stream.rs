@@ -83,7 +83,8 @@ impl Drop for Entry {
 pub(super) fn open(target: &Target) -> Result<Handling<Node>, Refusal> {
     let known = known(target)?;
     handling(move |call, node: Node| async move {
-        let ticket = call.connection.ticket(&node);
+        // Whoever could invent names for nodes could collect tickets, each with a rate of its own.
+        let ticket = if call.server.vending.is_where_it_says(&node) { call.connection.ticket(&node) } else { None };
         Ok(call.server.node_stream(node, known).await?.with_ticket(ticket))
     })
 }

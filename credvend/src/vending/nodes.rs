@@ -292,6 +292,13 @@ impl Vending {
         }
     }
 
+    /// Whether a node that [may listen](Self::may_listen) is proven to be that one at its address: by its certificate, or
+    /// because its address was compared. MUNGE alone lets root of any node take any name.
+    pub fn is_where_it_says(&self, node: &Node) -> bool {
+        let compared = self.attested_cluster(node).map(|(cluster, _)| cluster.addresses.check == AddressCheck::Require);
+        node.certified || compared.unwrap_or(false)
+    }
+
     /// A node says that the job ended there: Slurm is asked, and if it agrees the session is COMPLETED. Stale and
     /// repeated leaves change nothing and succeed.
     ///

@@ -225,3 +225,14 @@ proptest! {
         let _ = look(&run_dir.jobs(), true).unwrap();
     }
 }
+
+#[test]
+fn a_completed_late_record_is_known_as_one_though_the_keeper_was_killed_before_it_renamed_the_first() {
+    let (_dir, run_dir) = run_dir();
+    let record = record(7);
+    start(&run_dir, &record);
+    let path = run_dir.job(record.job);
+    assert!(!read(&path, false).unwrap().traits.was_late);
+    fs::write(path.join(file::LATE), "").unwrap();
+    assert!(read(&path, false).unwrap().traits.was_late);
+}

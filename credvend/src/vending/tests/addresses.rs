@@ -107,6 +107,15 @@ async fn a_certificate_or_an_address_of_the_configurations_suffices() {
 }
 
 #[tokio::test]
+async fn a_name_alone_does_not_say_where_a_node_is() {
+    for (check, suffices) in [(AddressCheck::Off, false), (AddressCheck::Warn, false), (AddressCheck::Require, true)] {
+        let w = world(check);
+        assert_eq!(w.vending.is_where_it_says(&node("n1")), suffices);
+        assert!(w.vending.is_where_it_says(&Node { certified: true, ..node("n1") }));
+    }
+}
+
+#[tokio::test]
 async fn for_as_long_as_addresses_need_not_agree_status_says_so_and_names_who_would_be_refused() {
     let warned = |w: &World| w.vending.warnings().into_iter().find(|text| text.contains("node-address-check"));
     let w = world(AddressCheck::Warn);
