@@ -336,7 +336,9 @@ impl History {
 
     /// Whether Slurm itself may have lost a job's epilog on a node: slurmctld was killed and forgot what it had told, and
     /// slurmd there was disturbed in what it had been told, both while the job lived or ended. Or slurmctld forgot the job
-    /// and gave its id again: then slurmd, which still has the first one, refuses the second copy, and ends neither.
+    /// and gave its id again: then slurmd, which still has the first one, refuses the second copy, and ends neither. Or slurmd
+    /// was killed when it had been told of the end, and runs no epilog when it is back. The node learns from credvend then that
+    /// the session is COMPLETED, but not of a revoked one, whose record serves nobody any more.
     pub fn lost_epilog(&self, job: u32, node: &str) -> bool {
         let lives = || self.jobs.iter().filter(|((id, _), _)| *id == job).map(|(_, job)| job);
         let within = |span: &Span| {
@@ -348,7 +350,15 @@ impl History {
         let meanwhile = || self.faults.iter().filter(|span| within(span));
         let forgot = meanwhile().any(|span| span.fault.target == Target::Slurmctld && span.fault.how == How::Kill);
         let disturbed = || meanwhile().any(|span| span.fault.target.is_slurms() && span.fault.target.host() == node);
-        forgot && (lives().count() > 1 || disturbed())
+        let killed_there = || {
+            meanwhile().any(|span| span.fault.target == Target::Slurmd(node.to_owned()) && span.fault.how == How::Kill)
+        };
+        let revoked = || {
+            self.sessions
+                .values()
+                .any(|of| of.job == Some(job) && of.status == "INVALIDATED" && of.nodes.contains(node))
+        };
+        forgot && (lives().count() > 1 || disturbed()) || killed_there() && revoked()
     }
 
     /// Whether Slurm itself had a reason to drain a node. For "Duplicate jobid" there are two, for "Kill task failed" one; all
@@ -500,5 +510,22 @@ mod tests {
         assert!(!history.lost_epilog(7, "n2"));
         history.jobs.insert((7, 2), Job { seen: 600, ..Job::default() });
         assert!(history.lost_epilog(7, "n2"));
+    }
+
+    #[test]
+    fn a_killed_slurmd_loses_the_epilog_of_a_revoked_job_for_good() {
+        let mut history = History::default();
+        history.jobs.insert((7, 1), Job { seen: 100, over: Some(900), ..Job::default() });
+        let fault = Fault { target: Target::Slurmd("n1".into()), how: How::Kill };
+        history.faults.push(Span { fault, from: 880, until: Some(950) });
+        let nodes = ["n1".to_owned()].into();
+        let of = |status: &str| Session { job: Some(7), status: status.into(), nodes, ..Session::default() };
+        let session = of("COMPLETED");
+        history.sessions.insert("s".into(), session);
+        assert!(!history.lost_epilog(7, "n1"), "the node is told of it");
+        history.sessions.get_mut("s").unwrap().status = "INVALIDATED".into();
+        assert!(history.lost_epilog(7, "n1") && !history.lost_epilog(7, "n2"));
+        history.faults[0].from = 901 + TELLS_OF_ENDS;
+        assert!(!history.lost_epilog(7, "n1"), "it was killed long after");
     }
 }

@@ -185,7 +185,7 @@ fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> 
         for id in ids {
             // A task of an array whose first job a killed slurmctld has lost is listed by it for ever, and unknown to it, or
             // to scancel alone.
-            let done = soak.cluster.head().run_as_root(&format!("scancel {id} 2>&1; scontrol show job {id} 2>&1"));
+            let done = soak.cluster.head().run_as_root(&format!("scancel -v {id} 2>&1; scontrol show job {id} 2>&1"));
             if done.stdout.contains("Invalid job id") {
                 ghosts.extend(id.parse::<u32>());
             }
