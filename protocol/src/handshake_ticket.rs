@@ -14,6 +14,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Invalid;
+use crate::secret::push_hex;
 
 /// The header of the standing stream's answer that holds the ticket.
 pub const HEADER: &str = "credd-handshake-ticket";
@@ -29,13 +30,14 @@ const MAX_DIGITS: usize = 128;
 pub struct HandshakeTicket(String);
 
 impl HandshakeTicket {
-    /// Of these bytes.
+    /// The ticket whose hex digits are these bytes.
     ///
     /// # Errors
-    /// None, or too many.
+    /// There is no byte, or there are more than 64.
     pub fn of(bytes: &[u8]) -> Result<Self, Invalid> {
-        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{PREFIX}{digits}").parse()
+        let mut text = PREFIX.to_owned();
+        push_hex(&mut text, bytes);
+        text.parse()
     }
 
     /// The one that is offered as a protocol, if this is one.
