@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{open, openat};
 use nix::sys::stat::{Mode, fstat};
 
@@ -79,8 +80,8 @@ pub enum Verdict {
     Inside,
     /// Slurm's jobs have directories here, and the socket was not made below this job's.
     Outside,
-    /// There are so many directories below this job's that the search was given up.
-    TooMany,
+    /// Not all directories below this job's could be read: they are too many, or closed to this process.
+    Unread,
     /// Some of the directories are read; to be asked again, for the same job and socket.
     Unfinished,
     /// Slurm does not keep its jobs in cgroup v2 directories on this node, or the kernel does not tell cgroups of
@@ -140,18 +141,24 @@ impl JobCgroups {
                 scopes = self.scopes_anew(root, node);
             }
             let ways = scopes.iter().flat_map(|scope| names.iter().map(move |name| (scope, name)));
-            let opened =
-                |(scope, name): (_, &'_ String)| Some((name.clone(), search::open(scope, Path::new(name)).ok()?));
-            let dirs: Vec<(String, Dir)> = ways.filter_map(opened).collect();
-            if dirs.is_empty() {
+            let mut dirs: Vec<(String, Dir)> = Vec::new();
+            let mut verdict = Verdict::Outside;
+            for (scope, name) in ways {
+                match search::open(scope, Path::new(name)) {
+                    Ok(dir) => dirs.push((name.clone(), dir)),
+                    // Not there, or nothing of Slurm's.
+                    Err(Errno::ENOENT | Errno::ENODEV | Errno::ELOOP | Errno::ENOTDIR) => {}
+                    Err(_) => verdict = Verdict::Unread,
+                }
+            }
+            if dirs.is_empty() && verdict == Verdict::Outside {
                 continue;
             }
-            let mut verdict = Verdict::Outside;
             for (name, dir) in dirs.into_iter().filter(|(_, dir)| self.is_trusted(dir)) {
                 match search(&name, dir, id.0, seen) {
                     Progress::Found => return Verdict::Inside,
                     Progress::Unfinished => return Verdict::Unfinished,
-                    Progress::TooMany => verdict = Verdict::TooMany,
+                    Progress::Unread => verdict = Verdict::Unread,
                     Progress::NotFound => {}
                 }
             }

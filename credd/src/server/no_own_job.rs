@@ -31,7 +31,7 @@ pub enum NoOwnJob {
         /// The user's jobs that have credentials here.
         others: Vec<JobId>,
     },
-    /// There are too many cgroups to find the process's job.
+    /// The process's job was not found: there are too many cgroups, or some that cannot be read.
     Unclear,
     /// The user has no job here.
     None,
@@ -98,8 +98,8 @@ impl NoOwnJob {
                 list(others)
             ),
             NoOwnJob::Unclear => format!(
-                "There are so many cgroups on this node that credd cannot tell to which job this process (uid {uid}) \
-                 belongs. Run it within a step of the job: srun --overlap --jobid=ID."
+                "credd cannot tell to which job this process (uid {uid}) belongs: this node has too many cgroups, or some \
+                 that credd cannot read. Run it within a step of the job: srun --overlap --jobid=ID."
             ),
             NoOwnJob::None => format!(
                 "No job of uid {uid} with AWS credentials runs on this node. Run this on a node of the job; if the job does \

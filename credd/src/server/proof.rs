@@ -82,7 +82,7 @@ pub async fn job_of(
         match in_slices(made_in, deadline).await? {
             Verdict::Inside => return Ok(Proof::Job(run.clone())),
             Verdict::NotTracked => return Ok(Proof::UidOnly),
-            Verdict::TooMany => proof = Proof::Unclear,
+            Verdict::Unread => proof = Proof::Unclear,
             Verdict::Outside | Verdict::Unfinished => {}
         }
     }
@@ -131,7 +131,7 @@ async fn among(
         let mut seen = Seen::default();
         match in_slices(|| server.whois.made_in_other(caller, node, &other, &mut seen), deadline).await? {
             Verdict::Inside => return Ok(Elsewhere::Job(other)),
-            Verdict::TooMany => found = Elsewhere::Unclear,
+            Verdict::Unread => found = Elsewhere::Unclear,
             Verdict::Outside | Verdict::Unfinished | Verdict::NotTracked => {}
         }
     }

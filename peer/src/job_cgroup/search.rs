@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
@@ -82,6 +83,8 @@ pub(super) struct Search {
     /// Directories to be read, and how deep they are.
     left: Vec<(PathBuf, usize)>,
     read: usize,
+    /// A directory could not be read: a user may close those in a part of the hierarchy that was delegated to the job.
+    closed: bool,
 }
 
 /// How far a search has come.
@@ -89,8 +92,8 @@ pub(super) struct Search {
 pub(super) enum Progress {
     Found,
     NotFound,
-    /// Too many directories to read them all.
-    TooMany,
+    /// Not all directories could be read: they are too many, or closed to this process.
+    Unread,
     Unfinished,
 }
 
@@ -133,7 +136,7 @@ impl Seen {
 /// The kernel numbers cgroups in the order in which they are made, so what was made last before the one that is looked
 /// for is looked at first: the way leads straight down to it in all but odd cases.
 pub(super) fn search(name: &str, top: Dir, id: u64, seen: &mut Seen) -> Progress {
-    let (Ok(own), Ok(root)) = (fstat(&top), top.as_fd().try_clone_to_owned()) else { return Progress::NotFound };
+    let (Ok(own), Ok(root)) = (fstat(&top), top.as_fd().try_clone_to_owned()) else { return Progress::Unread };
     if own.st_ino == id {
         seen.cgroups.insert(id);
         return Progress::Found;
@@ -142,7 +145,7 @@ pub(super) fn search(name: &str, top: Dir, id: u64, seen: &mut Seen) -> Progress
         Some(search) => search,
         None => {
             seen.trim();
-            Search { id, top: own.st_ino, left: vec![(PathBuf::new(), 0)], read: 0 }
+            Search { id, top: own.st_ino, left: vec![(PathBuf::new(), 0)], read: 0, closed: false }
         }
     };
     if search.read == 0 {
@@ -162,20 +165,30 @@ impl Search {
         let mut top = Some(top);
         let mut work = 0;
         while work < SLICE {
-            let Some((path, depth)) = self.left.pop() else { return Progress::NotFound };
+            let Some((path, depth)) = self.left.pop() else {
+                return if self.closed { Progress::Unread } else { Progress::NotFound };
+            };
             work += 1;
             if depth > 0 && is_leaf(root, &path) {
                 continue;
             }
             if self.read >= MAX_READ {
-                return Progress::TooMany;
+                return Progress::Unread;
             }
             (self.read, work) = (self.read + 1, work + READ_COST);
             let dir = match top.take() {
                 Some(top) if depth == 0 => Ok(top),
                 _ => open(root, &path),
             };
-            let Ok(children) = dir.and_then(directories_in) else { continue };
+            let children = match dir.and_then(directories_in) {
+                Ok(children) => children,
+                // Removed meanwhile.
+                Err(Errno::ENOENT | Errno::ENODEV) => continue,
+                Err(_) => {
+                    self.closed = true;
+                    continue;
+                }
+            };
             if depth == 0 {
                 seen.note_steps(&children);
             }
@@ -183,7 +196,7 @@ impl Search {
                 return Progress::Found;
             }
             if (depth == MAX_DEPTH && !children.is_empty()) || self.left.len() + children.len() > MAX_SEEN {
-                return Progress::TooMany;
+                return Progress::Unread;
             }
             self.add(&path, depth, children);
         }

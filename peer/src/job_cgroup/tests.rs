@@ -185,7 +185,7 @@ fn a_search_goes_on_slice_by_slice_until_it_is_done_or_too_long() {
     for number in 0..MAX_READ {
         machine.make(&format!("{SCOPE}/job_7/step_1/user/task_0/user_made_{number}/x"));
     }
-    assert_eq!(machine.verdict(CgroupId(1), 7), Verdict::TooMany);
+    assert_eq!(machine.verdict(CgroupId(1), 7), Verdict::Unread);
 }
 
 /// A user's jobs on the machine, and what was seen of each.
@@ -277,4 +277,20 @@ fn the_mount_table_says_where_the_hierarchy_is() {
     ] {
         assert_eq!(line(other), None, "{other}");
     }
+}
+
+#[test]
+fn a_directory_that_a_user_closed_is_not_taken_for_an_empty_one() {
+    let machine = Hierarchy::new();
+    let inside = machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0/closed/inside"));
+    machine.mode(&format!("{SCOPE}/job_7/step_0/user/task_0/closed"), 0);
+    // Of a user without privileges, as credd's server process is; for this thread alone.
+    let verdict = std::thread::scope(|scope| {
+        let search = || {
+            nix::unistd::setfsuid(65_534.into());
+            machine.verdict(inside, 7)
+        };
+        scope.spawn(search).join().unwrap()
+    });
+    assert_eq!(verdict, Verdict::Unread);
 }

@@ -45,7 +45,7 @@ impl WhoIs for Word {
         let own = CgroupId(job.job.get().into());
         self.0.searches.set(self.0.searches.get() + 1);
         match caller.cgroup {
-            _ if self.0.too_many.get() => Verdict::TooMany,
+            _ if self.0.too_many.get() => Verdict::Unread,
             Some(cgroup) if cgroup == own => Verdict::Inside,
             _ => Verdict::Outside,
         }
