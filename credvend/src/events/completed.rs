@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use super::Events;
 use crate::store::{CompletedSession, NEWS_SESSIONS, News, NewsKind, StoreError};
 
-/// How long ended sessions are collected before they are published.
-const GATHERED_FOR: Duration = Duration::from_secs(5);
+/// How long ended sessions are collected before they are published. A node must have heard 5 s after the end (docs/torture.md).
+const GATHERED_FOR: Duration = Duration::from_secs(3);
 
 /// The most sessions of a cluster that wait while the store cannot be written. Nodes of others notice at the next renewal.
 const MAX_WAITING: usize = 16_384;
