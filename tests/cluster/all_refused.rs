@@ -3,7 +3,11 @@
 
 use testbed::{Cluster, Host, Output, Plan};
 
-use crate::support::{SOON, scontrol, srun};
+use crate::support::{SOON, hold_script, scontrol, srun};
+
+/// Asks for credentials once, which opens the job's session.
+const ASK: &str = "curl -s -m 30 -o /dev/null -H \"Authorization: $AWS_CONTAINER_AUTHORIZATION_TOKEN\" \
+                   \"$AWS_CONTAINER_CREDENTIALS_FULL_URI\"; true";
 
 struct Site {
     cluster: Cluster,
@@ -39,9 +43,7 @@ impl Site {
     /// Jobs that come and go, each of which asks for a session and, if it gets one, for credentials.
     fn jobs(&self, count: usize) {
         for _ in 0..count {
-            let ask = "curl -s -m 30 -o /dev/null -H \"Authorization: $AWS_CONTAINER_AUTHORIZATION_TOKEN\" \
-                       \"$AWS_CONTAINER_CREDENTIALS_FULL_URI\"; true";
-            srun(&self.cluster, "alice", &[], ask).expect_ok();
+            srun(&self.cluster, "alice", &[], ASK).expect_ok();
         }
     }
 
@@ -147,12 +149,13 @@ fn jobs_are_private(site: &Site) {
     site.told("status to say it", || site.status(), word);
     let check = site.check();
     assert!(!check.ok() && check.stdout.contains(word), "{check:?}");
-    site.jobs(1);
-    site.health_says("credvend: ");
+    let held = hold_script(&site.cluster, "alice", &[], ASK);
+    site.health_says(&format!("credvend: job {} has no session: ", held.job));
     std::fs::write(&conf, before).unwrap();
     scontrol(&site.cluster, "reconfigure");
     site.restart();
     site.well();
+    held.finish();
     assert!(!site.status().contains(word), "{}", site.status());
 }
 

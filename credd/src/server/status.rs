@@ -5,6 +5,7 @@ use credd_protocol::local::{Health, JobStatus};
 
 use super::Server;
 use super::jobs::{Run, State};
+use super::trouble::Trouble;
 use crate::control::{MAX_LINE_BYTES, NOT_NAMED, late_status};
 
 /// So many bytes of an answer's line are for jobs; with more jobs than fit, the ones with the highest ids are shown.
@@ -18,7 +19,7 @@ impl Server {
             serving: true,
             endpoint_problem: None,
             // What cannot be asked yet is no problem: the first job's record says in whose name.
-            credvend_problem: self.credvend.problem().filter(|problem| problem != NOT_NAMED),
+            credvend_problem: self.credvend.problem().filter(|p| p != NOT_NAMED).or_else(|| self.unanswered()),
             refusal_problem: self.credvend.refusals.problem(),
             record_problem: None,
             note: self.credvend.problem().filter(|problem| problem == NOT_NAMED),
@@ -26,6 +27,21 @@ impl Server {
             undelivered_ends: jobs.all().filter(|run| run.ended()).count(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// A job that has no session, or no credentials, because credvend could not answer for it, although it may answer
+    /// other requests of this node: Slurm or AWS does not answer credvend, for example.
+    fn unanswered(&self) -> Option<String> {
+        let jobs = self.jobs.borrow();
+        let cache = self.cache.borrow();
+        jobs.all().find_map(|run| {
+            let lacks = run.with_state(|state| match state {
+                State::Opening(trouble) => trouble.as_ref().and_then(outage).map(|reason| ("session", reason)),
+                State::Open(key) => cache.lacks(key).and_then(outage).map(|reason| ("credentials", reason)),
+                State::Refused(_) | State::Ended => None,
+            });
+            lacks.map(|(what, reason)| format!("job {} has no {what}: {reason}", run.job.job))
+        })
     }
 
     /// The jobs of a user, or all; as many as fit an answer.
@@ -72,5 +88,13 @@ impl Server {
             reason,
             credentials_until: until.map(rfc3339_z::format),
         }
+    }
+}
+
+/// The reason, if credvend could not answer.
+fn outage(trouble: &Trouble) -> Option<String> {
+    match trouble {
+        Trouble::Outage(reason) if reason != NOT_NAMED => Some(reason.clone()),
+        _ => None,
     }
 }

@@ -107,16 +107,19 @@ impl Https {
         })
     }
 
-    fn client(&self) -> reqwest::Client {
+    /// What requests are sent with now, and whether its handshakes show no ticket although there is one.
+    fn client(&self) -> (reqwest::Client, bool) {
+        let plainly = self.plainly.get();
         match &*self.known.borrow() {
-            Some((_, client)) if !self.plainly.get() => client.clone(),
-            _ => self.plain.clone(),
+            Some((_, client)) if !plainly => (client.clone(), plainly),
+            _ => (self.plain.clone(), plainly),
         }
     }
 
-    fn failed(&self, error: &reqwest::Error) -> Trouble {
+    /// A request failed that was sent with a [`Self::client`] of this kind. Several that fail together are one failure.
+    fn failed(&self, error: &reqwest::Error, plainly: bool) -> Trouble {
         if error.is_connect() {
-            self.plainly.set(!self.plainly.get());
+            self.plainly.set(!plainly);
         }
         Trouble::Outage(self.unreachable(error))
     }
@@ -149,9 +152,10 @@ impl Https {
 
     /// Sends one attempt, with its own signature.
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<reqwest::Response, Trouble> {
-        let mut request = self.client().request(method.clone(), format!("{}{path}", self.base));
+        let server = if self.signs { self.fingerprint().await? } else { String::new() };
+        let (client, plainly) = self.client();
+        let mut request = client.request(method.clone(), format!("{}{path}", self.base));
         if self.signs {
-            let server = self.fingerprint().await?;
             let hash: [u8; 32] = Sha256::digest(&body).into();
             let to_sign = ToSign { method: method.as_str(), path, body: hex(&hash), server };
             let credential = self.keeper.sign(to_sign).await.map_err(Trouble::Outage)?;
@@ -164,7 +168,7 @@ impl Https {
         if method == Method::POST {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        request.send().await.map_err(|e| self.failed(&e))
+        request.send().await.map_err(|e| self.failed(&e, plainly))
     }
 
     /// The certificate that requests are signed for: the pin, or what the last handshake showed. A first handshake is
@@ -172,8 +176,9 @@ impl Https {
     async fn fingerprint(&self) -> Result<String, Trouble> {
         let Some(seen) = &self.seen else { return Ok(String::new()) };
         if seen.get().is_none() {
-            let hello = self.client().get(format!("{}/health", self.base)).timeout(self.patience).send().await;
-            hello.map_err(|e| self.failed(&e))?;
+            let (client, plainly) = self.client();
+            let hello = client.get(format!("{}/health", self.base)).timeout(self.patience).send().await;
+            hello.map_err(|e| self.failed(&e, plainly))?;
         }
         Ok(seen.get().map(|f| hex(&f.0)).unwrap_or_default())
     }

@@ -160,7 +160,7 @@ impl House {
         });
     }
 
-    async fn credvend_problem(&self) -> Option<String> {
+    pub async fn credvend_problem(&self) -> Option<String> {
         let mut stream = tokio::net::UnixStream::connect(&self.user_socket).await.unwrap();
         stream.write_all(b"{\"op\":\"health\"}\n").await.unwrap();
         let mut all = Vec::new();

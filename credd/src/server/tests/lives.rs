@@ -541,6 +541,29 @@ fn without_a_cache_every_request_asks_but_together_they_ask_once() {
 }
 
 #[test]
+fn a_job_that_credvend_cannot_answer_for_is_a_problem_while_it_runs() {
+    in_a_house(async || {
+        let mut house = House::with(|_, credvend| {
+            let cannot = (503, error("SlurmUnavailable", "PrivateData=jobs hides other users' jobs", true));
+            credvend.script.borrow_mut().refuse_open = Some(cannot);
+        })
+        .await;
+        let (job, token) = house.job(7).await;
+        assert_eq!(house.ask(7, &token).await.status, 503);
+        // credvend speaks on the stream meanwhile, and takes other requests.
+        house.credvend.say(&Event::Ping { seq: 0 });
+        let said = |problem: &Option<String>| problem.as_ref().is_some_and(|p| p.starts_with("job 7 has no session: "));
+        let mut problem = None;
+        while !said(&problem) {
+            problem = house.credvend_problem().await;
+        }
+        assert!(problem.unwrap().contains("PrivateData"));
+        house.end(&job.run).await;
+        while house.credvend_problem().await.is_some() {}
+    });
+}
+
+#[test]
 fn the_keeper_learns_of_health_and_stop_is_orderly() {
     in_a_house(async || {
         let mut house = House::new().await;
