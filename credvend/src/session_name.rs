@@ -11,7 +11,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use credd_protocol::{ClusterName, NodeName, ProjectId, UserName};
+use credd_protocol::{ClusterName, NodeName, ProjectId, UserName, hex};
 use sha2::{Digest, Sha256};
 
 use crate::projects::Role;
@@ -323,7 +323,7 @@ fn hashed(name: &str, kept: usize) -> String {
     let hash = Sha256::digest(name.as_bytes());
     let mut short = name[..kept].to_owned();
     short.push_str("=h");
-    hash.iter().take(16).for_each(|b| short.push_str(&format!("{b:02x}")));
+    hex::push(&mut short, &hash[..16]);
     short
 }
 

@@ -79,7 +79,7 @@ pub fn segment(name: &str) -> String {
             text.push(byte.into());
         } else {
             text.push('~');
-            crate::secret::push_hex(&mut text, &[byte]);
+            crate::hex::push(&mut text, &[byte]);
         }
     }
     text

@@ -13,8 +13,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hex;
 use crate::ids::Invalid;
-use crate::secret::push_hex;
 
 /// The header of the standing stream's answer that holds the ticket.
 pub const HEADER: &str = "credd-handshake-ticket";
@@ -36,7 +36,7 @@ impl HandshakeTicket {
     /// There is no byte, or there are more than 64.
     pub fn of(bytes: &[u8]) -> Result<Self, Invalid> {
         let mut text = PREFIX.to_owned();
-        push_hex(&mut text, bytes);
+        hex::push(&mut text, bytes);
         text.parse()
     }
 

@@ -27,6 +27,7 @@ pub mod endpoint;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod handshake_ticket;
+pub mod hex;
 pub mod ids;
 pub mod late;
 pub mod local;

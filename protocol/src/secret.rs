@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use crate::hex;
 use crate::ids::Invalid;
 
 /// A text that must not be seen: `Debug` redacts it, it has no `Display`, and its memory is erased on drop.
@@ -74,7 +75,7 @@ impl JobToken {
         getrandom::fill(&mut bits[..])?;
         let mut text = String::with_capacity(TOKEN_PREFIX.len() + 64);
         text.push_str(TOKEN_PREFIX);
-        push_hex(&mut text, &bits[..]);
+        hex::push(&mut text, &bits[..]);
         Ok(JobToken(Secret::new(text)))
     }
 
@@ -136,7 +137,7 @@ impl TokenHash {
     /// Its 64 lower-case hex digits.
     pub fn to_hex(self) -> String {
         let mut text = String::with_capacity(64);
-        push_hex(&mut text, &self.0);
+        hex::push(&mut text, &self.0);
         text
     }
 }
@@ -186,14 +187,6 @@ impl Serialize for TokenHash {
 impl<'de> Deserialize<'de> for TokenHash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)].into());
-        text.push(DIGITS[usize::from(byte & 15)].into());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Root on a node talks to `credvend` directly and lies: wrong job, wrong node, wrong facts, altered or replayed
 //! credentials, other people's verbs. It gets nothing, with a reason, which is logged.
 
+use credd_protocol::hex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use testbed::{Cluster, Host};
@@ -18,10 +19,6 @@ struct Claim {
     body: String,
     server: String,
     age: i64,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn pin(cluster: &Cluster) -> String {
@@ -51,7 +48,7 @@ impl Claim {
         let nonce: String = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap().trim().replace('-', "");
         let payload = json!({
             "version": 1, "cluster": self.cluster, "node": self.node, "method": self.method, "path": self.path,
-            "body": hex(&Sha256::digest(self.body.as_bytes())), "server": self.server, "time": now - self.age, "nonce": nonce,
+            "body": hex::encode(&Sha256::digest(self.body.as_bytes())), "server": self.server, "time": now - self.age, "nonce": nonce,
         });
         let made = host.run_with(
             user,

@@ -51,6 +51,8 @@ impl Random {
 struct Names<'a> {
     cluster: &'a Cluster,
     random: Random,
+    /// Capitals are tried, too: Slurm keeps them in names of this kind.
+    capitals: bool,
     failures: Vec<String>,
 }
 
@@ -80,7 +82,11 @@ impl Names<'_> {
     fn try_out(&mut self, kind: &str, field: Option<&str>, mut run: impl FnMut(&Self, &str) -> Option<Output>) {
         let mut taken = vec![];
         for _ in 0..TRIED {
-            let name = self.random.any_name();
+            let mut name = self.random.any_name();
+            if self.capitals {
+                let random = &mut self.random;
+                name = name.chars().map(|c| if random.below(3) == 0 { c.to_ascii_uppercase() } else { c }).collect();
+            }
             let Some(done) = run(self, &name) else { continue };
             // Slurm may take a name with which it then runs nothing.
             let Some(rest) = done.stdout.strip_prefix("ran ") else {
@@ -120,7 +126,7 @@ fn random_names_that_slurm_takes_are_taken() {
     let _logs = cluster.logs_on_panic();
     let role = cluster.aws().role_arn("shared");
     let in_cluster = format!("cluster={}", name.to_ascii_lowercase());
-    let mut names = Names { cluster: &cluster, random, failures: vec![] };
+    let mut names = Names { cluster: &cluster, random, capitals: false, failures: vec![] };
 
     let mut uid = 7000;
     names.try_out("user", Some("user"), |names, name| {
@@ -154,10 +160,12 @@ fn random_names_that_slurm_takes_are_taken() {
         let made = names.sacctmgr(&["add", "qos", &format!("name={name}")]);
         made.then(|| names.alice("n1", &[&format!("--qos={name}")]))
     });
+    names.capitals = true;
     names.try_out("partition", Some("partition"), |names, name| {
         let made = names.scontrol(&["create", &format!("partitionname={name}"), "nodes=ALL"]);
         made.then(|| names.alice("n1", &[&format!("--partition={name}")]))
     });
+    names.capitals = false;
     names.try_out("account", Some("project"), |names, name| {
         let made = names.sacctmgr(&["add", "account", &format!("name={name}"), &in_cluster])
             && names.sacctmgr(&["add", "user", "name=alice", &format!("account={name}"), &in_cluster]);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use credd_protocol::claim::{Claim, MAX_SKEW_SECONDS};
-use credd_protocol::{ClusterName, NodeName};
+use credd_protocol::{ClusterName, NodeName, hex};
 use munge::{EncodeOptions, Munge};
 
 use super::server_link::ServerLink;
@@ -125,7 +125,7 @@ fn claim(request: &Request, identity: &Identity, now: SystemTime) -> Result<Clai
     let (cluster, node) = identity.get()?;
     let mut bits = [0u8; 16];
     getrandom::fill(&mut bits).map_err(|error| format!("the kernel has no random bits: {error}"))?;
-    let nonce = bits.iter().map(|byte| format!("{byte:02x}")).collect();
+    let nonce = hex::encode(&bits);
     let time = now.duration_since(UNIX_EPOCH).map_err(|_| "the clock is before 1970".to_owned())?.as_secs();
     Ok(Claim {
         version: Claim::VERSION,

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use credd_protocol::hex;
 use tokio::sync::oneshot;
 
 use super::event::Event;
@@ -81,7 +82,7 @@ impl Writer {
             state,
             metrics,
             file,
-            run: run.iter().map(|byte| format!("{byte:02x}")).collect(),
+            run: hex::encode(&run),
             number: 0,
             waiting: VecDeque::new(),
             begun: 0,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use credd_protocol::{ClusterName, NodeName, Secret, TokenHash, claim};
+use credd_protocol::{ClusterName, NodeName, Secret, TokenHash, claim, hex};
 use hyper::{HeaderMap, Method, header};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -139,7 +139,7 @@ impl Authenticator {
         let expected = Expected {
             method: asked.method.as_str(),
             target: asked.target,
-            body: hex(&Sha256::digest(asked.body)),
+            body: hex::encode(&Sha256::digest(asked.body)),
             server,
             now,
         };
@@ -278,11 +278,6 @@ pub fn uri_name(uri: &str) -> Result<CertificateName, String> {
         }
         _ => Err(bad("it must be credd:node:CLUSTER:NODE, credd:head:CLUSTER or credd:admin:NAME".into())),
     }
-}
-
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

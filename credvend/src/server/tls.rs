@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use credd_protocol::hex;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -19,7 +20,6 @@ use tokio::sync::Notify;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::principal::hex;
 use super::tickets::Tickets;
 use crate::config::{Tls, secret_file};
 use expiry::{Expiring, Expiry};
@@ -238,7 +238,7 @@ impl Certificates {
 }
 
 fn fingerprint(chain: &[CertificateDer<'_>]) -> String {
-    chain.first().map(|leaf| hex(&Sha256::digest(leaf))).unwrap_or_default()
+    chain.first().map(|leaf| hex::encode(&Sha256::digest(leaf))).unwrap_or_default()
 }
 
 /// The host names of a certificate. A wildcard's are somebody else's too.

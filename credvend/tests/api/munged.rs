@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use credd_protocol::claim::Claim;
+use credd_protocol::hex;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -56,16 +57,15 @@ impl Munged {
 
 /// What node n1 says about its request.
 pub fn claim(world: &World, method: &Method, target: &str, body: &str) -> Claim {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     Claim {
         version: Claim::VERSION,
         cluster: "lab".parse().unwrap(),
         node: "n1".parse().unwrap(),
         method: method.to_string(),
         path: target.to_owned(),
-        body: hex(&Sha256::digest(body)),
+        body: hex::encode(&Sha256::digest(body)),
         server: world.fingerprint.clone(),
         time: OffsetDateTime::now_utc().unix_timestamp(),
-        nonce: hex(&running::random::<16>()),
+        nonce: hex::encode(&running::random::<16>()),
     }
 }

@@ -32,7 +32,8 @@ fn ask_slurm(site: &Site, more: &str) {
     site.write("slurm/scontrol.answer", &settings("associations"));
     let text = std::fs::read_to_string(site.path("credvend.toml")).unwrap();
     let (begin, _) = text.split_once("[[cluster]]").unwrap();
-    let cluster = format!("[[cluster]]\nname = \"lab\"\nslurm-bin = \"{dir}\"\nnode-address-check = \"off\"\n{more}\n");
+    let check = if more.contains("node-address-check") { "" } else { "node-address-check = \"off\"" };
+    let cluster = format!("[[cluster]]\nname = \"lab\"\nslurm-bin = \"{dir}\"\n{check}\n{more}\n");
     site.write("credvend.toml", &format!("{begin}{cluster}"));
 }
 
@@ -93,6 +94,24 @@ fn accounts_are_called_enforced_only_where_they_are() {
         said.contains("problem      cluster lab does not enforce accounts") && !said.contains("lab  answers"),
         "{said}"
     );
+}
+
+#[test]
+fn nodes_whose_address_cannot_be_compared_are_named() {
+    for (check, word) in [("require", "problem"), ("warn", "warning")] {
+        let site = Site::new();
+        ask_slurm(&site, &format!("node-address-check = \"{check}\"\nnode-addresses = {{ n3 = \"10.0.0.3\" }}"));
+        let rows = [("n1", "127.0.1.1"), ("n2", "10.0.0.2"), ("n3", "127.0.1.1"), ("n4", "no-such-host.invalid")];
+        let rows: String = rows.map(|(name, address)| format!("{name:129}{address}\n")).concat();
+        site.write("slurm/sinfo.answer", &format!("{:129}NODE_ADDR\n{rows}", "NODELIST"));
+        let said = site.run(&["check-config", "--online"]).out;
+        let finding = "cluster lab: Slurm has no address of 2 nodes that could be compared";
+        let line = said.lines().find(|line| line.contains(finding)).unwrap_or_else(|| panic!("{said}"));
+        assert!(line.starts_with(word), "{line}");
+        assert!(line.contains("n1 (127.0.1.1: a loopback address here), n4 ("), "{line}");
+        assert!(!line.contains("n2 (") && !line.contains("n3 ("), "{line}");
+        assert_eq!(said.contains("lab  answers"), check == "warn", "{said}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod running;
 use std::path::PathBuf;
 
 use credd_protocol::claim::Claim;
+use credd_protocol::hex;
 use munge::{EncodeOptions, Munge};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -22,17 +23,16 @@ impl Munged {
     }
 
     pub fn claim(&self, node: &str, method: &str, target: &str, body: &str) -> Claim {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         Claim {
             version: Claim::VERSION,
             cluster: "lab".parse().unwrap(),
             node: node.parse().unwrap(),
             method: method.to_owned(),
             path: target.to_owned(),
-            body: hex(&Sha256::digest(body)),
+            body: hex::encode(&Sha256::digest(body)),
             server: String::new(),
             time: OffsetDateTime::now_utc().unix_timestamp(),
-            nonce: hex(&running::random::<16>()),
+            nonce: hex::encode(&running::random::<16>()),
         }
     }
 

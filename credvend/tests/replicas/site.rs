@@ -283,7 +283,8 @@ impl Site {
         serde_json::from_str(&self.done(replica, args)).unwrap()
     }
 
-    /// A request of the first version's; its status and document.
+    /// A request of the IAM Credentials API (v1); its status and document. It is sent again while the answer says when to
+    /// come (`Retry-After`), as clients do.
     pub async fn call(
         &self,
         method: &str,
@@ -291,16 +292,24 @@ impl Site {
         authorization: Option<&str>,
         body: Option<&Value>,
     ) -> (u16, Value) {
-        let mut request = self.http.request(method.parse().unwrap(), url);
-        if let Some(secret) = authorization {
-            request = request.header("authorization", secret);
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let mut request = self.http.request(method.parse().unwrap(), url);
+            if let Some(secret) = authorization {
+                request = request.header("authorization", secret);
+            }
+            if let Some(body) = body {
+                request = request.body(body.to_string());
+            }
+            let answer = request.send().await.unwrap();
+            let status = answer.status().as_u16();
+            let later = status == 503 && answer.headers().contains_key("retry-after");
+            let said = answer.text().await.unwrap();
+            if !later || Instant::now() > end {
+                return (status, serde_json::from_str(&said).unwrap_or_default());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        if let Some(body) = body {
-            request = request.body(body.to_string());
-        }
-        let answer = request.send().await.unwrap();
-        let status = answer.status().as_u16();
-        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
     }
 
     /// A node's request with this credential.

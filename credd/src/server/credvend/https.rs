@@ -2,7 +2,6 @@
 //! credvend gave to this node, so that no user of it can use up what they need.
 
 use std::cell::{Cell, RefCell};
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use credd_protocol::causes::causes;
 use credd_protocol::claim::SCHEME;
 use credd_protocol::handshake_ticket::{self, HandshakeTicket};
+use credd_protocol::hex;
 use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use rustls::ClientConfig;
@@ -157,7 +157,7 @@ impl Https {
         let mut request = client.request(method.clone(), format!("{}{path}", self.base));
         if self.signs {
             let hash: [u8; 32] = Sha256::digest(&body).into();
-            let to_sign = ToSign { method: method.as_str(), path, body: hex(&hash), server };
+            let to_sign = ToSign { method: method.as_str(), path, body: hex::encode(&hash), server };
             let credential = self.keeper.sign(to_sign).await.map_err(Trouble::Outage)?;
             let text = Zeroizing::new(format!("{SCHEME} {}", credential.trim_end()));
             let mut value = HeaderValue::from_str(&text)
@@ -180,7 +180,7 @@ impl Https {
             let hello = client.get(format!("{}/health", self.base)).timeout(self.patience).send().await;
             hello.map_err(|e| self.failed(&e, plainly))?;
         }
-        Ok(seen.get().map(|f| hex(&f.0)).unwrap_or_default())
+        Ok(seen.get().map(|f| hex::encode(&f.0)).unwrap_or_default())
     }
 
     async fn read(&self, response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, Trouble> {
@@ -235,11 +235,4 @@ impl Wire for Https {
     fn broken(&self, error: &reqwest::Error) -> Trouble {
         Trouble::Outage(self.unreachable(error))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -15,7 +15,7 @@ use credd_protocol::node_api::{
     ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, Event, HEARD, HeardRequest, OPEN,
     OpenRequest, OpenResponse, SlurmFacts,
 };
-use credd_protocol::{RoleName, Secret, SessionId};
+use credd_protocol::{RoleName, Secret, SessionId, hex};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Frame;
@@ -109,7 +109,7 @@ impl FakeCredvend {
     pub fn new(clock: FakeClock) -> Self {
         let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let certificate = made.cert.der().clone();
-        let pin = Sha256::digest(&certificate).iter().map(|b| format!("{b:02x}")).collect();
+        let pin = hex::encode(&Sha256::digest(&certificate));
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()

@@ -4,6 +4,7 @@
 //! The check digits are no secret: whoever may list may list everything. They catch a cursor that was cut, or that
 //! belongs to another filter, before it silently skips items.
 
+use credd_protocol::hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -21,7 +22,7 @@ pub(super) fn scope(listing: &str, filter: &impl Serialize) -> Result<String, St
 
 fn check_digits(scope: &str, place: &str) -> String {
     let hash = Sha256::digest(format!("{scope} {place}").as_bytes());
-    hash.iter().take(6).map(|b| format!("{b:02x}")).collect()
+    hex::encode(&hash[..6])
 }
 
 pub(super) fn write(scope: &str, place: &str) -> Cursor {

@@ -4,7 +4,7 @@
 //! `#` stands between the parts, and a cluster's name is written without it, so that no two places have one key. Any other
 //! name, and what is free text, stands last; the latter is hashed where it is long.
 
-use credd_protocol::{ClusterName, NodeName, ProjectId, RoleArn, SessionId, UserName};
+use credd_protocol::{ClusterName, NodeName, ProjectId, RoleArn, SessionId, UserName, hex};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
@@ -74,11 +74,7 @@ pub(super) fn bounded(text: &str) -> String {
     if text.len() <= LONGEST {
         return format!("={text}");
     }
-    let mut hex = String::from("sha256:");
-    for byte in Sha256::digest(text.as_bytes()) {
-        hex.push_str(&format!("{byte:02x}"));
-    }
-    hex
+    format!("sha256:{}", hex::encode(&Sha256::digest(text.as_bytes())))
 }
 
 fn shard(id: SessionId) -> u8 {

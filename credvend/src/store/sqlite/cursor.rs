@@ -3,6 +3,7 @@
 //! The check digits are no secret: whoever may list may list everything. They catch a cursor that was cut, or that
 //! belongs to another filter, before it silently skips rows.
 
+use credd_protocol::hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -29,7 +30,7 @@ pub(super) fn scope(listing: &str, filter: &impl Serialize) -> Result<String, St
 
 fn check_digits(scope: &str, place: Place) -> String {
     let hash = Sha256::digest(format!("{scope} {} {}", place.at, place.seq).as_bytes());
-    hash.iter().take(6).map(|b| format!("{b:02x}")).collect()
+    hex::encode(&hash[..6])
 }
 
 pub(super) fn write(scope: &str, place: Place) -> Cursor {
