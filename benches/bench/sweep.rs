@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{JobId, SessionId, Uid};
 use credvend::attest::squeue::made_up as squeue;
 use credvend::store::sqlite::SqliteStore;

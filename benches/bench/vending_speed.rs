@@ -1,6 +1,6 @@
 //! credvend: how many sessions it opens and closes durably in a second, and how many credentials it vends against an
-//! STS that answers at once. Both over TLS on kept connections, as a head node and its jobs ask in the first version's
-//! API; nothing is attested.
+//! STS that answers at once. Both over TLS on kept connections, as a head node and its jobs ask in the IAM
+//! Credentials API (v1); nothing is attested.
 
 use std::fs;
 use std::net::TcpStream;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{JobId, SessionId, Uid};
 use credvend::store::sqlite::SqliteStore;
 use credvend::store::{Origin, Run, Session, SessionFilter, Store};

@@ -1,7 +1,7 @@
 //! The attestor seam: where the facts about a job come from.
 //!
 //! Two sides: [`slurm`] asks the cluster's own slurmctld, never the caller; a head that pushes states the facts itself
-//! (the seed's way), and then `credvend` attests nothing.
+//! (as in the IAM Credentials API (v1)), and then `credvend` attests nothing.
 
 use std::collections::HashMap;
 

@@ -45,11 +45,12 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// `plain-http`: no TLS; loopback addresses only.
     pub plain_http: bool,
-    /// `public-url`: how jobs outside the nodes' proxy reach this service; stands in the seed's answers.
+    /// `public-url`: how jobs outside the nodes' proxy reach this service; stands in the answers of the IAM Credentials
+    /// API (v1).
     pub public_url: String,
-    /// `localhost-port`: the port of the nodes' proxy, for the seed's answers.
+    /// `localhost-port`: the port of the nodes' proxy, for the answers of the IAM Credentials API (v1).
     pub localhost_port: u16,
-    /// `session-tokens`: whether the seed's GET with a session token is served.
+    /// `session-tokens`: whether the v1 GET with a session token is served.
     pub session_tokens: bool,
     /// `state-dir`: the store and the self-signed certificate.
     pub state_dir: PathBuf,

@@ -2,9 +2,9 @@
 //!
 //! ```toml
 //! [projects.genomics]
-//! role-arn = "arn:aws:iam::123456789012:role/genomics"   # the role named "default": the seed's RoleArn
-//! duration = "1h"                                        # 15m to 12h, 1h if absent
-//! clusters = ["lab"]                                     # whose jobs may be of it; needed where there are several
+//! role-arn = "arn:aws:iam::123456789012:role/genomics"   # the role named "default": the RoleArn of the IAM Credentials
+//! API (v1) duration = "1h"                                        # 15m to 12h, 1h if absent clusters = ["lab"]
+//! # whose jobs may be of it; needed where there are several
 //!
 //! [projects.genomics.roles.train]
 //! role-arn = "arn:aws:iam::123456789012:role/team/train"

@@ -4,9 +4,10 @@
 //! template two jobs' places share a name only if they differ in nothing that the template names, so that a Deny by name
 //! hits nobody else: in a part's value every character that is not a letter, digit, `_` or `.` is written as `=` and two
 //! upper-case hex digits (only the last part keeps its dashes), so that the text after a part, which begins with one of
-//! `-+,@`, surely ends it. The seed's `cluster-user-node` comes out as it always was wherever it is unambiguous. What
-//! exceeds AWS' 64 characters keeps its beginning, followed by `=h` and 128 bits of SHA-256 of the whole; no escape begins
-//! with `=h`. A node's name of digits alone has its first one escaped: it is no job's number.
+//! `-+,@`, surely ends it. The form of the IAM Credentials API (v1), `cluster-user-node`, comes out as it always was
+//! wherever it is unambiguous. What exceeds AWS' 64 characters keeps its beginning, followed by `=h` and 128 bits of
+//! SHA-256 of the whole; no escape begins with `=h`. A node's name of digits alone has its first one escaped: it is no
+//! job's number.
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,7 +69,7 @@ pub struct BadTemplate {
 }
 
 impl Default for Template {
-    /// The seed's.
+    /// As in the IAM Credentials API (v1).
     fn default() -> Self {
         Template::joined([Part::Cluster, Part::User, Part::Node])
     }

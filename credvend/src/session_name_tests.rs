@@ -33,7 +33,7 @@ fn valid(name: &str) -> bool {
 }
 
 #[test]
-fn the_seeds_form_where_it_is_unambiguous() {
+fn the_v1_form_where_it_is_unambiguous() {
     assert_eq!(name("alpha", "user1", "ip-10-0-0-7"), "alpha-user1-ip-10-0-0-7");
     assert_eq!(name("a.b_c", "x.y", "n1"), "a.b_c-x.y-n1");
 }

@@ -74,8 +74,8 @@ pub enum SourceError {
 pub enum Revoked {
     /// Everything that the source has given the user is dead.
     Everything,
-    /// It heard, and said no more: an upstream of the first version denies what sessions have that are ACTIVE there, and
-    /// nothing that ended ones have left.
+    /// It heard, and said no more: an upstream that is the original deployment denies what sessions have that are ACTIVE
+    /// there, and nothing that ended ones have left.
     OfActive,
 }
 

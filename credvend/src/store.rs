@@ -4,7 +4,7 @@
 //! DynamoDB can both keep it; every implementation passes the same conformance suite.
 
 use async_trait::async_trait;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{
     ClusterName, JobId, NodeName, PartitionName, ProjectId, RoleArn, RoleName, SessionId, TokenHash, Uid, UserName,
 };
@@ -41,7 +41,7 @@ pub enum StoreError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// A head node stated it (the seed's API). It has a session token, kept as a hash.
+    /// A head node stated it (the IAM Credentials API (v1)). It has a session token, kept as a hash.
     Head {
         /// The head's own session id.
         head_session: String,
@@ -261,7 +261,7 @@ pub trait Store: Send + Sync + 'static {
     /// session, it has ended, or it is not a head's. Durable when it returns.
     async fn replace_token(&self, id: SessionId, token: TokenHash) -> Result<Option<Session>, StoreError>;
 
-    /// A head's session by the head's id: the one opened last. Without a cluster (the seed's short PUT form) the newest
+    /// A head's session by the head's id: the one opened last. Without a cluster (the short v1 form of PUT) the newest
     /// of any of `clusters`, which are the caller's own.
     async fn find_head(&self, clusters: &[ClusterName], head_session: &str) -> Result<Option<Session>, StoreError>;
 

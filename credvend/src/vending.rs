@@ -6,7 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `nodes` | a node's verbs: open, credentials, leave |
-//! | `heads` | a head's verbs and the session token's GET, as in the seed |
+//! | `heads` | a head's verbs and the session token's GET, as in the IAM Credentials API (v1) |
 //! | `attesting` | what Slurm must say before a node gets anything |
 //! | `crowds` | the sessions of large jobs, read once |
 //! | `facts` | what it last said about a job, for all of its nodes |
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{ClusterName, NodeName, Secret, SessionId};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;

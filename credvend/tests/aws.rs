@@ -54,7 +54,7 @@ fn revocation(role: &RoleArn, assumed: &Assumed, name: &str, before: OffsetDateT
 
 #[tokio::test]
 #[cfg_attr(not(has_ministack), ignore = "PyPI ministack was not found when this test was built: set CREDD_MINISTACK")]
-async fn a_role_is_assumed_under_the_seeds_trust_policy_and_no_tags_are_in_the_request() {
+async fn a_role_is_assumed_under_the_original_trust_policy_and_no_tags_are_in_the_request() {
     let pretend = PretendAws::start().await;
     let service = pretend.create_service_user().await;
     let role = pretend.create_role("genomics", &service.arn, Some("genomics-data")).await;
@@ -103,7 +103,7 @@ async fn a_role_that_trusts_somebody_else_is_refused_with_both_names() {
     // A role that is not there looks the same from outside; the sentence allows for it.
     let why = refused(request(&open.replace("open", "gone"), "lab-alice-n1")).await;
     assert!(why.contains("or there is no such role"), "{why}");
-    // Tags need more than the seed's trust policy allows; they are not silently dropped.
+    // Tags need more than the original trust policy allows; they are not silently dropped.
     let mut tagged = request(&open, "lab-alice-n1");
     tagged.tags = vec![("project".into(), "genomics".into())];
     let why = refused(tagged).await;

@@ -1,12 +1,13 @@
-//! The URL that a job finds in `AWS_CONTAINER_CREDENTIALS_FULL_URI`: the seed's path, with the Slurm job id as the
-//! session id, and the seed's `roleSessionName`, which is for the reader of a log; nobody trusts it.
+//! The URL that a job finds in `AWS_CONTAINER_CREDENTIALS_FULL_URI`: the path of the IAM Credentials API (v1), with the
+//! Slurm job id as the session id, and the `roleSessionName` of that API, which is for the reader of a log; nobody trusts
+//! it.
 //!
 //! Only unreserved characters (RFC 3986) appear in the path: the C++ SDK encodes a `%` again. Others are written as
 //! `~` and two hex digits, `~` itself included, so that different names stay different.
 
 use crate::ids::{ClusterName, JobId, NodeName, ProjectId, UserName};
 
-/// The seed's port.
+/// The port of the IAM Credentials API (v1).
 pub const DEFAULT_PORT: u16 = 9999;
 
 /// The project segment of a job without an account.
@@ -45,14 +46,14 @@ pub fn is_ours(uri: &str) -> bool {
     port.parse::<u16>().is_ok() && path.starts_with("sessions/") && path.contains("/cluster/")
 }
 
-/// The job a request path names: the session segment of the seed's path, with or without a stage prefix before it and
-/// a query behind it. `None` if the path is not of that form.
+/// The job a request path names: the session segment of the path of the IAM Credentials API (v1), with or without a stage
+/// prefix before it and a query behind it. `None` if the path is not of that form.
 pub fn job_of_path(path: &str) -> Option<JobId> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut parts = path.strip_prefix('/')?.split('/');
     let mut first = parts.next()?;
     if first != "sessions" {
-        // The seed's URLs may begin with an API stage, such as /prod.
+        // The URLs of the IAM Credentials API (v1) may begin with an API stage, such as /prod.
         first = parts.next()?;
     }
     if first != "sessions" {
@@ -110,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_seeds_form() {
+    fn the_v1_form() {
         let uri = full_uri(
             9999,
             JobId::try_from(1300).unwrap(),

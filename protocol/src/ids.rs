@@ -127,7 +127,8 @@ text_id!(
     "only visible characters and spaces may appear, and no space at the end"
 );
 text_id!(
-    /// A role's name within its project, as jobs ask for it (`role=train`); `default` is the seed's only one.
+    /// A role's name within its project, as jobs ask for it (`role=train`); `default` is the only one of the IAM
+    /// Credentials API (v1).
     RoleName, "role name", 64, |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)),
     "only letters, digits, '.', '_' and '-' may appear"
 );

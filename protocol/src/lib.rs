@@ -14,7 +14,7 @@
 //! | [`node_api`] | `credd` ↔ `credvend` |
 //! | [`no_proxy`] | plugin, `credd env` → the clients of a job: no proxy between them and `credd` |
 //! | [`own_api`] | `credd credentials`, `credd env` → `credd`, over the jobs' endpoint |
-//! | [`seed_api`] | head node ↔ `credvend`: the wire format of the first version |
+//! | [`credentials_api_v1`] | head node ↔ `credvend`: the wire format of the IAM Credentials API (v1) |
 //!
 //! Ids are validated where they enter ([`ids`]); secrets redact themselves ([`secret`]).
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod causes;
 pub mod claim;
 mod cluster_name;
 pub mod credentials;
+pub mod credentials_api_v1;
 pub mod endpoint;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
@@ -37,7 +38,6 @@ pub mod own_api;
 pub mod printable;
 pub mod record;
 pub mod secret;
-pub mod seed_api;
 
 pub use ids::{
     ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, Region, RoleArn, RoleName, SessionId, Sluid, Uid,

@@ -26,7 +26,7 @@ SERVICE = "credvend-service"
 
 
 def trust(principal):
-    """The trust policy of the first version's instructions, word for word but for the principal's ARN."""
+    """The trust policy of the original instructions, word for word but for the principal's ARN."""
     return json.dumps(
         {
             "Version": "2012-10-17",

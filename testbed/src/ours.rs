@@ -77,7 +77,7 @@ pub(crate) fn start_credvend(cluster: &Cluster) -> Result<()> {
     ready(head, "credvend", || head.listens(CREDVEND_PORT))
 }
 
-/// The head node's secret of the first version's verbs.
+/// The head node's secret of the verbs of the IAM Credentials API (v1).
 pub const HEAD_SECRET: &str = "testbed-head-secret-0123456789abcdef";
 
 /// Starts a node's daemon, and waits until it answers.

@@ -1,5 +1,5 @@
-//! A site whose head states its jobs, as in the first version: `credvend hook prolog|epilog` as slurmctld's own
-//! PrologSlurmctld and EpilogSlurmctld, `attest = "head"`, and nothing of ours on the nodes.
+//! A site whose head states its jobs, as in the IAM Credentials API (v1): `credvend hook prolog|epilog` as slurmctld's
+//! own PrologSlurmctld and EpilogSlurmctld, `attest = "head"`, and nothing of ours on the nodes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -118,7 +118,7 @@ impl Site {
         listed.as_array().unwrap().iter().find(|s| s["head-session"] == id.as_str()).cloned()
     }
 
-    /// The first version's GET from the job's node, as some user there.
+    /// The v1 GET from the job's node, as some user there.
     fn get(&self, user: &str, uri: &str, token: &str) -> Answer {
         let uri = format!("{uri}?roleSessionName=lab-root-elsewhere");
         curl(self.cluster.node("n1"), user, &["-k", "-H", &format!("Authorization: {token}"), &uri])

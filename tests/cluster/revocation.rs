@@ -378,7 +378,7 @@ fn fifty_revocations_at_the_same_time_lose_none() {
 
 #[test]
 #[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
-fn the_seeds_verbs_are_for_heads_only() {
+fn the_v1_verbs_are_for_heads_only() {
     let cluster = cluster();
     let head = cluster.head();
     for (method, path) in [("POST", "/sessions"), ("PUT", "/sessions/1"), ("DELETE", "/sessions/users/bob")] {

@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::node_api::{
     ATTEST, ApiError, AttestRequest, CredentialsRequest, CredentialsResponse, HEARD, HeardRequest, LeaveRequest,
     OpenRequest, OpenResponse, SlurmFacts, credentials_path, leave_path, stream_path,
 };
 use credd_protocol::printable::one_line;
-use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{Secret, SessionId};
 use reqwest::StatusCode;
 use serde::Serialize;

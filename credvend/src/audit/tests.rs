@@ -7,8 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::{Condvar, Mutex};
 
 use credd_protocol::credentials::Credentials;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::node_api::CredentialsResponse;
-use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{NodeName, RoleName, Secret, SessionId, TokenHash, Uid};
 use serde_json::Value;
 use time::OffsetDateTime;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use credd_protocol::seed_api::{OpenSession, SessionOpened, SessionStatus, SetStatus};
+use credd_protocol::credentials_api_v1::{OpenSession, SessionOpened, SessionStatus, SetStatus};
 use credd_protocol::{ClusterName, JobId, ProjectId, Secret, UserName};
 use hyper::{Method, Request, Uri, header};
 use pinned_tls::{Fingerprint, Seen, Trust};

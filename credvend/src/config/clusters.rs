@@ -15,7 +15,7 @@ use crate::vending::AddressCheck;
 pub enum Attest {
     /// The cluster's own slurmctld, asked from here.
     Slurm,
-    /// A head that pushes, as in the first version.
+    /// A head that pushes, as in the IAM Credentials API (v1).
     Head,
 }
 

@@ -36,7 +36,7 @@ pub enum StoreKind {
 pub enum ProjectsFrom {
     /// In projects.toml.
     File,
-    /// In the DynamoDB store's table of projects, as in the first version.
+    /// In the DynamoDB store's table of projects, as in the IAM Credentials API (v1).
     Store,
 }
 

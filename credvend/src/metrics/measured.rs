@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{ClusterName, JobId, NodeName, ProjectId, RoleArn, SessionId, TokenHash, UserName};
 use prometheus_client::metrics::gauge::Gauge;
 use time::OffsetDateTime;

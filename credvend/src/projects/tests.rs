@@ -7,7 +7,7 @@ use super::*;
 
 const GOOD: &str = r#"# who may be whom
 [projects.genomics]
-role-arn = "arn:aws:iam::123456789012:role/genomics" # the seed's
+role-arn = "arn:aws:iam::123456789012:role/genomics" # the v1 role
 duration = "1h30m"
 
 [projects.genomics.roles.train]
@@ -172,7 +172,7 @@ fn edits_leave_the_rest_as_it_was() {
     assert_eq!(text, GOOD.replacen("arn:aws:iam::123456789012:role/genomics", other.arn.as_str(), 1));
     let text = set(GOOD, &id("genomics"), &train, &RoleChange { session_tags: Some(false), ..other.clone() }).unwrap();
     assert!(
-        text.contains("# who may be whom") && text.contains("session-tags = false") && text.contains("# the seed's")
+        text.contains("# who may be whom") && text.contains("session-tags = false") && text.contains("# the v1 role")
     );
 
     let new = RoleChange { account: Some(id("new")), duration: Some("2h".into()), ..other.clone() };

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use credd_protocol::credentials::rfc3339_z;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, Uid, UserName};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;

@@ -184,7 +184,7 @@ pub fn not_allowed(connection: &Connection, callers: Callers, principal: &Princi
 pub enum Authorization {
     /// `Munge CREDENTIAL`.
     Munge(String),
-    /// A secret without a scheme, as the first version and the SDKs send it.
+    /// A secret without a scheme, as the IAM Credentials API (v1) and the SDKs send it.
     Raw(Secret),
 }
 

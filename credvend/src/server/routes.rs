@@ -7,7 +7,7 @@ use hyper::Method;
 
 use super::route::Handler::{Admin, Bearer, Everybody, Head, HeadOrAdmin, Node};
 use super::route::Route;
-use super::{admin, node, revocations, seed, stream};
+use super::{admin, credentials_api_v1 as v1, node, revocations, stream};
 
 const DELETE: Method = Method::DELETE;
 const GET: Method = Method::GET;
@@ -22,11 +22,11 @@ pub static ROUTES: &[Route] = &[
     Route::new(GET, "/ready", "ready", Everybody(admin::ready)),
 
     // The IAM Credentials API (v1). One segment may precede these paths.
-    Route::new(POST, "/sessions", "head-open", Head(seed::open)),
-    Route::new(DELETE, "/sessions/users/{userId}", "invalidate-user", HeadOrAdmin(seed::invalidate)).recorded(),
-    Route::new(PUT, "/sessions/{sessionId}", "head-set-status", Head(seed::set_status)),
-    Route::new(PUT, "/sessions/{sessionId}/cluster/{clusterId}", "head-set-status", Head(seed::set_status)),
-    Route::new(GET, "/sessions/{sessionId}/cluster/{clusterId}/project/{projectId}", "session-credentials", Bearer(seed::credentials)),
+    Route::new(POST, "/sessions", "head-open", Head(v1::open)),
+    Route::new(DELETE, "/sessions/users/{userId}", "invalidate-user", HeadOrAdmin(v1::invalidate)).recorded(),
+    Route::new(PUT, "/sessions/{sessionId}", "head-set-status", Head(v1::set_status)),
+    Route::new(PUT, "/sessions/{sessionId}/cluster/{clusterId}", "head-set-status", Head(v1::set_status)),
+    Route::new(GET, "/sessions/{sessionId}/cluster/{clusterId}/project/{projectId}", "session-credentials", Bearer(v1::credentials)),
 
     Route::new(POST, "/node/v1/jobs", "node-attest", Node(node::attest)),
     Route::new(POST, "/node/v1/sessions", "node-open", Node(node::open)),

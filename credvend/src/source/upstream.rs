@@ -1,5 +1,6 @@
-//! The source seam's second side: a central vending API with the first version's wire format, which stands between this
-//! cluster's credvend and AWS. It may be another credvend, or the first version's own deployment behind API Gateway.
+//! The source seam's second side: a central vending API with the wire format of the IAM Credentials API (v1), which
+//! stands between this cluster's credvend and AWS. It may be another credvend, or the original deployment of the IAM
+//! Credentials API (v1) behind API Gateway.
 //!
 //! A session here is a session there: opened with the head's secret when credentials are first asked for, and closed when
 //! it ends. The upstream's tokens are in this process' memory and nowhere else; after a restart they are asked for anew.
@@ -12,15 +13,15 @@
 //!
 //! What of a session is the same on both sides: its id there is the job's number and the beginning of its UUID here, and its
 //! `submittedTime` is when it was opened here. So the same question after a restart is the same submission: a credvend gives
-//! the same session with another token, or says that it is over. The first version's deployment gives no token twice; there
-//! a newer `submittedTime` is sent, and the newest counts.
+//! the same session with another token, or says that it is over. The original deployment of the IAM Credentials API (v1)
+//! gives no token twice; there a newer `submittedTime` is sent, and the newest counts.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use credd_protocol::seed_api::{OpenSession, SessionStatus};
+use credd_protocol::credentials_api_v1::{OpenSession, SessionStatus};
 use credd_protocol::{ClusterName, ProjectId, Secret, SessionId, UserName};
 use serde::{Deserialize, Serialize};
 use time::format_description::BorrowedFormatItem;
@@ -308,7 +309,7 @@ fn unavailable(error: StoreError) -> SourceError {
 }
 
 /// A session's id at the upstream: readable in its logs, never that of another session, and of the few characters that the
-/// first version's authorizer lets pass.
+/// authorizer of the original deployment lets pass.
 fn head_session(session: &Session) -> String {
     let own: String = match &session.origin {
         Origin::Slurm(run) => run.job.to_string(),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{JobId, SessionId, TokenHash, Uid, UserName};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};

@@ -16,7 +16,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{ClusterName, NodeName, RoleArn, SessionId, TokenHash};
 use rusqlite::{Connection, OptionalExtension, params};
 use time::OffsetDateTime;

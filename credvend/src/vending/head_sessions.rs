@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use credd_protocol::ClusterName;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use time::{Duration, OffsetDateTime};
 use tokio::sync::Mutex;
 

@@ -1,10 +1,11 @@
-//! The seed's verbs: a head states a job, sets its status; the bearer of its session token gets its credentials.
+//! The verbs of the IAM Credentials API (v1): a head states a job, sets its status; the bearer of its session token gets
+//! its credentials.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use credd_protocol::credentials_api_v1::{OpenSession, SessionStatus};
 use credd_protocol::node_api::CredentialsResponse;
-use credd_protocol::seed_api::{OpenSession, SessionStatus};
 use credd_protocol::{ClusterName, JobToken, ProjectId, RoleName, Secret, SessionId, TokenHash};
 
 use super::blocking::Asking;
@@ -31,7 +32,7 @@ fn check_text(what: &str, text: &str, max: usize, others: &str) -> Result<(), Re
 }
 
 impl Vending {
-    /// A head states a job (the seed's POST). A session of the same head id that is still ACTIVE is COMPLETED: the
+    /// A head states a job (the v1 POST). A session of the same head id that is still ACTIVE is COMPLETED: the
     /// newest one counts. The same submission again, as after an answer that was lost, gets the same session with a new
     /// token in place of the old one, which is kept as a hash only.
     ///
@@ -150,7 +151,7 @@ impl Vending {
         })
     }
 
-    /// A head sets a session's status (the seed's two PUT forms). Both ends are final; ACTIVE on an ended session is
+    /// A head sets a session's status (both v1 forms of PUT). Both ends are final; ACTIVE on an ended session is
     /// refused, on an active one a no-op.
     ///
     /// # Errors
@@ -179,7 +180,7 @@ impl Vending {
         }
     }
 
-    /// The seed's GET: credentials of a head's session for whoever bears its token. `claimed` is the caller's
+    /// The v1 GET: credentials of a head's session for whoever bears its token. `claimed` is the caller's
     /// `roleSessionName`: it goes to the audit log and nowhere else, as does the address of `peer`.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration as Wait;
 
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::node_api::CredentialsResponse;
-use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{ClusterName, ProjectId, RoleArn, RoleName, SessionId, UserName};
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use credd_protocol::SessionId;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::node_api::{CredentialsRequest, CredentialsResponse, OpenRequest, OpenResponse};
-use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{ProjectId, UserName};
 use time::Duration;
 

@@ -29,7 +29,7 @@ use crate::source::Revoked;
 use crate::store::{
     Block, Denied, Ended, Issuance, NewsKind, Order, OrderId, Revocation, Session, StoreError, Subject,
 };
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use dying::Dying;
 use report::RoleReport;
 pub use report::{Bystander, NodesReport, RevocationReport, Took, UnheardNode};
@@ -341,7 +341,7 @@ impl Vending {
         self.tell(NewsKind::Renew, sessions, reason, order.into(), &BTreeMap::new()).await;
     }
 
-    /// A user's sessions and credentials (the seed's DELETE): on the head's clusters, or everywhere.
+    /// A user's sessions and credentials (the v1 DELETE): on the head's clusters, or everywhere.
     ///
     /// # Errors
     /// As [`Vending::revoke`].

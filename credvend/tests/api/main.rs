@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod credentials_api_v1;
 mod limits;
 mod matrix;
 mod munged;
@@ -12,5 +13,4 @@ mod openapi;
 #[path = "../pretend_aws/mod.rs"]
 mod pretend_aws;
 mod program;
-mod seed;
 mod world;

@@ -366,7 +366,7 @@ impl World {
     }
 }
 
-/// The seed's POST body.
+/// The v1 POST body.
 pub fn opening(session: &str, submitted: &str) -> String {
     serde_json::json!({
         "sessionId": session, "projectId": "genomics", "clusterName": "lab", "clusterUser": "alice",

@@ -93,7 +93,7 @@ fn everything_that_a_session_got_is_shown() {
         origin: Origin::Slurm(Run { job: 7.try_into().unwrap(), restart: 0, submitted: at }),
         opened: at,
         ended: None,
-        status: credd_protocol::seed_api::SessionStatus::Active,
+        status: credd_protocol::credentials_api_v1::SessionStatus::Active,
         why: None,
     };
     let issued = |number: usize| Issuance {

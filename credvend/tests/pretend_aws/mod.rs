@@ -163,7 +163,7 @@ impl PretendAws {
         put.send().await.unwrap();
     }
 
-    /// A role below a path, with the seed's trust policy word for word but for the principal; with a bucket it may read
+    /// A role below a path, with the original trust policy word for word but for the principal; with a bucket it may read
     /// that one, which is made with an object in it. Returns the role's ARN.
     pub async fn create_role(&self, name: &str, principal: &str, bucket: Option<&str>) -> String {
         let trust = format!(

@@ -4,7 +4,7 @@ use credd_protocol::{ProjectId, UserName};
 use proptest::prelude::*;
 
 use super::*;
-use crate::server::seed::CredentialsPath;
+use crate::server::credentials_api_v1::CredentialsPath;
 use crate::server::target::encode_segment;
 use crate::server::{admin, node, stream};
 use crate::store::Cursor;
@@ -17,7 +17,7 @@ fn found(method: Method, target: &str) -> (&'static str, &'static str, Target) {
 }
 
 #[test]
-fn the_first_versions_paths_with_and_without_a_stage() {
+fn the_v1_paths_with_and_without_a_stage() {
     let expected = CredentialsPath {
         session: "1300".into(),
         cluster: "alpha".parse().unwrap(),

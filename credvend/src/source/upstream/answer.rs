@@ -1,11 +1,11 @@
 //! What an upstream's answers mean: its documents, checked, and its refusals, sorted by what is to be done about them.
 //!
-//! An upstream is another credvend, whose errors carry a code, or the first version's own deployment, whose errors are a
-//! `message` behind API Gateway. Nothing in an answer is believed further than it must be: no URL of it is followed, and
-//! what it says is cut and escaped before anybody reads it.
+//! An upstream is another credvend, whose errors carry a code, or the original deployment of the IAM Credentials API
+//! (v1), whose errors are a `message` behind API Gateway. Nothing in an answer is believed further than it must be: no
+//! URL of it is followed, and what it says is cut and escaped before anybody reads it.
 
 use credd_protocol::credentials::Credentials;
-use credd_protocol::seed_api::SessionOpened;
+use credd_protocol::credentials_api_v1::SessionOpened;
 use credd_protocol::{RoleArn, Secret};
 use serde::Deserialize;
 use time::format_description::BorrowedFormatItem;
@@ -81,7 +81,8 @@ pub(super) fn trouble(verb: Verb, status: u16, body: &[u8]) -> Trouble {
         (403, "") if has("not ACTIVE") => Trouble::Ended(said),
         // API Gateway's words for a path or method that it does not have.
         (403, "") if has("Missing Authentication Token") => Trouble::NoRoute(said),
-        // What the first version says of another session's token, and API Gateway of one that it cannot find (yet).
+        // What the IAM Credentials API (v1) says of another session's token, and API Gateway of one that it cannot find
+        // (yet).
         (403, "") if has("token") || has("not authorized") || has("Forbidden") || message.is_empty() => {
             Trouble::NotAccepted(said)
         }
@@ -158,8 +159,8 @@ pub(super) fn credentials(body: &[u8], wanted: Option<&RoleArn>, now: OffsetDate
     })
 }
 
-/// RFC 3339, or what the first version writes: `2026-03-01 12:00:00+00:00`. A time without its zone is refused: half a day
-/// too late is a job that fails.
+/// RFC 3339, or what the IAM Credentials API (v1) writes: `2026-03-01 12:00:00+00:00`. A time without its zone is
+/// refused: half a day too late is a job that fails.
 fn expiration(text: &str) -> Result<OffsetDateTime, String> {
     const PYTHON: &[BorrowedFormatItem<'_>] = format_description!(
         version = 2,
@@ -265,7 +266,7 @@ mod tests {
             (get, 403, r#"{"code":"RoleRefused","message":"the trust policy","retry":true}"#, "refused"),
             (get, 503, r#"{"code":"Unavailable","message":"AWS STS limits credvend's rate","retry":true}"#, "passing"),
             (get, 404, r#"{"code":"NotFound","message":"no such path"}"#, "no route"),
-            // The first version's own deployment, and API Gateway before it.
+            // The original deployment of the IAM Credentials API (v1), and API Gateway before it.
             (open, 400, r#"{"message":"Cluster Name, Session ID, and Submitted Time already exist."}"#, "exists"),
             (open, 400, r#"{"message":"submittedTime not in ISO 8601 format"}"#, "refused"),
             (get, 403, r#"{"message":"session is not ACTIVE"}"#, "ended"),

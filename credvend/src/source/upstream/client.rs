@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use credd_protocol::causes::causes;
-use credd_protocol::seed_api::{OpenSession, SessionStatus, SetStatus};
+use credd_protocol::credentials_api_v1::{OpenSession, SessionStatus, SetStatus};
 use credd_protocol::{ClusterName, ProjectId, Secret, UserName};
 use pinned_tls::{Fingerprint, Seen, Trust};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -81,7 +81,8 @@ impl Client {
         };
         let builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            // As programs of HTTP/1.1 write them: the first version's handlers look for `Authorization`, and nothing else.
+            // As programs of HTTP/1.1 write them: the handlers of the original deployment look for `Authorization`, and
+            // nothing else.
             .http1_only()
             .http1_title_case_headers()
             .connect_timeout(timeouts.connect)

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{SessionId, UserName};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -258,7 +258,8 @@ impl Upstream {
             None => (SessionStatus::Completed, None),
         };
         if self.ends.state().revoked.contains(&there.user) {
-            // The first version revokes what ACTIVE sessions have: ended one by one, they would be passed over.
+            // The IAM Credentials API (v1) revokes what ACTIVE sessions have: ended one by one, they would be passed
+            // over.
             return Err(format!("the revocation of user {} comes first", there.user));
         }
         match self.client.set_status(&there.head_session, &there.cluster, status).await {
@@ -357,7 +358,7 @@ enum Untold {
 }
 
 /// What an upstream has revoked, or lacks. Another credvend answers with a report, and says whether it goes on by itself;
-/// the first version says nothing that tells.
+/// the IAM Credentials API (v1) says nothing that tells.
 fn revoked(body: &[u8]) -> Result<Revoked, String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "kebab-case")]

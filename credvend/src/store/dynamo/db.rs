@@ -35,7 +35,7 @@ const READS_AT_ONCE: usize = 100;
 /// The tables' names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tables {
-    /// `ProjectId` → `RoleArn`, as in the first version.
+    /// `ProjectId` → `RoleArn`, as in the IAM Credentials API (v1).
     pub projects: String,
     /// Sessions and their listings.
     pub sessions: String,

@@ -1,5 +1,5 @@
-//! The projects' table: `ProjectId` → `RoleArn`, as in the first version, with what `projects.toml` may say beside it
-//! (`Duration`, `Account`, `Clusters`, `SourceIdentity`, `Roles`, …: the file's words in the table's spelling).
+//! The projects' table: `ProjectId` → `RoleArn`, as in the IAM Credentials API (v1), with what `projects.toml` may say
+//! beside it (`Duration`, `Account`, `Clusters`, `SourceIdentity`, `Roles`, …: the file's words in the table's spelling).
 //!
 //! It is read as the text that the file would have, so that one parser decides what is valid, for the whole map at once.
 
@@ -262,7 +262,7 @@ mod tests {
     const ARN: &str = "arn:aws:iam::123456789012:role/genomics";
 
     #[test]
-    fn the_first_versions_items_read_and_come_back() {
+    fn the_v1_items_read_and_come_back() {
         let roles = AttributeValue::M(Item::from([(
             "train".to_owned(),
             AttributeValue::M(Item::from([

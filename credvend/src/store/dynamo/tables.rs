@@ -18,7 +18,7 @@ use crate::store::StoreError;
 const MAKING: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The key of the projects' table, as in the first version.
+/// The key of the projects' table, as in the IAM Credentials API (v1).
 pub(super) const PROJECT_ID: &str = "ProjectId";
 /// The key of the nonces' table.
 pub(super) const NONCE: &str = "Nonce";

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use credd_protocol::SessionId;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 
 use super::super::conformance::{self, T0, issued_for, of_job};
 use super::item::{self, key, number, text};
@@ -252,7 +252,7 @@ async fn the_projects_table_is_taken_and_changed_as_a_whole_and_in_parts() {
         put.item("ProjectId", text(project)).item("RoleArn", text(arn)).send()
     };
     let arn = "arn:aws:iam::123456789012:role/genomics";
-    // As an administrator of the first version wrote it.
+    // As an administrator of the IAM Credentials API (v1) wrote it.
     row("genomics", arn).await.unwrap();
     let (_, map) = store.projects(None).await.unwrap();
     assert_eq!(map.by_id(&"genomics".parse().unwrap()).unwrap()[&"default".parse().unwrap()].arn.as_str(), arn);

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{JobId, NodeName, SessionId, Uid};
 use rusqlite::Row;
 use rusqlite::types::Type;

@@ -1,6 +1,6 @@
 //! The statements about sessions.
 
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{ClusterName, JobId, SessionId, TokenHash};
 use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
 use time::OffsetDateTime;

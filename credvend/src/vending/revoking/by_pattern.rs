@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::{ProjectId, SessionId, UserName};
 
 use super::concerned::SKEW;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use credd_protocol::SessionId;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use time::{Duration, OffsetDateTime};
 use tokio::task::JoinSet;
 

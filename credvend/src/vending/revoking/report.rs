@@ -47,8 +47,8 @@ pub struct RevocationReport {
     /// How many of the living sets of credentials an upstream gave: it alone can deny them.
     #[serde(default)]
     pub upstream_gave: usize,
-    /// Sessions of others that an upstream of the first version has hit too: it denies every role-session name in which the
-    /// user's name occurs. They get new credentials. The first 500.
+    /// Sessions of others that an upstream that is the original deployment has hit too: it denies every role-session name
+    /// in which the user's name occurs. They get new credentials. The first 500.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upstream_hit: Vec<Bystander>,
     /// How many.

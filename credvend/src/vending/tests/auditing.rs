@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use credd_protocol::TokenHash;
+use credd_protocol::credentials_api_v1::OpenSession;
 use credd_protocol::node_api::CredentialsRequest;
-use credd_protocol::seed_api::OpenSession;
 use serde_json::Value;
 use time::Duration;
 

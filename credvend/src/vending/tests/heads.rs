@@ -1,4 +1,4 @@
-use credd_protocol::seed_api::{OpenSession, SessionStatus};
+use credd_protocol::credentials_api_v1::{OpenSession, SessionStatus};
 use credd_protocol::{SessionId, TokenHash};
 use time::Duration;
 
@@ -29,7 +29,7 @@ async fn get(w: &World, token: &str, id: &str, project: &str) -> Result<String, 
 }
 
 #[tokio::test]
-async fn the_seeds_round() {
+async fn a_v1_session_from_open_to_end() {
     let w = World::new();
     let opened = open(&w, "1300", "2026-03-01T00:00:00").await;
     let token = opened.token.expose().to_owned();

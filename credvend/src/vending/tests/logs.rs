@@ -2,7 +2,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use credd_protocol::TokenHash;
-use credd_protocol::seed_api::OpenSession;
+use credd_protocol::credentials_api_v1::OpenSession;
 
 use super::world::*;
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::node_api::AttestRequest;
-use credd_protocol::seed_api::SessionStatus;
 use credd_protocol::{SessionId, Uid};
 use time::Duration;
 
@@ -215,7 +215,7 @@ async fn a_node_that_was_told_to_renew_by_one_replica_gets_nothing_older_from_an
 }
 
 #[tokio::test]
-async fn credentials_carry_the_seeds_name_and_nothing_else() {
+async fn credentials_carry_the_v1_name_and_nothing_else() {
     let w = World::new();
     w.slurm.run(7, "alice", "genomics", &["n1"]);
     let session = w.open(7).await.session;

@@ -49,7 +49,12 @@ async fn what_another_credvend_ended_is_found() {
     w.credentials("n1", session).await.unwrap();
     // It ended the session and was killed before its sweep.
     w.store
-        .end(session, credd_protocol::seed_api::SessionStatus::Completed, crate::store::conformance::T0, "over")
+        .end(
+            session,
+            credd_protocol::credentials_api_v1::SessionStatus::Completed,
+            crate::store::conformance::T0,
+            "over",
+        )
         .await
         .unwrap();
     w.replica().sweep().await.unwrap();
@@ -86,7 +91,7 @@ async fn ends_do_not_wait_for_iam() {
     let _iam = w.iam.gate.clone().write_owned().await;
     w.slurm.gone(1);
     w.vending.leave(&node("n1"), session).await.unwrap();
-    assert_eq!(w.session(session).await.status, credd_protocol::seed_api::SessionStatus::Completed);
+    assert_eq!(w.session(session).await.status, credd_protocol::credentials_api_v1::SessionStatus::Completed);
     assert_eq!(w.iam.calls.load(Ordering::SeqCst), 0);
 }
 

@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use credd_protocol::SessionId;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use credd_protocol::node_api::Event;
-use credd_protocol::seed_api::SessionStatus;
 use time::Duration;
 
 use super::world::*;

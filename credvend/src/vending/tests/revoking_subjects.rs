@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use credd_protocol::credentials_api_v1::{OpenSession, SessionStatus};
 use credd_protocol::node_api::Event;
-use credd_protocol::seed_api::{OpenSession, SessionStatus};
 use credd_protocol::{JobId, SessionId};
 use time::Duration;
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use credd_protocol::Uid;
-use credd_protocol::seed_api::SessionStatus;
+use credd_protocol::credentials_api_v1::SessionStatus;
 use time::Duration;
 
 use super::world::*;

@@ -1,9 +1,9 @@
-//! The first version's verbs, with its wire format.
+//! The verbs of the IAM Credentials API (v1), with its wire format.
 
 use std::net::IpAddr;
 
 use credd_protocol::credentials::{Credentials, rfc3339_z};
-use credd_protocol::seed_api::{OpenSession, SessionOpened, SessionStatus, SetStatus};
+use credd_protocol::credentials_api_v1::{OpenSession, SessionOpened, SessionStatus, SetStatus};
 use credd_protocol::{ClusterName, ProjectId, RoleArn, Secret, TokenHash, UserName};
 use serde::{Serialize, Serializer};
 
@@ -18,9 +18,10 @@ use crate::refusal::Refusal;
 use crate::vending::Head;
 use crate::vending::heads::wrong_token;
 
-/// The document of the API's first version. Its node proxy reads `Expiration` with `datetime.fromisoformat(Expiration[:-6])`,
-/// which needs a fraction of a second that is three digits long, or six, without the last six characters: eight digits and
-/// `Z` do for it in every Python 3, and every SDK takes them, where none takes `+00:00`.
+/// The document of the IAM Credentials API (v1). Its node proxy reads `Expiration` with
+/// `datetime.fromisoformat(Expiration[:-6])`, which needs a fraction of a second that is three digits long, or six,
+/// without the last six characters: eight digits and `Z` do for it in every Python 3, and every SDK takes them, where
+/// none takes `+00:00`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct V1Document<'a> {
@@ -137,7 +138,7 @@ impl Server {
         );
         let answer = SessionOpened {
             api_uri: format!("{}{path}", self.settings.public_url),
-            // The first version said `localhost`; some SDKs take only the address.
+            // The IAM Credentials API (v1) said `localhost`; some SDKs take only the address.
             localhost_uri: format!("http://127.0.0.1:{}{path}", self.settings.localhost_port),
             token: opened.token,
         };

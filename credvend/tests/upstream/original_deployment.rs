@@ -1,4 +1,5 @@
-//! The first version's own deployment as the upstream: what it answers, quirks and all, written down from its behaviour.
+//! the original deployment of the IAM Credentials API (v1) as the upstream: what it answers, quirks and all, written down
+//! from its behaviour.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};

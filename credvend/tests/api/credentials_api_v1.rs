@@ -1,4 +1,4 @@
-//! The first version's API, on the wire.
+//! The IAM Credentials API (v1), on the wire.
 
 use std::sync::atomic::Ordering;
 
@@ -40,7 +40,7 @@ async fn a_session_from_post_to_completed() {
     };
     let expiration = document["Expiration"].as_str().unwrap();
     let seconds = expiration[..19].replace('T', " ");
-    assert_eq!(read(expiration).trim(), seconds, "as the first version's own proxy on a node reads it");
+    assert_eq!(read(expiration).trim(), seconds, "as the node proxy of the IAM Credentials API (v1) reads it");
     let at = OffsetDateTime::parse(expiration, &time::format_description::well_known::Rfc3339).unwrap();
     assert!(at > OffsetDateTime::now_utc(), "as SDKs read it: {at}");
     // The caller's roleSessionName said root on n9.

@@ -1,11 +1,12 @@
-//! The wire format of the first version, kept: its field names are camelCase, its answer's are environment variables.
+//! The wire format of the IAM Credentials API (v1), kept: its field names are camelCase, its answer's are environment
+//! variables.
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterName, ProjectId, UserName};
 use crate::secret::Secret;
 
-/// `POST /sessions`: a head node states a job. Unknown fields are let pass, as the first version did.
+/// `POST /sessions`: a head node states a job. Unknown fields are let pass, as the IAM Credentials API (v1) did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OpenSession {
