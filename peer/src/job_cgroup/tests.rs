@@ -217,8 +217,9 @@ fn a_quick_look_believes_no_more_than_the_search() {
     let mut stranger = Jobs::new(&machine, 7..9);
     stranger.cgroups = JobCgroups::at(machine.0.path().to_owned(), nix::unistd::geteuid().as_raw() + 1);
     assert_eq!(stranger.likely(id), None);
-    // The run's next directory is another one, of which nothing is known.
-    fs::remove_dir_all(machine.0.path().join(SCOPE).join("job_7")).unwrap();
+    // The run's next directory is another one, of which nothing is known. The first one is kept elsewhere: unlike a cgroup's, the
+    // inode number of a removed directory is given again.
+    fs::rename(machine.0.path().join(SCOPE).join("job_7"), machine.0.path().join("gone")).unwrap();
     let next = machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0"));
     assert_eq!(jobs.likely(next), Some(7));
     assert_eq!(jobs.likely(CgroupId(1)), None);
