@@ -3,7 +3,7 @@
 
 use testbed::{Cluster, Output, wait_for};
 
-use crate::support::{SOON, admin, alone, arn, cluster, hold, records, sessions, srun, wait_status, whoami};
+use crate::support::{SOON, admin, alone, arn, cluster, hold, records, scontrol, sessions, srun, wait_status, whoami};
 
 /// An allocation without a step on n1, and its job id.
 #[track_caller]
@@ -83,6 +83,40 @@ fn a_step_that_finds_no_record_has_its_projects_credentials_all_the_same() {
     held.finish();
     wait_status(&cluster, id, "COMPLETED");
     wait_for("its record to go", SOON, || (!records(&cluster, "n1").contains(&id.to_string())).then_some(())).unwrap();
+    cluster.assert_nodes_healthy();
+}
+
+/// slurmd remembers a job for `cred_expire` after its end. A run that begins within that time has no prolog: "reissued job
+/// credential".
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn a_run_that_slurmd_takes_for_the_last_one_has_credentials_of_its_own() {
+    let cluster = cluster();
+    let alice = cluster.as_user("alice");
+    let script = format!(
+        "echo \"run=$SLURM_RESTART_COUNT $({})\"\n\
+         [ -n \"$SLURM_RESTART_COUNT\" ] && exit 0\n\
+         until [ -e ~/never-$SLURM_JOB_ID ]; do sleep 0.05; done\n",
+        whoami(&cluster)
+    );
+    let job = alice.sbatch(&script, &["--requeue", "-w", "n1", "--open-mode=append"]).unwrap();
+    alice.wait_job_output(job, "run= arn", SOON).unwrap();
+    scontrol(&cluster, &format!("requeue {job}"));
+    wait_for("the first run to be gone", SOON, || {
+        let state = alice.run(&["squeue", "-h", "-j", &job.to_string(), "-O", "State:20"]).stdout;
+        state.contains("PENDING").then_some(())
+    })
+    .unwrap();
+    scontrol(&cluster, &format!("update JobId={job} StartTime=now"));
+    alice.wait_job_output(job, "run=1 arn", SOON).unwrap();
+    assert_eq!(alice.wait_job(job, SOON).unwrap(), "COMPLETED");
+    let log = slurmd_log(&cluster);
+    assert!(log.contains(&format!("reissued job credential for job {job}")), "slurmd ran a prolog: {log}");
+    wait_status(&cluster, job, "COMPLETED");
+    let all = sessions(&cluster, job);
+    assert!(all.len() == 2 && all[0]["session"] != all[1]["session"], "{all:?}");
+    wait_for("its records to go", SOON, || (!records(&cluster, "n1").contains(&job.to_string())).then_some(()))
+        .unwrap();
     cluster.assert_nodes_healthy();
 }
 
