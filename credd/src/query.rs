@@ -1,7 +1,7 @@
 //! `credd status` and `credd health`: a question over the socket that is the caller's.
 
 use std::fmt::Write as _;
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -41,9 +41,17 @@ fn exchange(path: &Path, request: &Request, patience: Duration) -> anyhow::Resul
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     line::send(&stream, request, MAX_LINE_BYTES)?;
-    line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES)
-        .context("credd's answer cannot be read")?
-        .context("credd closed the connection without an answer")
+    match line::receive(&mut BufReader::new(&stream), MAX_LINE_BYTES) {
+        Ok(answer) => answer.context("credd closed the connection without an answer"),
+        // systemd holds the socket, also while credd does not run.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => anyhow::bail!(
+            "credd did not answer within {} s at {}: it cannot start, has been stopped, or hangs; see systemctl status credd \
+             and journalctl -u credd",
+            patience.as_secs(),
+            path.display()
+        ),
+        Err(error) => Err(error).context("credd's answer cannot be read"),
+    }
 }
 
 /// Whether nothing needs the admin.
@@ -128,6 +136,15 @@ mod tests {
             text,
             "JOB  USER   PROJECT  STATE    UNTIL  REASON\n12   alice  -        refused  -      no [2J role\n"
         );
+    }
+
+    #[test]
+    fn a_socket_at_which_nobody_answers_is_told_with_what_to_look_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.sock");
+        let _held = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = exchange(&path, &Request::Health, Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains("did not answer") && error.contains("systemctl status credd"), "{error}");
     }
 
     #[test]

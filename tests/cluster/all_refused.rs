@@ -40,6 +40,12 @@ impl Site {
         self.cluster.credvend().start().unwrap();
     }
 
+    fn restart_credd(&self) {
+        let credd = self.cluster.node("n1").daemon("credd");
+        credd.stop().unwrap();
+        credd.start().unwrap();
+    }
+
     /// Jobs that come and go, each of which asks for a session and, if it gets one, for credentials.
     fn jobs(&self, count: usize) {
         for _ in 0..count {
@@ -88,6 +94,18 @@ fn what_refuses_every_job_is_green_nowhere() {
     munged_is_down(&site);
     jobs_are_private(&site);
     the_store_is_gone(&site);
+    site.cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+fn what_is_wrong_on_a_node_fails_its_health() {
+    let cluster = Cluster::up(Plan { nodes: 1, ..Plan::default() }).expect("the cluster comes up");
+    let site = Site { cluster };
+    let _logs = site.cluster.logs_on_panic();
+    site.well();
+    the_node_is_misconfigured(&site);
+    the_nodes_munged_is_down(&site);
     site.cluster.assert_nodes_healthy();
 }
 
@@ -179,4 +197,37 @@ fn the_store_is_gone(site: &Site) {
     moved(&aside, &state);
     site.well();
     assert!(!site.status().contains(word), "{}", site.status());
+}
+
+/// What is wrong in the node's own credd.toml.
+fn the_node_is_misconfigured(site: &Site) {
+    let path = site.cluster.run_dir().join("etc/credd-n1.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let at = good.find("sha256:").unwrap() + "sha256:".len();
+    let pin = &good[at..at + 64];
+    for (right, wrong, word) in [
+        (pin, "1".repeat(64).as_str(), "the pin is sha256:1111"),
+        (":8443", ":8444", ":8444 cannot be reached"),
+        ("node = \"n1\"", "node = \"n9\"", "does not run on node n9"),
+    ] {
+        let bad = good.replace(right, wrong);
+        assert_ne!(bad, good);
+        std::fs::write(&path, bad).unwrap();
+        site.restart_credd();
+        site.jobs(3);
+        site.health_says(word);
+    }
+    std::fs::write(&path, good).unwrap();
+    site.restart_credd();
+    site.well();
+}
+
+/// credd cannot sign: nothing that it asks is answered.
+fn the_nodes_munged_is_down(site: &Site) {
+    let munged = site.cluster.node("n1").munged();
+    munged.stop().unwrap();
+    site.restart_credd();
+    site.health_says("credvend: MUNGE cannot sign");
+    munged.start().unwrap();
+    site.well();
 }
