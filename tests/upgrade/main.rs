@@ -6,9 +6,12 @@
 #[path = "../cluster/support.rs"]
 mod support;
 
+use std::fs;
+
+use testbed::ours::HEAD_SECRET;
 use testbed::{Cluster, Plan, Programs, previous_release, wait_for};
 
-use support::{HeldJob, SOON, admin, arn, hold, records, sessions, srun, wait_status, whoami};
+use support::{HeldJob, SOON, admin, arn, curl, hold, records, sessions, srun, wait_status, whoami};
 
 fn old() -> Programs {
     previous_release::programs().expect("the previous release builds")
@@ -250,4 +253,55 @@ fn nodes_that_are_upgraded_first_are_served_by_the_old_credvend() {
     assert_eq!(restart_credvend(&cluster), None);
     held_jobs_are_served(&cluster, "then credvend, too", &jobs);
     new_jobs_are_served(&cluster, "then credvend, too");
+}
+
+/// A head's hooks are on another host than credvend, so either may be the older one.
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+#[cfg_attr(not(has_previous_release), ignore = "the previous release's commit is not in this checkout's history")]
+fn a_heads_hooks_and_credvend_may_be_of_different_releases() {
+    let (older, newer) = (Programs { credvend: old().credvend, ..Programs::default() }, Programs::default());
+    for (when, service, hook) in [("old hook", &newer, &older), ("new hook", &older, &newer)] {
+        let plan =
+            Plan { programs: service.clone(), nodes: 1, plugin_options: "default=off".into(), ..Plan::default() };
+        let cluster = Cluster::up(plan.credvend_toml("[[cluster]]\nattest = \"head\"")).expect("the cluster comes up");
+        let _logs = cluster.logs_on_panic();
+        let dir = cluster.run_dir().join("etc/hooks");
+        let shown = dir.display();
+        fs::create_dir_all(dir.join("answers")).unwrap();
+        let config = format!(
+            "url = {:?}\npin = {:?}\nhead-secret-file = \"{shown}/secret\"\nanswer-dir = \"{shown}/answers\"\n",
+            cluster.credvend_url(),
+            cluster.credvend_pin().unwrap(),
+        );
+        fs::write(dir.join("hook.toml"), config).unwrap();
+        fs::write(dir.join("secret"), format!("{HEAD_SECRET}\n")).unwrap();
+        cluster.head().run_as_root(&format!("chmod -R go-rwx {shown}")).expect_ok();
+
+        let run = |which: &str| {
+            cluster.put_programs(hook).unwrap();
+            let job = "SLURM_JOB_ID=7 SLURM_JOB_USER=alice SLURM_JOB_ACCOUNT=genomics SLURM_CLUSTER_NAME=lab";
+            let program = cluster.run_dir().join("bin/credvend");
+            let command = format!("{job} {} hook {which} --hook-config {shown}/hook.toml", program.display());
+            let done = cluster.head().run_as_root(&command);
+            cluster.put_programs(service).unwrap();
+            assert!(done.ok() && done.stderr.is_empty(), "{when}: {which}: {done:?}");
+        };
+        let status = || admin(&cluster, &["session", "list", "--user", "alice"])[0]["status"].clone();
+        run("prolog");
+        assert_eq!(status(), "ACTIVE", "{when}");
+        let answer = fs::read_to_string(dir.join("answers/7")).unwrap();
+        let told = |name: &str| {
+            let line = answer.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+            line.unwrap_or_else(|| panic!("{when}: no {name} in {answer}")).to_owned()
+        };
+        let authorization = format!("Authorization: {}", told("AWS_CONTAINER_AUTHORIZATION_TOKEN"));
+        let uri = told("APIGATEWAY_AWS_CONTAINER_CREDENTIALS_FULL_URI");
+        let got = curl(cluster.node("n1"), "alice", &["-k", "-H", &authorization, &uri]);
+        assert!(got.status == 200 && got.json()["AccessKeyId"].is_string(), "{when}: {got:?}");
+        run("epilog");
+        assert_eq!(status(), "COMPLETED", "{when}");
+        assert!(!dir.join("answers/7").exists(), "{when}: the epilog leaves no token behind");
+        cluster.assert_nodes_healthy();
+    }
 }
