@@ -166,7 +166,7 @@ fn partitions_and_accounts_of_any_name_that_slurm_takes() {
     };
     sacctmgr(&["account", &format!("name={account}"), "cluster=lab"]);
     sacctmgr(&["user", "name=alice", &format!("account={account}"), "cluster=lab"]);
-    cluster.head().run_as("root", &["credvend", "project", "set", account, "--role-arn", &role]).expect_ok();
+    cluster.head().run_as("root", &["credvend", "project", "set", account, "--role-arn", role]).expect_ok();
     for partition in ["gpu+a100", "a=b c%"] {
         let done = srun(&cluster, "alice", &["-w", "n1", "-p", partition, "-A", account], &whoami(&cluster));
         assert_eq!(done.expect_ok(), arn("shared", "alice", "n1"), "{partition}");

@@ -63,7 +63,7 @@ fn a_step_that_finds_no_record_has_its_projects_credentials_all_the_same() {
     let me = whoami(&cluster);
     // Whatever partition it claims: Slurm says batch, whose role is the project's own.
     for claimed in ["batch", "train", "no-such"] {
-        let done = step(&cluster, "alice", id, claimed, &&me);
+        let done = step(&cluster, "alice", id, claimed, &me);
         assert_eq!(done.expect_ok(), arn("genomics", "alice", "n1"), "{claimed}: {done:?}");
         if claimed == "train" {
             without_prolog(&cluster, id);

@@ -1,7 +1,6 @@
 //! Names that Slurm takes, ours take too: seeded random names of every kind are given to a real slurmctld and slurmdbd. A name that
 //! Slurm refuses proves nothing. With one that it takes a job runs, and that job must get credentials, under exactly that name.
 
-use serde_json::Value;
 use testbed::{Cluster, Output, Plan};
 
 use crate::support::admin;
@@ -102,7 +101,7 @@ impl Names<'_> {
             }
             let sessions = admin(self.cluster, &["session", "list", "--job", job]);
             let known = field.map(|field| &sessions[0][field]);
-            if known.is_some_and(|known| *known != Value::from(name.as_str())) {
+            if known.is_some_and(|known| *known != name.as_str()) {
                 self.failures.push(format!("{kind} {name:?} is {known:?} here"));
             }
             if taken.len() == WANTED {
@@ -170,7 +169,7 @@ fn random_names_that_slurm_takes_are_taken() {
         let made = names.sacctmgr(&["add", "account", &format!("name={name}"), &in_cluster])
             && names.sacctmgr(&["add", "user", "name=alice", &format!("account={name}"), &in_cluster]);
         made.then(|| {
-            let set = ["credvend", "project", "set", "--role-arn", &role, "--", name];
+            let set = ["credvend", "project", "set", "--role-arn", role, "--", name];
             // If it is not taken, the job says so.
             names.cluster.head().run_as("root", &set);
             names.alice("n1", &[&format!("--account={name}")])

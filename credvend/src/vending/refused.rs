@@ -74,10 +74,10 @@ impl Refused {
     pub(super) fn at_the_door(&self, refusal: &Refusal, now: OffsetDateTime) {
         let mut state = self.state();
         match refusal {
-            Refusal::UnknownCluster(cluster) => {
-                if state.unknown.len() < MAX_UNKNOWN || state.unknown.contains_key(cluster) {
-                    state.unknown.insert(cluster.clone(), now);
-                }
+            Refusal::UnknownCluster(cluster)
+                if state.unknown.len() < MAX_UNKNOWN || state.unknown.contains_key(cluster) =>
+            {
+                state.unknown.insert(cluster.clone(), now);
             }
             Refusal::Unauthenticated(why) => {
                 let count = state.unproven.as_ref().map_or(0, |(_, count, _)| *count);
