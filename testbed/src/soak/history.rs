@@ -248,6 +248,9 @@ pub struct History {
     pub jobs: HashMap<JobKey, Job>,
     /// Jobs whose odd states are the harness's own doing.
     pub ours: BTreeSet<u32>,
+    /// Jobs that a killed slurmctld lists and does not know: they cannot be cancelled.
+    #[serde(default)]
+    pub ghosts: BTreeSet<u32>,
     /// Nodes that were seen drained, and Slurm's reason.
     pub drained: BTreeMap<String, String>,
     /// Daemons by host and name.
@@ -280,6 +283,13 @@ const TELLS_OF_ENDS: Ms = 60_000;
 const UNKILLABLE: Ms = 90_000;
 
 impl History {
+    /// The sessions that are open. One whose job Slurm lists for ever, although it does not know it, is rightly open.
+    pub fn open_sessions(&self) -> impl Iterator<Item = &Session> {
+        let listed = |id: u32| self.jobs.iter().any(|((job, _), seen)| *job == id && seen.over.is_none());
+        let is_ghosts = move |session: &Session| session.job.is_some_and(|id| self.ghosts.contains(&id) && listed(id));
+        self.sessions.values().filter(move |session| session.ended.is_none() && !is_ghosts(session))
+    }
+
     /// Takes a line of a client's.
     pub fn take(&mut self, line: Line) {
         match line {

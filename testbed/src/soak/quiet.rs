@@ -173,7 +173,6 @@ fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> 
         history.jobs.iter().filter(|(_, job)| job.over.is_none()).map(|((id, _), _)| *id).collect()
     };
     observer.look(&soak.history);
-    let mut ghosts: Vec<u32> = Vec::new();
     let others: Vec<u32> = alive(soak).into_iter().filter(|job| !survivors.contains(job)).collect();
     if !others.is_empty() {
         let ids: Vec<String> = others.iter().map(u32::to_string).collect();
@@ -187,10 +186,11 @@ fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> 
             // to scancel alone.
             let done = soak.cluster.head().run_as_root(&format!("scancel -v {id} 2>&1; scontrol show job {id} 2>&1"));
             if done.stdout.contains("Invalid job id") {
-                ghosts.extend(id.parse::<u32>());
+                locked(&soak.history).ghosts.extend(id.parse::<u32>());
             }
         }
     }
+    let ghosts = locked(&soak.history).ghosts.clone();
     let alive = |soak: &Soak<'_>| -> Vec<u32> { alive(soak).into_iter().filter(|job| !ghosts.contains(job)).collect() };
     wait_for("every job to end", ENDED, || {
         observer.look(&soak.history);
@@ -200,9 +200,7 @@ fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> 
 }
 
 fn sessions_end(soak: &Soak<'_>, observer: &mut Observer<'_>) -> Result<()> {
-    let open = || {
-        locked(&soak.history).sessions.values().filter(|s| s.ended.is_none()).map(|s| s.id.clone()).collect::<Vec<_>>()
-    };
+    let open = || locked(&soak.history).open_sessions().map(|session| session.id.clone()).collect::<Vec<_>>();
     wait_for("every session to end", SWEPT, || {
         observer.sessions(&soak.history).ok()?;
         open().is_empty().then_some(())

@@ -72,12 +72,13 @@ pub fn without_a_job(history: &History) -> Vec<Violation> {
 
 /// When all jobs are over, every session has ended: no end was lost.
 pub fn still_open(history: &History) -> Vec<Violation> {
-    let open = history.sessions.values().filter(|session| session.ended.is_none());
-    open.map(|session| {
-        let what = format!("session {} of {} (job {:?}) is still open", session.id, session.user, session.job);
-        Violation::new("no end is lost", session.id.clone(), what)
-    })
-    .collect()
+    history
+        .open_sessions()
+        .map(|session| {
+            let what = format!("session {} of {} (job {:?}) is still open", session.id, session.user, session.job);
+            Violation::new("no end is lost", session.id.clone(), what)
+        })
+        .collect()
 }
 
 /// Whoever's credentials were not revoked has no revoked session: bob is not bobby.
@@ -130,6 +131,17 @@ mod tests {
         assert_eq!(without_a_job(&history), []);
         history.now = 40_000;
         assert_eq!(without_a_job(&history).len(), 1);
+    }
+
+    #[test]
+    fn a_session_of_a_job_that_slurm_lists_and_does_not_know_may_stay_open() {
+        let mut history = history();
+        history.jobs.insert((7, 5), Job::default());
+        assert_eq!(still_open(&history).len(), 1);
+        history.ghosts.insert(7);
+        assert_eq!(still_open(&history), []);
+        history.jobs.insert((7, 5), Job { over: Some(50_000), ..Job::default() });
+        assert_eq!(still_open(&history).len(), 1, "it is listed no more");
     }
 
     #[test]
