@@ -165,7 +165,7 @@ fn running_jobs_are_served(soak: &Soak<'_>, observer: &mut Observer<'_>, since: 
     .with_context(|| without.join("; "))
 }
 
-/// The survivors end by themselves, the others are cancelled.
+/// The survivors end by themselves, the others and those that wait to begin again are cancelled.
 fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> Result<()> {
     soak.cluster.as_user("bobby").write_file(LET_GO, "")?;
     let alive = |soak: &Soak<'_>| -> Vec<u32> {
@@ -173,7 +173,13 @@ fn jobs_end(soak: &Soak<'_>, observer: &mut Observer<'_>, survivors: &[u32]) -> 
         history.jobs.iter().filter(|(_, job)| job.over.is_none()).map(|((id, _), _)| *id).collect()
     };
     observer.look(&soak.history);
-    let others: Vec<u32> = alive(soak).into_iter().filter(|job| !survivors.contains(job)).collect();
+    // After its node had failed, Slurm may hold a survivor for ever: "already running, do not launch second copy".
+    let waiting = |id: u32| {
+        let history = locked(&soak.history);
+        let mut runs = history.jobs.iter().filter(|((job, _), seen)| *job == id && seen.over.is_none());
+        runs.any(|(_, seen)| seen.state == "PENDING")
+    };
+    let others: Vec<u32> = alive(soak).into_iter().filter(|job| !survivors.contains(job) || waiting(*job)).collect();
     if !others.is_empty() {
         let ids: Vec<String> = others.iter().map(u32::to_string).collect();
         {
