@@ -3,7 +3,9 @@
 
 use testbed::{Cluster, Output, wait_for};
 
-use crate::support::{SOON, admin, alone, arn, cluster, hold, records, scontrol, sessions, srun, wait_status, whoami};
+use crate::support::{
+    SOON, admin, alone, arn, cluster, hold, records, requeued, scontrol, sessions, srun, wait_status, whoami,
+};
 
 /// An allocation without a step on n1, and its job id.
 #[track_caller]
@@ -93,15 +95,7 @@ fn a_step_that_finds_no_record_has_its_projects_credentials_all_the_same() {
 fn a_run_that_slurmd_takes_for_the_last_one_has_credentials_of_its_own() {
     let cluster = cluster();
     let alice = cluster.as_user("alice");
-    let script = format!(
-        "echo \"run=$SLURM_RESTART_COUNT $({})\"\n\
-         [ -n \"$SLURM_RESTART_COUNT\" ] && exit 0\n\
-         until [ -e ~/never-$SLURM_JOB_ID ]; do sleep 0.05; done\n",
-        whoami(&cluster)
-    );
-    let job = alice.sbatch(&script, &["--requeue", "-w", "n1", "--open-mode=append"]).unwrap();
-    alice.wait_job_output(job, "run= arn", SOON).unwrap();
-    scontrol(&cluster, &format!("requeue {job}"));
+    let job = requeued(&cluster);
     wait_for("the first run to be gone", SOON, || {
         let state = alice.run(&["squeue", "-h", "-j", &job.to_string(), "-O", "State:20"]).stdout;
         state.contains("PENDING").then_some(())

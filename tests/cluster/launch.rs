@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::support::{SOON, arn, cluster, hold, sessions, srun, wait_status, whoami};
+use crate::support::{SOON, arn, cluster, hold, requeued, sessions, srun, wait_status, whoami};
 
 /// `node arn` lines, one for each node, in any order.
 fn sorted(text: &str) -> Vec<String> {
@@ -163,16 +163,7 @@ fn each_component_of_a_heterogeneous_job() {
 fn a_requeued_job_is_a_new_session() {
     let cluster = cluster();
     let alice = cluster.as_user("alice");
-    let script = format!(
-        "echo \"run=$SLURM_RESTART_COUNT $({})\"\n\
-         [ -n \"$SLURM_RESTART_COUNT\" ] && exit 0\n\
-         until [ -e ~/never-$SLURM_JOB_ID ]; do sleep 0.05; done\n",
-        whoami(&cluster)
-    );
-    let job = alice.sbatch(&script, &["--requeue", "-w", "n1", "--open-mode=append"]).unwrap();
-    alice.wait_job_output(job, "run= arn", SOON).unwrap();
-    let requeued = cluster.head().run_as("root", &["scontrol", "requeue", &job.to_string()]);
-    requeued.expect_ok();
+    let job = requeued(&cluster);
     // It starts when slurmd has forgotten the first run's credential, some seconds on (`cred_expire`). Started earlier by
     // hand, slurmd 22.05 takes it for the same run and runs no prolog at all.
     alice.wait_job_output(job, "run=1 arn", 3 * SOON).unwrap();

@@ -241,6 +241,23 @@ pub fn scontrol(cluster: &Cluster, arguments: &str) {
     cluster.head().run_as_root(&format!("scontrol {arguments}")).expect_ok();
 }
 
+/// A job of alice's on n1 that was requeued after its first run had its identity. Each run prints `run=`, how often the job
+/// was begun anew, and its identity; the second one ends by itself.
+#[track_caller]
+pub fn requeued(cluster: &Cluster) -> u32 {
+    let alice = cluster.as_user("alice");
+    let script = format!(
+        "echo \"run=$SLURM_RESTART_COUNT $({})\"\n\
+         [ -n \"$SLURM_RESTART_COUNT\" ] && exit 0\n\
+         until [ -e ~/never-$SLURM_JOB_ID ]; do sleep 0.05; done\n",
+        whoami(cluster)
+    );
+    let job = alice.sbatch(&script, &["--requeue", "-w", "n1", "--open-mode=append"]).unwrap();
+    alice.wait_job_output(job, "run= arn", SOON).unwrap();
+    scontrol(cluster, &format!("requeue {job}"));
+    job
+}
+
 /// Waits until slurmctld has saved its state, a running job in it, as it does some seconds after a change. A job that is
 /// not in there when slurmctld dies is lost, or pending again; that is Slurm's affair, not what these tests are about.
 #[track_caller]

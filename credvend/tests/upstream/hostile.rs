@@ -306,7 +306,7 @@ async fn ends_that_the_upstream_does_not_hear_are_counted() {
     until("0").await;
 }
 
-/// The handlers of the IAM Credentials API (v1) look for `Authorization`, and find no `authorization`.
+/// The handlers of the original deployment look for `Authorization`, and find no `authorization`.
 #[tokio::test]
 async fn header_names_are_written_as_programs_of_http_1_1_write_them() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,4 +1,4 @@
-//! the original deployment of the IAM Credentials API (v1) as the upstream: what it answers, quirks and all, written down
+//! The original deployment of the IAM Credentials API (v1) as the upstream: what it answers, quirks and all, written down
 //! from its behaviour.
 
 use std::collections::HashSet;

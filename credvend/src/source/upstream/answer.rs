@@ -81,8 +81,7 @@ pub(super) fn trouble(verb: Verb, status: u16, body: &[u8]) -> Trouble {
         (403, "") if has("not ACTIVE") => Trouble::Ended(said),
         // API Gateway's words for a path or method that it does not have.
         (403, "") if has("Missing Authentication Token") => Trouble::NoRoute(said),
-        // What the IAM Credentials API (v1) says of another session's token, and API Gateway of one that it cannot find
-        // (yet).
+        // What the original deployment says of another session's token, and API Gateway of one that it cannot find (yet).
         (403, "") if has("token") || has("not authorized") || has("Forbidden") || message.is_empty() => {
             Trouble::NotAccepted(said)
         }
@@ -159,7 +158,7 @@ pub(super) fn credentials(body: &[u8], wanted: Option<&RoleArn>, now: OffsetDate
     })
 }
 
-/// RFC 3339, or what the IAM Credentials API (v1) writes: `2026-03-01 12:00:00+00:00`. A time without its zone is
+/// RFC 3339, or what the original deployment writes: `2026-03-01 12:00:00+00:00`. A time without its zone is
 /// refused: half a day too late is a job that fails.
 fn expiration(text: &str) -> Result<OffsetDateTime, String> {
     const PYTHON: &[BorrowedFormatItem<'_>] = format_description!(

@@ -258,8 +258,7 @@ impl Upstream {
             None => (SessionStatus::Completed, None),
         };
         if self.ends.state().revoked.contains(&there.user) {
-            // The IAM Credentials API (v1) revokes what ACTIVE sessions have: ended one by one, they would be passed
-            // over.
+            // The original deployment revokes what ACTIVE sessions have: ended one by one, they would be passed over.
             return Err(format!("the revocation of user {} comes first", there.user));
         }
         match self.client.set_status(&there.head_session, &there.cluster, status).await {
@@ -358,7 +357,7 @@ enum Untold {
 }
 
 /// What an upstream has revoked, or lacks. Another credvend answers with a report, and says whether it goes on by itself;
-/// the IAM Credentials API (v1) says nothing that tells.
+/// the original deployment says nothing that tells.
 fn revoked(body: &[u8]) -> Result<Revoked, String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "kebab-case")]
