@@ -18,10 +18,11 @@ mod likely;
 mod search;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,6 +33,7 @@ use nix::sys::stat::{Mode, fstat};
 
 pub use search::Seen;
 use search::{MAX_SEEN, OPEN, Progress, directories_in, search};
+use watch::Watches;
 
 /// What Slurm uses unless cgroup.conf has `CgroupSlice`.
 const DEFAULT_SLICE: &str = "system.slice";
@@ -49,12 +51,25 @@ pub struct JobCgroups {
     owner: u32,
     /// Slurm's scopes for a node, as they were found last.
     scopes: Mutex<(String, Scopes)>,
-    /// Counts jobs' directories that are kept open.
-    held: Arc<()>,
+    /// Of jobs' directories.
+    watches: Watches,
 }
 
 /// Open: a way to them costs more than what is looked up below them.
-type Scopes = Arc<Vec<OwnedFd>>;
+type Scopes = Arc<Vec<Scope>>;
+
+/// A directory in which Slurm keeps the jobs of a node.
+#[derive(Debug)]
+struct Scope {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl AsFd for Scope {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
 
 /// A job as its directory is called.
 #[derive(Debug, Clone, Copy)]
@@ -97,13 +112,13 @@ impl JobCgroups {
             root: table.lines().find_map(cgroup2_mount),
             owner: 0,
             scopes: Mutex::default(),
-            held: Arc::default(),
+            watches: Watches::new(),
         }
     }
 
     /// Of a hierarchy at `root` whose trusted directories belong to `owner`.
     pub fn at(root: PathBuf, owner: u32) -> Self {
-        JobCgroups { root: Some(root), owner, scopes: Mutex::default(), held: Arc::default() }
+        JobCgroups { root: Some(root), owner, scopes: Mutex::default(), watches: Watches::new() }
     }
 
     /// Where the hierarchy is mounted, if it is: what [`JobCgroups::made_in`] must be able to list.
@@ -203,22 +218,22 @@ impl JobCgroups {
 
     /// The node's own scope in each slice, or else the one that has no node's name. Those of other slices count where the
     /// default one has none.
-    fn find_scopes(&self, root: &Path, node: &str) -> Vec<OwnedFd> {
-        let Some(root) = open(root, OPEN, Mode::empty()).ok().filter(|root| self.is_trusted(root)) else {
-            return vec![];
-        };
-        let trusted = |parent: &OwnedFd, name: &OsStr| {
-            openat(parent, name, OPEN, Mode::empty()).ok().filter(|dir| self.is_trusted(dir))
+    fn find_scopes(&self, root: &Path, node: &str) -> Vec<Scope> {
+        let top = open(root, OPEN, Mode::empty()).ok().filter(|top| self.is_trusted(top));
+        let Some(top) = top.map(|fd| Scope { path: root.to_owned(), fd }) else { return vec![] };
+        let trusted = |parent: &Scope, name: &OsStr| {
+            let fd = openat(parent, name, OPEN, Mode::empty()).ok().filter(|dir| self.is_trusted(dir))?;
+            Some(Scope { path: parent.path.join(name), fd })
         };
         let in_slice = |slice: &OsStr| {
-            let slice = trusted(&root, slice)?;
+            let slice = trusted(&top, slice)?;
             let names = [format!("{node}_slurmstepd.scope"), "slurmstepd.scope".to_owned()];
             names.iter().find_map(|name| trusted(&slice, OsStr::new(name)))
         };
         if let Some(scope) = in_slice(OsStr::new(DEFAULT_SLICE)) {
             return vec![scope];
         }
-        let slices = Dir::openat(&root, ".", OPEN, Mode::empty()).and_then(directories_in).unwrap_or_default();
+        let slices = Dir::openat(&top, ".", OPEN, Mode::empty()).and_then(directories_in).unwrap_or_default();
         let slices = slices.into_iter().filter(|(_, name)| name.as_encoded_bytes().ends_with(b".slice"));
         slices.filter_map(|(_, name)| in_slice(&name)).collect()
     }

@@ -45,6 +45,35 @@ impl Spank {
     }
 }
 
+/// What fits nearly every value.
+const USUAL_VALUE_BYTES: usize = 1024;
+
+/// How a variable's value came.
+enum Value {
+    /// So many bytes of it, without the NUL.
+    Whole(usize),
+    /// It has more bytes than the buffer.
+    TooLong,
+}
+
+impl Spank {
+    /// The value of a variable that is set, in `buffer`.
+    fn value_of(&self, name: &CStr, buffer: &mut [u8]) -> Option<Value> {
+        // SAFETY: spank.h: writes at most `len` bytes with a NUL into `buf`, which has them; reads the name up to its
+        // NUL. MAX_VALUE_BYTES and one fit an int.
+        let code = unsafe {
+            ffi::spank_getenv(self.handle, name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len() as c_int)
+        };
+        let length = buffer.iter().position(|byte| *byte == 0).unwrap_or(buffer.len());
+        match code {
+            0 => Some(Value::Whole(length)),
+            // ESPANK_NOSPACE has no fixed number; it alone leaves a full buffer.
+            _ if length + 1 < buffer.len() => None,
+            _ => Some(Value::TooLong),
+        }
+    }
+}
+
 fn check(call: &'static str, code: ffi::spank_err_t) -> Result<(), Error> {
     if code == 0 {
         return Ok(());
@@ -64,23 +93,19 @@ fn c_name(name: &str) -> Result<CString, Error> {
 impl Environment for Spank {
     fn get(&self, name: &str) -> Option<Vec<u8>> {
         let name = c_name(name).ok()?;
-        let mut buffer = vec![0u8; 1024];
-        loop {
-            // SAFETY: spank.h: writes at most `len` bytes with a NUL into `buf`, which has them; reads the name up to its
-            // NUL. MAX_VALUE_BYTES fits an int.
-            let code = unsafe {
-                ffi::spank_getenv(self.handle, name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len() as c_int)
-            };
-            let length = buffer.iter().position(|byte| *byte == 0).unwrap_or(buffer.len());
-            if code == 0 {
-                buffer.truncate(length);
-                return Some(buffer);
+        // On the stack: a block of this size, taken from slurmstepd's heap for each variable, breaks up the room that its next
+        // spank_setenv needs (it takes 256 KiB each time), and then that comes as 64 new pages.
+        let mut usual = [0; USUAL_VALUE_BYTES];
+        if let Value::Whole(length) = self.value_of(&name, &mut usual)? {
+            return Some(usual[..length].to_vec());
+        }
+        let mut long = vec![0; MAX_VALUE_BYTES + 1];
+        match self.value_of(&name, &mut long)? {
+            Value::Whole(length) => {
+                long.truncate(length);
+                Some(long)
             }
-            // ESPANK_NOSPACE has no fixed number; it alone leaves a full buffer.
-            if length + 1 < buffer.len() || buffer.len() > MAX_VALUE_BYTES {
-                return None;
-            }
-            buffer = vec![0u8; buffer.len() * 8];
+            Value::TooLong => None,
         }
     }
 

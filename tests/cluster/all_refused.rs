@@ -169,6 +169,12 @@ fn jobs_are_private(site: &Site) {
     assert!(!check.ok() && check.stdout.contains(word), "{check:?}");
     let held = hold_script(&site.cluster, "alice", &[], ASK);
     site.health_says(&format!("credvend: job {} has no session: ", held.job));
+    let health_of = |user: &str| site.cluster.node("n1").run_as(user, &["credd", "health"]).stdout;
+    let own = health_of("alice");
+    assert!(own.contains(&format!("credvend: job {} has no session: ", held.job)), "{own}");
+    let others = health_of("bob");
+    assert!(others.contains("credvend: a job of another user has no session"), "{others}");
+    assert!(!others.contains(&format!("job {}", held.job)) && !others.contains(word), "{others}");
     std::fs::write(&conf, before).unwrap();
     scontrol(&site.cluster, "reconfigure");
     site.restart();

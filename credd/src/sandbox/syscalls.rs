@@ -82,6 +82,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getppid,
     libc::SYS_getuid,
+    // Of jobs' cgroups, to know in which a step began.
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_rm_watch,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
     libc::SYS_pread64,

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 
 use credd_protocol::{JobId, SessionId};
 
+use super::status::Reader;
 use super::trouble::Trouble;
 
 /// So many different jobs that are refused one after the other, and none that is not, are no coincidence.
@@ -54,16 +55,19 @@ impl<Of: PartialEq> Row<Of> {
         *self.site.borrow_mut() = Some(reason.to_owned());
     }
 
-    fn problem(&self, what: &str) -> Option<String> {
+    fn problem(&self, what: &str, reader: Reader) -> Option<String> {
         if let Some(site) = &*self.site.borrow() {
             return Some(format!("credvend refuses every job of this node: {site}"));
         }
         let (jobs, last) = &*self.jobs.borrow();
         let many = jobs.len() >= IN_A_ROW;
         many.then(|| {
-            format!(
-                "credvend refused the last {IN_A_ROW} jobs or more that asked for {what} here; it said last: {last}"
-            )
+            let told = match reader {
+                Reader::Root => format!("it said last: {last}"),
+                // That names the last job's account.
+                Reader::User(_) => "credd health shows root what it said last".to_owned(),
+            };
+            format!("credvend refused the last {IN_A_ROW} jobs or more that asked for {what} here; {told}")
         })
     }
 }
@@ -106,9 +110,11 @@ impl Refusals {
     }
 
     /// What needs an administrator, if anything does.
-    pub fn problem(&self) -> Option<String> {
+    pub fn problem(&self, reader: Reader) -> Option<String> {
         let stream = self.stream.borrow().clone();
-        stream.or_else(|| self.sessions.problem("a session")).or_else(|| self.credentials.problem("credentials"))
+        stream
+            .or_else(|| self.sessions.problem("a session", reader))
+            .or_else(|| self.credentials.problem("credentials", reader))
     }
 }
 
@@ -130,32 +136,34 @@ mod tests {
         for id in [1, 1, 1, 1, 2] {
             refusals.session(job(id), &no("no project"));
         }
-        assert_eq!(refusals.problem(), None, "two jobs");
+        assert_eq!(refusals.problem(Reader::Root), None, "two jobs");
         refusals.session(job(3), &Err::<(), _>(Trouble::Never("not running".into())));
-        assert!(refusals.problem().unwrap().ends_with("not running"));
+        assert!(refusals.problem(Reader::Root).unwrap().ends_with("not running"));
+        let told_to_a_user = refusals.problem(Reader::User(1001)).unwrap();
+        assert!(told_to_a_user.contains("last 3 jobs") && !told_to_a_user.contains("not running"), "{told_to_a_user}");
         refusals.session(job(4), &Err::<(), _>(Trouble::Outage("down".into())));
-        assert!(refusals.problem().is_some(), "an outage says nothing of it");
+        assert!(refusals.problem(Reader::Root).is_some(), "an outage says nothing of it");
         refusals.session(job(5), &Ok(()));
-        assert_eq!(refusals.problem(), None);
+        assert_eq!(refusals.problem(Reader::Root), None);
         for id in [6, 7, 8] {
             refusals.session(job(id), &Ok(()));
             refusals.credentials(SessionId::random(), &no("trust policy"));
         }
-        assert!(refusals.problem().unwrap().contains("asked for credentials"));
+        assert!(refusals.problem(Reader::Root).unwrap().contains("asked for credentials"));
         refusals.credentials(SessionId::random(), &Ok(()));
-        assert_eq!(refusals.problem(), None);
+        assert_eq!(refusals.problem(Reader::Root), None);
     }
 
     #[test]
     fn what_is_said_of_the_node_counts_at_once() {
         let refusals = Refusals::default();
         refusals.session(job(1), &Err::<(), _>(Trouble::Site("unknown cluster".into())));
-        assert!(refusals.problem().unwrap().contains("every job of this node: unknown cluster"));
+        assert!(refusals.problem(Reader::Root).unwrap().contains("every job of this node: unknown cluster"));
         refusals.session(job(1), &Ok(()));
-        assert_eq!(refusals.problem(), None);
+        assert_eq!(refusals.problem(Reader::Root), None);
         refusals.stream(&Err::<(), _>(Trouble::Never("the head states its jobs".into())));
-        assert!(refusals.problem().unwrap().contains("the head states its jobs"));
+        assert!(refusals.problem(Reader::Root).unwrap().contains("the head states its jobs"));
         refusals.stream(&Ok(()));
-        assert_eq!(refusals.problem(), None);
+        assert_eq!(refusals.problem(Reader::Root), None);
     }
 }

@@ -11,16 +11,36 @@ use crate::control::{MAX_LINE_BYTES, NOT_NAMED, late_status};
 /// So many bytes of an answer's line are for jobs; with more jobs than fit, the ones with the highest ids are shown.
 const MAX_JOBS_BYTES: usize = MAX_LINE_BYTES - 4096;
 
+/// Who reads an answer about the whole node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// root, who administrates the node.
+    Root,
+    /// A user, who must not learn of other users' jobs what Slurm does not show it (`PrivateData=jobs`).
+    User(u32),
+}
+
+impl Reader {
+    /// The user behind a connection.
+    pub(super) fn of_uid(uid: u32) -> Self {
+        if uid == 0 { Reader::Root } else { Reader::User(uid) }
+    }
+
+    fn may_see(self, run: &Run) -> bool {
+        self == Reader::Root || self == Reader::User(run.job.uid.0)
+    }
+}
+
 impl Server {
-    /// How this process is.
-    pub(super) fn health(&self) -> Health {
+    /// How this process is, as far as it is the reader's business.
+    pub(super) fn health(&self, reader: Reader) -> Health {
         let jobs = self.jobs.borrow();
         Health {
             serving: true,
             endpoint_problem: None,
             // What cannot be asked yet is no problem: the first job's record says in whose name.
-            credvend_problem: self.credvend.problem().filter(|p| p != NOT_NAMED).or_else(|| self.unanswered()),
-            refusal_problem: self.credvend.refusals.problem(),
+            credvend_problem: self.credvend.problem().filter(|p| p != NOT_NAMED).or_else(|| self.unanswered(reader)),
+            refusal_problem: self.credvend.refusals.problem(reader),
             record_problem: None,
             note: self.credvend.problem().filter(|problem| problem == NOT_NAMED),
             jobs: jobs.all().filter(|run| !run.ended()).count(),
@@ -31,16 +51,20 @@ impl Server {
 
     /// A job that has no session, or no credentials, because credvend could not answer for it, although it may answer
     /// other requests of this node: Slurm or AWS does not answer credvend, for example.
-    fn unanswered(&self) -> Option<String> {
+    fn unanswered(&self, reader: Reader) -> Option<String> {
         let jobs = self.jobs.borrow();
         let cache = self.cache.borrow();
-        jobs.all().find_map(|run| {
+        let (shown, hidden): (Vec<_>, Vec<_>) = jobs.all().partition(|run| reader.may_see(run));
+        shown.into_iter().chain(hidden).find_map(|run| {
             let lacks = run.with_state(|state| match state {
                 State::Opening(trouble) => trouble.as_ref().and_then(outage).map(|reason| ("session", reason)),
                 State::Open(key) => cache.lacks(key).and_then(outage).map(|reason| ("credentials", reason)),
                 State::Refused(_) | State::Ended => None,
             });
-            lacks.map(|(what, reason)| format!("job {} has no {what}: {reason}", run.job.job))
+            lacks.map(|(what, reason)| match reader.may_see(run) {
+                true => format!("job {} has no {what}: {reason}", run.job.job),
+                false => format!("a job of another user has no {what}, since credvend cannot answer for it"),
+            })
         })
     }
 

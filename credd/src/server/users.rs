@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Server;
+use super::status::Reader;
 
 /// A request has some twenty bytes.
 const MAX_REQUEST_BYTES: u64 = 1024;
@@ -55,7 +56,7 @@ fn respond(server: &Server, uid: u32, line: &[u8]) -> Response {
         return Response::Error(format!("a request is a line of JSON of at most {MAX_REQUEST_BYTES} bytes"));
     }
     match serde_json::from_slice::<Request>(line) {
-        Ok(Request::Health) => Response::Health(server.health()),
+        Ok(Request::Health) => Response::Health(server.health(Reader::of_uid(uid))),
         Ok(Request::Metrics) => Response::Metrics(server.metrics_text()),
         Ok(Request::Status) => Response::Status(server.jobs_of((uid != 0).then_some(uid))),
         Ok(_) => Response::Error("this socket answers health, status and metrics only".to_owned()),

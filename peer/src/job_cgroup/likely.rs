@@ -2,26 +2,22 @@
 //!
 //! The kernel numbers cgroups in the order in which they are made, and slurmstepd makes the directories of a step's tasks
 //! right after the step's own. So a task's step is most likely the one with the greatest number below the task's, among
-//! the steps of all jobs. Those are remembered; a look at a job's directory, without reading it, tells whether a step
-//! began or ended since. What is said here is certain where it names a job; otherwise the whole search has to decide.
+//! the steps of all jobs. Those are remembered, and the kernel reports in which jobs a step began or ended since (see
+//! `watch.rs`; a look at a job's directory tells it too). What is said here is certain where it names a job; otherwise the whole search has to decide.
 
 use std::collections::BinaryHeap;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 
-use nix::fcntl::{AtFlags, openat};
-use nix::sys::stat::{Mode, fstat, fstatat};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{fstat, fstatat};
 
-use super::search::{self, Directory, Held, OPEN, Seen, Version, directories_in, tasks_in};
-use super::{CgroupId, JobCgroups, JobName};
+use super::search::{self, Directory, Seen, Version, directories_in, tasks_in};
+use super::{CgroupId, JobCgroups, JobName, Scope};
 
 /// Directories that are read, beside those of the jobs in which a step began.
 const MAX_READ: usize = 6;
 /// Jobs whose directories are read because steps began in them.
 const MAX_CHANGED: usize = 8;
-/// Jobs' directories that are kept open, of all users.
-const MAX_HELD: usize = 512;
 /// Jobs that are looked at.
 const MAX_JOBS: usize = 256;
 
@@ -35,6 +31,17 @@ enum Kind {
     Step,
 }
 
+/// What a look at a job's directory shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The job has the steps that are known.
+    Same,
+    /// Steps began or ended in it.
+    Changed { inode: u64 },
+    /// Nothing is known of this directory.
+    New { inode: u64 },
+}
+
 impl JobCgroups {
     /// Which of these jobs, all of one node, a socket of this cgroup was made in; `None` if that is not found quickly: then
     /// [`JobCgroups::made_in`] has to say it of each.
@@ -43,8 +50,9 @@ impl JobCgroups {
         let scopes = self.scopes(root, node);
         // Several slices with a scope for this node are an oddity that the whole search takes care of.
         let [scope] = scopes.as_slice() else { return None };
+        self.watches.learn();
         self.look_for(scope, socket, jobs).or_else(|| {
-            // A directory that is kept open may be one that was removed and made anew.
+            // A directory that is watched may have been removed and made anew.
             let stale = |seen: &&mut Seen| seen.directory.as_ref().is_some_and(|known| is_stale(scope, known));
             let mut any = false;
             for (_, seen) in jobs.iter_mut().take(MAX_JOBS).filter(|(_, seen)| stale(seen)) {
@@ -54,22 +62,23 @@ impl JobCgroups {
         })
     }
 
-    fn look_for(&self, scope: &OwnedFd, socket: CgroupId, jobs: &mut [(JobName<'_>, &mut Seen)]) -> Option<usize> {
+    fn look_for(&self, scope: &Scope, socket: CgroupId, jobs: &mut [(JobName<'_>, &mut Seen)]) -> Option<usize> {
         let mut candidates = BinaryHeap::new();
         let mut changed = 0;
         for (at, (name, seen)) in jobs.iter_mut().enumerate().take(MAX_JOBS) {
-            let known = seen.directory.as_ref().map(|known| known.version);
-            let Some(now) = self.look(scope, name, seen) else { continue };
-            let is_new = known.is_none_or(|known| known.inode != now.inode);
-            if is_new || (known != Some(now) && changed == MAX_CHANGED) {
-                candidates.extend((now.inode <= socket.0).then_some((now.inode, at, Kind::Job)));
-                continue;
-            }
-            if known != Some(now) {
-                changed += 1;
-                if self.is_in_new_step(scope, name, socket.0, seen) {
-                    return Some(at);
+            match self.look(scope, name, seen) {
+                None => continue,
+                Some(Look::Changed { .. }) if changed < MAX_CHANGED => {
+                    changed += 1;
+                    if self.is_in_new_step(scope, name, socket.0, seen) {
+                        return Some(at);
+                    }
                 }
+                Some(Look::New { inode } | Look::Changed { inode }) => {
+                    candidates.extend((inode <= socket.0).then_some((inode, at, Kind::Job)));
+                    continue;
+                }
+                Some(Look::Same) => {}
             }
             candidates.extend(newest_step(seen, socket.0).map(|step| (step, at, Kind::Step)));
         }
@@ -77,7 +86,7 @@ impl JobCgroups {
     }
 
     /// Whether it is in the job's newest step before it, of a job that has other steps than before.
-    fn is_in_new_step(&self, scope: &OwnedFd, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
+    fn is_in_new_step(&self, scope: &Scope, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
         let newest = seen.steps.last_key_value().map_or(0, |(inode, _)| *inode);
         self.read_job(scope, job, id, seen)
             || newest_step(seen, id).is_some_and(|step| step > newest && is_in_step(scope, step, id, seen))
@@ -86,7 +95,7 @@ impl JobCgroups {
     /// Looks in those with the greatest numbers first.
     fn look_through(
         &self,
-        scope: &OwnedFd,
+        scope: &Scope,
         id: u64,
         jobs: &mut [(JobName<'_>, &mut Seen)],
         mut candidates: BinaryHeap<Candidate>,
@@ -108,45 +117,53 @@ impl JobCgroups {
     }
 
     /// Reads which steps the job has; whether `id` is one of them, or the job's own.
-    fn read_job(&self, scope: &OwnedFd, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
+    fn read_job(&self, scope: &Scope, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
         seen.trim();
         seen.steps.clear();
         seen.directory = None;
-        let named = |name: String| search::open(scope, Path::new(&name)).ok().map(|dir| (name, dir));
-        let Some((name, dir)) = job.directories().find_map(named) else { return false };
-        // As it is before it is read: what comes later counts as a change.
+        let named = |name: String| {
+            // What comes after this counts as a change.
+            let watch = self.watches.add(&scope.path.join(&name));
+            search::open(scope, Path::new(&name)).ok().map(|dir| (name, watch, dir))
+        };
+        let Some((name, watch, dir)) = job.directories().find_map(named) else { return false };
         let Some(stat) = fstat(&dir).ok().filter(|_| self.is_trusted(&dir)) else { return false };
         let Ok(steps) = directories_in(dir) else { return false };
         let found = seen.take(&steps, id);
         seen.note_steps(&steps);
-        seen.directory = Some(Directory { name, version: Version::of(&stat), held: None });
+        seen.directory = Some(Directory { name, version: Version::of(&stat), watch });
         found || (stat.st_ino == id && seen.cgroups.insert(id))
     }
 
-    /// The job's directory as it is now, or as it was when it was removed.
-    fn look(&self, scope: &OwnedFd, job: &JobName<'_>, seen: &mut Seen) -> Option<Version> {
+    /// How the job's directory is now, compared with what is known of it; `None` if the job has none.
+    fn look(&self, scope: &Scope, job: &JobName<'_>, seen: &mut Seen) -> Option<Look> {
+        let by_any_name = || job.directories().find_map(|name| version(scope, &name));
         let Some(known) = &mut seen.directory else {
-            return job.directories().find_map(|name| version(scope, &name));
+            return by_any_name().map(|now| Look::New { inode: now.inode });
         };
-        if let Some(held) = &known.held {
-            return fstat(&held.fd).ok().map(|stat| Version::of(&stat));
+        let was_watched = known.watch.is_some();
+        if known.watch.take_if(|watch| watch.has_changed()).is_none() && was_watched {
+            return Some(Look::Same);
         }
-        let now = version(scope, &known.name);
-        if now == Some(known.version) && Arc::strong_count(&self.held) <= MAX_HELD {
-            let fd = openat(scope, known.name.as_str(), OPEN, Mode::empty()).ok();
-            let same = fd.filter(|fd| fstat(fd).is_ok_and(|stat| Version::of(&stat).inode == known.version.inode));
-            known.held = same.map(|fd| Held { fd, _counted: self.held.clone() });
+        if !was_watched {
+            known.watch = self.watches.add(&scope.path.join(&known.name));
         }
-        now.or_else(|| job.directories().find_map(|name| version(scope, &name)))
+        let now = version(scope, &known.name).or_else(by_any_name)?;
+        let inode = now.inode;
+        Some(match known.version {
+            before if before.inode != inode => Look::New { inode },
+            before if before != now || was_watched => Look::Changed { inode },
+            _ => Look::Same,
+        })
     }
 }
 
-fn version(scope: &OwnedFd, name: &str) -> Option<Version> {
+fn version(scope: &Scope, name: &str) -> Option<Version> {
     fstatat(scope, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|stat| Version::of(&stat))
 }
 
 /// Whether the job's directory was removed.
-fn is_stale(scope: &OwnedFd, known: &Directory) -> bool {
+fn is_stale(scope: &Scope, known: &Directory) -> bool {
     version(scope, &known.name).is_none_or(|now| now.inode != known.version.inode)
 }
 
@@ -156,7 +173,7 @@ fn newest_step(seen: &Seen, before: u64) -> Option<u64> {
 }
 
 /// Whether a cgroup is among the tasks of a step.
-fn is_in_step(scope: &OwnedFd, step: u64, id: u64, seen: &mut Seen) -> bool {
+fn is_in_step(scope: &Scope, step: u64, id: u64, seen: &mut Seen) -> bool {
     let (Some(job), Some(step)) = (&seen.directory, seen.steps.get(&step)) else { return false };
     let path = Path::new(&job.name).join(step);
     tasks_in(scope, &path).is_ok_and(|tasks| seen.take(&tasks, id))

@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -13,6 +12,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use super::CgroupId;
+use super::watch::Watch;
 
 /// Directories that a whole search reads. Slurm makes three for a step and one for a task, which need not be read.
 pub const MAX_READ: usize = 512;
@@ -48,15 +48,8 @@ pub struct Seen {
 pub(super) struct Directory {
     pub name: String,
     pub version: Version,
-    /// A look at it through this costs a third of one by its name.
-    pub held: Option<Held>,
-}
-
-/// An open directory, counted.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub fd: OwnedFd,
-    pub _counted: Arc<()>,
+    /// Tells whether it is as it was.
+    pub watch: Option<Watch>,
 }
 
 /// What changes when a directory is made or removed in another one.
@@ -150,7 +143,7 @@ pub(super) fn search(name: &str, top: Dir, id: u64, seen: &mut Seen) -> Progress
     };
     if search.read == 0 {
         // As it is before it is read: what comes later counts as a change.
-        seen.directory = Some(Directory { name: name.to_owned(), version: Version::of(&own), held: None });
+        seen.directory = Some(Directory { name: name.to_owned(), version: Version::of(&own), watch: None });
         seen.steps.clear();
     }
     let progress = search.go_on(top, &root, seen);
@@ -216,11 +209,11 @@ impl Search {
 }
 
 /// The directories of a step's tasks.
-pub(super) fn tasks_in(at: &OwnedFd, step: &Path) -> nix::Result<Vec<(u64, OsString)>> {
+pub(super) fn tasks_in(at: impl AsFd, step: &Path) -> nix::Result<Vec<(u64, OsString)>> {
     open(at, &step.join(TASKS)).and_then(directories_in)
 }
 
-pub(super) fn open(at: &OwnedFd, path: &Path) -> nix::Result<Dir> {
+pub(super) fn open(at: impl AsFd, path: &Path) -> nix::Result<Dir> {
     Dir::openat(at, path, OPEN, Mode::empty())
 }
 

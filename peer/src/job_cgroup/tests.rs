@@ -76,7 +76,7 @@ fn nothing_is_said_where_slurm_keeps_no_cgroup_v2_directories() {
     assert_eq!(machine.verdict(id, 7), Verdict::NotTracked);
     let job = JobName { node: "n1", job: 7, sluid: None };
     assert_eq!(machine.cgroups().made_in(None, job, &mut Seen::default()), Verdict::NotTracked);
-    let none = JobCgroups { root: None, owner: 0, scopes: Mutex::default(), held: Arc::default() };
+    let none = JobCgroups { root: None, owner: 0, scopes: Mutex::default(), watches: Watches::default() };
     assert_eq!(none.made_in(Some(id), job, &mut Seen::default()), Verdict::NotTracked);
     machine.make(SCOPE);
     assert_eq!(machine.verdict(id, 7), Verdict::Outside, "Slurm tracks its jobs, and this is none of them");
@@ -243,7 +243,7 @@ fn below_another_jobs_directory_and_in_no_job_are_told_apart() {
         assert_eq!(others.iter().position(inside), below);
     }
     assert_eq!(cgroups.other_jobs("n1", &[]).unwrap().len(), 3);
-    let none = JobCgroups { root: None, owner: 0, scopes: Mutex::default(), held: Arc::default() };
+    let none = JobCgroups { root: None, owner: 0, scopes: Mutex::default(), watches: Watches::default() };
     assert_eq!(none.other_jobs("n1", &known), None);
 }
 
