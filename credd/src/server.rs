@@ -299,7 +299,11 @@ impl Server {
             ToServer::Signed { id, credential } => self.keeper.signed(id, credential),
             ToServer::Ping { id } => self.keeper.tell(ToKeeper::Here { id }),
             ToServer::Report { id } => {
-                self.keeper.tell(ToKeeper::Report { id, health: self.health(status::Reader::Root), jobs: self.jobs_of(None) });
+                self.keeper.tell(ToKeeper::Report {
+                    id,
+                    health: self.health(status::Reader::Root),
+                    jobs: self.jobs_of(None),
+                });
             }
             ToServer::Ticket { ticket } => self.credvend.show(ticket),
             // Of the loop that reads these.

@@ -256,6 +256,11 @@ impl JobDirectory {
         JobDirectory { name: format!("job_{job}") }
     }
 
+    /// A directory with this name.
+    pub fn named(name: &str) -> Self {
+        JobDirectory { name: name.to_owned() }
+    }
+
     /// The job's id, if the directory is called by it.
     pub fn job(&self) -> Option<u32> {
         self.name.strip_prefix("job_")?.parse().ok()

@@ -61,9 +61,8 @@ impl Spank {
     fn value_of(&self, name: &CStr, buffer: &mut [u8]) -> Option<Value> {
         // SAFETY: spank.h: writes at most `len` bytes with a NUL into `buf`, which has them; reads the name up to its
         // NUL. MAX_VALUE_BYTES and one fit an int.
-        let code = unsafe {
-            ffi::spank_getenv(self.handle, name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len() as c_int)
-        };
+        let code =
+            unsafe { ffi::spank_getenv(self.handle, name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len() as c_int) };
         let length = buffer.iter().position(|byte| *byte == 0).unwrap_or(buffer.len());
         match code {
             0 => Some(Value::Whole(length)),

@@ -39,8 +39,10 @@ pub struct Programs {
 pub struct Plan {
     /// `ClusterName`.
     pub cluster_name: String,
-    /// How many compute nodes: n1, n2, …
+    /// How many compute nodes: n1, n2, … where [`Plan::named_nodes`] has no other names.
     pub nodes: usize,
+    /// Names of the first nodes.
+    pub named_nodes: Vec<String>,
     /// A second slurmctld, on a host `backup`, that takes over when the head's is gone.
     pub backup_controller: bool,
     /// `CPUs` of each node, whatever the machine really has.
@@ -88,6 +90,7 @@ impl Default for Plan {
         Plan {
             cluster_name: "lab".to_owned(),
             nodes: 2,
+            named_nodes: Vec::new(),
             backup_controller: false,
             cpus_per_node: 16,
             partitions: vec![
@@ -161,6 +164,7 @@ impl Plan {
 
     /// The names of the compute nodes.
     pub fn node_names(&self) -> Vec<String> {
-        (1..=self.nodes).map(|n| format!("n{n}")).collect()
+        let usual = (1..=self.nodes).map(|n| format!("n{n}"));
+        self.named_nodes.iter().cloned().chain(usual.skip(self.named_nodes.len())).collect()
     }
 }

@@ -120,6 +120,11 @@ impl PretendAws {
         &self.made.roles[name]
     }
 
+    /// Where it listens.
+    pub fn endpoint(&self) -> &'static str {
+        AWS_ENDPOINT
+    }
+
     /// Runs the AWS command line as the account's root: `["iam", "get-role", …]`.
     pub fn cli(&self, arguments: &[&str]) -> Output {
         let mut argv = vec!["aws"];

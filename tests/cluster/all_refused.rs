@@ -93,6 +93,7 @@ fn what_refuses_every_job_is_green_nowhere() {
     no_projects(&site);
     munged_is_down(&site);
     jobs_are_private(&site);
+    a_head_is_to_state_the_jobs(&site);
     the_store_is_gone(&site);
     site.cluster.assert_nodes_healthy();
 }
@@ -106,6 +107,7 @@ fn what_is_wrong_on_a_node_fails_its_health() {
     site.well();
     the_node_is_misconfigured(&site);
     the_nodes_munged_is_down(&site);
+    the_nodes_clock_is_wrong(&site);
     site.cluster.assert_nodes_healthy();
 }
 
@@ -183,6 +185,26 @@ fn jobs_are_private(site: &Site) {
     assert!(!site.status().contains(word), "{}", site.status());
 }
 
+fn a_head_is_to_state_the_jobs(site: &Site) {
+    let path = site.etc("credvend.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let head = good.replace("attest = \"slurm\"", "attest = \"head\"");
+    let without_slurm = |line: &&str| !line.starts_with("slurm-conf");
+    std::fs::write(&path, head.lines().filter(without_slurm).map(|line| format!("{line}\n")).collect::<String>())
+        .unwrap();
+    site.restart();
+    site.jobs(3);
+    site.health_says("refusals: ");
+    site.health_says("its head states its jobs");
+    site.told("status to say it", || site.status(), "were all refused");
+    let check = site.check();
+    assert!(check.stdout.contains("its head states the jobs"), "{check:?}");
+    std::fs::write(&path, good).unwrap();
+    site.restart();
+    site.well();
+    assert!(!site.status().contains("refused"), "{}", site.status());
+}
+
 fn the_store_is_gone(site: &Site) {
     let names = ["credvend.sqlite", "credvend.sqlite-wal", "credvend.sqlite-shm"];
     let state = site.cluster.run_dir().join("credvend");
@@ -236,4 +258,27 @@ fn the_nodes_munged_is_down(site: &Site) {
     site.health_says("credvend: MUNGE cannot sign");
     munged.start().unwrap();
     site.well();
+}
+
+/// What its munged signs is an hour old when it is made.
+fn the_nodes_clock_is_wrong(site: &Site) {
+    let munged = site.cluster.node("n1").munged();
+    munged.stop().unwrap();
+    munged.start_with(&[("LD_PRELOAD", &faketime()), ("FAKETIME", "-1h")]).unwrap();
+    site.restart_credd();
+    site.health_says("credvend: ");
+    site.health_says("not authenticated");
+    site.told("status to say it", || site.status(), "failed authentication");
+    munged.stop().unwrap();
+    munged.start().unwrap();
+    site.restart_credd();
+    site.well();
+}
+
+/// Debian's library that tells a program another time.
+fn faketime() -> String {
+    let directories = std::fs::read_dir("/usr/lib").unwrap().flatten();
+    let mut found =
+        directories.map(|entry| entry.path().join("faketime/libfaketime.so.1")).filter(|path| path.exists());
+    found.next().expect("libfaketime is installed: run `make deps` as root").display().to_string()
 }

@@ -33,6 +33,13 @@ impl Random {
         (0..length).map(|_| alphabet[self.below(alphabet.len())]).collect()
     }
 
+    /// A name of a node, of characters that slurm.conf(5), a file and a list of hosts can hold.
+    fn node_name(&mut self) -> String {
+        let letters: Vec<char> = ('a'..='z').chain('A'..='Z').collect();
+        let inner: Vec<char> = letters.iter().copied().chain('0'..='9').chain("._-+@~".chars()).collect();
+        format!("{}{}{}", self.name(&letters, 1), self.name(&inner, 14), self.name(&letters, 2))
+    }
+
     /// One of any visible characters. A space at its end would be squeue's padding.
     fn any_name(&mut self) -> String {
         let mut alphabet: Vec<char> = (' '..='~').filter(|c| !c.is_ascii_uppercase()).chain("éß漢".chars()).collect();
@@ -68,9 +75,9 @@ impl Names<'_> {
         self.cluster.head().run_as("root", &argv).ok()
     }
 
-    /// A job of alice's on one of the nodes: n2 is for reservations.
-    fn alice(&self, node: &str, options: &[&str]) -> Output {
-        let mut argv = vec!["--immediate=30", "-w", node];
+    /// A job of alice's on one of the nodes: the second is for reservations.
+    fn alice(&self, node: usize, options: &[&str]) -> Output {
+        let mut argv = vec!["--immediate=30", "-w", self.cluster.nodes()[node].name()];
         argv.extend(options);
         argv.extend(["bash", "-c", SCRIPT]);
         self.cluster.as_user("alice").srun(&argv)
@@ -121,7 +128,10 @@ fn random_names_that_slurm_takes_are_taken() {
     let mut random = Random(SEED);
     let in_a_file: Vec<char> = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain("._-+".chars()).collect();
     let name = format!("L{}", random.name(&in_a_file, 12));
-    let cluster = Cluster::up(Plan { nodes: 2, cluster_name: name.clone(), ..Plan::default() }).expect(&name);
+    let named_nodes = vec![random.node_name(), random.node_name()];
+    println!("the nodes are {named_nodes:?}");
+    let plan = Plan { nodes: 2, named_nodes, cluster_name: name.clone(), ..Plan::default() };
+    let cluster = Cluster::up(plan).expect(&name);
     let _logs = cluster.logs_on_panic();
     let role = cluster.aws().role_arn("shared");
     let in_cluster = format!("cluster={}", name.to_ascii_lowercase());
@@ -150,19 +160,20 @@ fn random_names_that_slurm_takes_are_taken() {
             let (reuid, regid) = (format!("--reuid={id}"), format!("--regid={id}"));
             let user = format!("USER={name}");
             let as_user = ["setpriv", &reuid, &regid, "--clear-groups", "env", &user, "HOME=/tmp"];
-            let srun = ["srun", "--immediate=30", "-w", "n1", "--chdir=/tmp", "bash", "-c", SCRIPT];
+            let srun =
+                ["srun", "--immediate=30", "-w", names.cluster.nodes()[0].name(), "--chdir=/tmp", "bash", "-c", SCRIPT];
             head.run_as("root", &[&as_user[..], &srun[..]].concat())
         })
     });
     // Which QOS a user may have is not enforced there.
     names.try_out("QOS", None, |names, name| {
         let made = names.sacctmgr(&["add", "qos", &format!("name={name}")]);
-        made.then(|| names.alice("n1", &[&format!("--qos={name}")]))
+        made.then(|| names.alice(0, &[&format!("--qos={name}")]))
     });
     names.capitals = true;
     names.try_out("partition", Some("partition"), |names, name| {
         let made = names.scontrol(&["create", &format!("partitionname={name}"), "nodes=ALL"]);
-        made.then(|| names.alice("n1", &[&format!("--partition={name}")]))
+        made.then(|| names.alice(0, &[&format!("--partition={name}")]))
     });
     names.capitals = false;
     names.try_out("account", Some("project"), |names, name| {
@@ -172,15 +183,16 @@ fn random_names_that_slurm_takes_are_taken() {
             let set = ["credvend", "project", "set", "--role-arn", role, "--", name];
             // If it is not taken, the job says so.
             names.cluster.head().run_as("root", &set);
-            names.alice("n1", &[&format!("--account={name}")])
+            names.alice(0, &[&format!("--account={name}")])
         })
     });
     names.try_out("reservation", None, |names, name| {
         let reservation = format!("reservationname={name}");
-        let what = ["users=alice", "starttime=now", "duration=60", "nodes=n2", "flags=ignore_jobs,overlap"];
+        let nodes = format!("nodes={}", names.cluster.nodes()[1].name());
+        let what = ["users=alice", "starttime=now", "duration=60", &nodes, "flags=ignore_jobs,overlap"];
         let made = names.scontrol(&[&["create", &reservation][..], &what].concat());
         made.then(|| {
-            let done = names.alice("n2", &[&format!("--reservation={name}")]);
+            let done = names.alice(1, &[&format!("--reservation={name}")]);
             names.scontrol(&["delete", &reservation]);
             done
         })

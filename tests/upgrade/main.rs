@@ -6,6 +6,7 @@
 #[path = "../cluster/support.rs"]
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use testbed::ours::HEAD_SECRET;
@@ -119,6 +120,11 @@ fn a_site_is_upgraded_part_by_part_and_no_job_notices() {
     back_again(&cluster, &previous);
 }
 
+fn session_ids(cluster: &Cluster) -> BTreeSet<String> {
+    let list = admin(cluster, &["session", "list", "--limit", "1000"]);
+    list.as_array().unwrap().iter().map(|session| session["session"].as_str().unwrap().to_owned()).collect()
+}
+
 /// Downgrades what has run with today's programs. The nodes' programs go back without a loss; a credvend that cannot read
 /// the store says so and leaves it as it is.
 fn back_again(cluster: &Cluster, previous: &Programs) {
@@ -137,7 +143,7 @@ fn back_again(cluster: &Cluster, previous: &Programs) {
     held_jobs_are_served(cluster, "back to the old credd", &jobs);
     new_jobs_are_served(cluster, "back to the old credd");
 
-    let before = admin(cluster, &["session", "list", "--limit", "1000"]);
+    let before = session_ids(cluster);
     cluster.put_programs(previous).unwrap();
     match restart_credvend(cluster) {
         None => {
@@ -150,11 +156,7 @@ fn back_again(cluster: &Cluster, previous: &Programs) {
     cluster.put_programs(&now).unwrap();
     assert_eq!(restart_credvend(cluster), None, "and today's again");
     held_jobs_are_served(cluster, "credvend new again", &jobs);
-    let after = admin(cluster, &["session", "list", "--limit", "1000"]);
-    let ids = |list: &serde_json::Value| -> std::collections::BTreeSet<String> {
-        list.as_array().unwrap().iter().map(|s| s["session"].as_str().unwrap().to_owned()).collect()
-    };
-    assert!(ids(&before).is_subset(&ids(&after)), "sessions were lost");
+    assert!(before.is_subset(&session_ids(cluster)), "sessions were lost");
 }
 
 /// The old credvend, on a store whose schema is beyond today's: whatever is in it, it is neither read nor changed.
@@ -253,6 +255,65 @@ fn nodes_that_are_upgraded_first_are_served_by_the_old_credvend() {
     assert_eq!(restart_credvend(&cluster), None);
     held_jobs_are_served(&cluster, "then credvend, too", &jobs);
     new_jobs_are_served(&cluster, "then credvend, too");
+}
+
+/// Has credvend, which is stopped, keep its store in DynamoDB; the administrator makes the tables and allows it their use.
+fn move_to_dynamodb(cluster: &Cluster) {
+    let path = cluster.run_dir().join("etc/credvend/credvend.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let (top, tables) = config.split_once("\n[").expect("tables follow");
+    let endpoint = cluster.aws().endpoint();
+    let dynamodb = format!("[store]\nkind = \"dynamodb\"\nendpoint = {endpoint:?}\n");
+    fs::write(&path, format!("{top}\n{dynamodb}[{tables}")).unwrap();
+    let path = path.display().to_string();
+    let account = &cluster.aws().made().account;
+    let store = |arguments: &[&str]| {
+        let program = cluster.run_dir().join("bin/credvend").display().to_string();
+        let env = [("CREDVEND_CONFIG", &*path), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")];
+        cluster.head().run_with("root", &env, &[&[&*program, "store"], arguments].concat()).expect_ok().to_owned()
+    };
+    store(&["init"]);
+    let policy = store(&["policy", "--account", account]);
+    let user = cluster.aws().made().service_arn.rsplit('/').next().unwrap().to_owned();
+    let put = ["iam", "put-user-policy", "--user-name", &user, "--policy-name", "store", "--policy-document", &policy];
+    cluster.aws().cli(&put).expect_ok();
+}
+
+/// Replicas share such a store, so for a while an old and a new credvend write in turn what the other one reads.
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+#[cfg_attr(not(has_previous_release), ignore = "the previous release's commit is not in this checkout's history")]
+fn a_store_in_dynamodb_is_of_both_releases() {
+    let programs = Programs { credvend: old().credvend, ..Programs::default() };
+    let cluster = Cluster::up(Plan { programs: programs.clone(), ..Plan::default() }).expect("the cluster comes up");
+    let _logs = cluster.logs_on_panic();
+    cluster.credvend().stop().unwrap();
+    move_to_dynamodb(&cluster);
+    assert_eq!(restart_credvend(&cluster), None);
+    let mut jobs = vec![held(&cluster, "n1")];
+    new_jobs_are_served(&cluster, "old credvend");
+    revocations_are_heard(&cluster, "old credvend");
+    let mut known = session_ids(&cluster);
+    for (when, which) in [
+        ("today's credvend", Programs::default()),
+        ("the old one again", programs),
+        ("today's again", Programs::default()),
+    ] {
+        cluster.put_programs(&which).unwrap();
+        assert_eq!(restart_credvend(&cluster), None, "{when}");
+        held_jobs_are_served(&cluster, when, &jobs);
+        new_jobs_are_served(&cluster, when);
+        revocations_are_heard(&cluster, when);
+        let now = session_ids(&cluster);
+        assert!(known.is_subset(&now), "{when}: sessions were lost");
+        known = now;
+        jobs.push(held(&cluster, "n2"));
+    }
+    for (job, session) in jobs {
+        let job = job.finish();
+        wait_status(&cluster, job, "COMPLETED");
+        assert_eq!(sessions(&cluster, job)[0]["session"].as_str(), Some(session.as_str()));
+    }
 }
 
 /// A head's hooks are on another host than credvend, so either may be the older one.

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use credd_protocol::fixtures::{self, facts, record};
 use credd_protocol::handshake_ticket::HandshakeTicket;
@@ -366,13 +366,18 @@ fn a_late_run_that_is_refused_goes_when_its_steps_are_gone_whichever_credd_was_t
     fs::write(run_dir.job(completed.job).join(file::WAS_LATE), "").unwrap();
     super::records::write_note(&run_dir.job(completed.job), &run_of(&completed), file::REFUSED, "no role").unwrap();
     // One whose prolog left it: its allocation may have no step for hours, and its epilog comes.
-    let ordinary = fixtures::record(4);
-    start(&run_dir, &ordinary);
-    super::records::write_note(&run_dir.job(ordinary.job), &run_of(&ordinary), file::REFUSED, "no role").unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let ordinary = JobRecord { created: now - 20 * 3600, ..fixtures::record(4) };
+    // One whose epilog was lost.
+    let forgotten = JobRecord { created: now - 25 * 3600, ..fixtures::record(5) };
+    for record in [&ordinary, &forgotten] {
+        start(&run_dir, record);
+        super::records::write_note(&run_dir.job(record.job), &run_of(record), file::REFUSED, "no role").unwrap();
+    }
     // A credd before this one was told.
     let run = RunId::of(refused.token.hash());
     super::records::write_note(&run_dir.job(refused.job), &run, file::REFUSED, "Slurm says another uid").unwrap();
-    let steps = [refused.job, completed.job].map(|job| {
+    let steps = [refused.job, completed.job, forgotten.job].map(|job| {
         let directory = fs::File::open(run_dir.job(job)).unwrap();
         nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockSharedNonblock)
             .map_err(|(_, error)| error)
@@ -382,25 +387,25 @@ fn a_late_run_that_is_refused_goes_when_its_steps_are_gone_whichever_credd_was_t
     let node = Node::start(dir, run_dir, free_address());
     let mut server = node.server();
     while server.hear() != ToServer::Scanned {}
-    let there = |node: &Node| [1, 2, 3, 4].map(|job| node.run_dir.job(JobId::try_from(job).unwrap()).exists());
+    let there = |node: &Node| [1, 2, 3, 4, 5].map(|job| node.run_dir.job(JobId::try_from(job).unwrap()).exists());
     look_at_all(&node);
     let _ = node.health();
     look_at_all(&node);
     let _ = node.health();
-    assert_eq!(there(&node), [true; 4], "their steps live");
+    assert_eq!(there(&node), [true; 5], "their steps live");
     drop(steps);
     look_at_all(&node);
-    let mut ended = [server.hear(), server.hear()].map(|message| match message {
+    let mut ended = [server.hear(), server.hear(), server.hear()].map(|message| match message {
         ToServer::Ended { run } => run.0,
         other => panic!("{other:?}"),
     });
     ended.sort();
-    let mut expected = [run.0, run_of(&completed).0];
+    let mut expected = [run.0, run_of(&completed).0, run_of(&forgotten).0];
     expected.sort();
     assert_eq!(ended, expected);
-    assert_eq!(there(&node), [false, true, false, true]);
+    assert_eq!(there(&node), [false, true, false, true, false]);
     // There is no end to deliver of the one that credvend never heard of.
-    node.until("the late one's is removed", |node| fs::read_dir(node.run_dir.ended()).unwrap().count() == 1);
+    node.until("the late one's is removed", |node| fs::read_dir(node.run_dir.ended()).unwrap().count() == 2);
     assert!(node.run_dir.job(waiting.job).join(file::LATE).exists());
 }
 

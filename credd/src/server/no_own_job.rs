@@ -31,6 +31,14 @@ pub enum NoOwnJob {
         /// The user's jobs that have credentials here.
         others: Vec<JobId>,
     },
+    /// The process belongs to the job with this SLUID, and of some of the user's jobs here no SLUID is known: it may be one of
+    /// them.
+    InUnknown {
+        /// The SLUID.
+        sluid: String,
+        /// The jobs without one.
+        perhaps: Vec<JobId>,
+    },
     /// The process's job was not found: there are too many cgroups, or some that cannot be read.
     Unclear,
     /// The user has no job here.
@@ -51,8 +59,12 @@ pub enum NoOwnJob {
 }
 
 impl NoOwnJob {
-    /// The process belongs to the job with this directory.
-    pub fn in_job_without(job: &JobDirectory, others: Vec<JobId>) -> Self {
+    /// The process belongs to the job with this directory, and the user has `others` here, `nameless` ones of which were
+    /// recorded without a SLUID.
+    pub fn in_job_without(job: &JobDirectory, others: Vec<JobId>, nameless: Vec<JobId>) -> Self {
+        if let Some(sluid) = job.sluid().filter(|_| !nameless.is_empty()) {
+            return NoOwnJob::InUnknown { sluid: sluid.to_owned(), perhaps: nameless };
+        }
         let own = match (job.job(), job.sluid()) {
             (Some(id), _) => format!("job {id}"),
             (None, Some(sluid)) => format!("the job with the SLUID {sluid}"),
@@ -66,7 +78,7 @@ impl NoOwnJob {
         match self {
             NoOwnJob::Off => "TokenWanted",
             NoOwnJob::NotProven | NoOwnJob::Unclear => "OutsideJob",
-            NoOwnJob::InAnother { .. } | NoOwnJob::InJobWithout { .. } => "OtherJob",
+            NoOwnJob::InAnother { .. } | NoOwnJob::InJobWithout { .. } | NoOwnJob::InUnknown { .. } => "OtherJob",
             NoOwnJob::None | NoOwnJob::NotHere { .. } => "NoJob",
             NoOwnJob::Several(_) => "SeveralJobs",
             NoOwnJob::Crowded => "TooManyRequests",
@@ -96,6 +108,13 @@ impl NoOwnJob {
                  --aws=off, its partition offers none, or it has ended. It does not get the credentials of another job. To \
                  use those of another job of yours on this node ({}), run it within that job: srun --overlap --jobid=ID.",
                 list(others)
+            ),
+            NoOwnJob::InUnknown { sluid, perhaps } => format!(
+                "This process belongs to the job with the SLUID {sluid}, and credd does not know whether that is one of \
+                 yours here: of job {} no SLUID was recorded, since slurmd ran no prolog for it on this node or an older \
+                 plugin did. Use the job's AWS_CONTAINER_CREDENTIALS_FULL_URI and AWS_CONTAINER_AUTHORIZATION_TOKEN, or \
+                 run it outside of all jobs with --job.",
+                list(perhaps)
             ),
             NoOwnJob::Unclear => format!(
                 "credd cannot tell to which job this process (uid {uid}) belongs: this node has too many cgroups, or some \
@@ -153,5 +172,19 @@ mod tests {
             assert!(message.contains("--userns=keep-id --user $(id -u)") && message.contains("201000"), "{message}");
         }
         assert!(!not_here(false, vec![job]).contains("userns"), "the caller has jobs here");
+    }
+
+    #[test]
+    fn a_job_recorded_without_its_sluid_may_be_the_callers_own() {
+        let [seven, eight] = [7, 8].map(|id| JobId::try_from(id).unwrap());
+        let by_sluid = JobDirectory::named("s4HP2WQ8ZK1RT0");
+        let other = NoOwnJob::in_job_without(&by_sluid, vec![seven, eight], vec![]);
+        assert!(matches!(other, NoOwnJob::InJobWithout { .. }));
+        let perhaps = NoOwnJob::in_job_without(&by_sluid, vec![seven, eight], vec![eight]);
+        let message = perhaps.message(Uid(1001));
+        assert!(message.contains("SLUID s4HP2WQ8ZK1RT0") && message.contains("of job 8 no SLUID"), "{message}");
+        assert_eq!(perhaps.code(), other.code());
+        let by_id = NoOwnJob::in_job_without(&JobDirectory::of_job(9), vec![eight], vec![eight]);
+        assert!(matches!(by_id, NoOwnJob::InJobWithout { .. }));
     }
 }

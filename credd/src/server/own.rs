@@ -87,7 +87,10 @@ async fn run_of(server: &Rc<Server>, caller: &Caller, load: &Load, own: Own) -> 
         Proof::UidOnly if policy == ProofOfJob::Cgroup => return Err(refused(NoOwnJob::NotProven)),
         Proof::UidOnly => choose(&runs, own).map_err(refused)?,
         Proof::NoneOfThese => match proof::elsewhere(server, caller, load, &runs, deadline).await.map_err(crowded)? {
-            Elsewhere::Job(job) => return Err(refused(NoOwnJob::in_job_without(&job, ids(&runs)))),
+            Elsewhere::Job(job) => {
+                let nameless = runs.iter().filter(|run| run.job.sluid.is_none());
+                return Err(refused(NoOwnJob::in_job_without(&job, ids(&runs), ids(nameless))));
+            }
             Elsewhere::Unclear => return Err(refused(NoOwnJob::Unclear)),
             Elsewhere::NoJob if policy == ProofOfJob::Cgroup => return Err(refused(NoOwnJob::NotProven)),
             Elsewhere::NoJob => choose(&runs, own).map_err(refused)?,

@@ -5,7 +5,6 @@
 //! keeps a note for each cluster, which is read once a second at most.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use credd_protocol::ClusterName;
 use credd_protocol::credentials_api_v1::SessionStatus;
@@ -23,14 +22,18 @@ const NONE: &str = "none";
 /// How long the note of a cluster without such sessions is relied on: another replica may be the one that opens the first.
 const RELIED_ON: Duration = Duration::seconds(1);
 
+/// How long the sessions are not looked through again where none was a head's: a replica of a release that makes no notes may
+/// open one, as long as an upgrade lasts.
+const LOOKED_THROUGH_FOR: Duration = Duration::minutes(10);
+
 /// What is known of each configured cluster.
 pub(super) struct HeadSessions(HashMap<ClusterName, OfCluster>);
 
 #[derive(Default)]
 struct OfCluster {
     known: Mutex<Known>,
-    /// Whether this process has looked through the sessions: a release that makes no notes may have been here meanwhile.
-    looked_through: AtomicBool,
+    /// When this process has looked through the sessions last.
+    looked_through: Mutex<Option<OffsetDateTime>>,
 }
 
 enum Known {
@@ -98,11 +101,13 @@ impl Vending {
         Ok(opened)
     }
 
-    /// Looks through the sessions of a cluster, once in a process, and notes whether a head has opened one of them. Part of the
+    /// Looks through the sessions of a cluster, seldom, and notes whether a head has opened one of them. Part of the
     /// sweep.
     pub(super) async fn note_head_sessions(&self, cluster: &ClusterName) -> Result<(), StoreError> {
         let Some(of) = self.head_sessions.0.get(cluster) else { return Ok(()) };
-        if of.looked_through.load(Ordering::Acquire) {
+        let mut looked_through = of.looked_through.lock().await;
+        let is_opened = matches!(*of.known.lock().await, Known::Opened);
+        if looked_through.is_some_and(|at| is_opened || fresh(at, self.now(), LOOKED_THROUGH_FOR)) {
             return Ok(());
         }
         let store = self.parts.store.as_ref();
@@ -116,7 +121,7 @@ impl Vending {
         if opened && note.as_deref() != Some(OPENED) {
             store.put_note(NOTES, cluster.as_str(), OPENED).await?;
         }
-        of.looked_through.store(true, Ordering::Release);
+        *looked_through = Some(self.now());
         let mut known = of.known.lock().await;
         if !matches!(*known, Known::Opened) {
             *known = if opened { Known::Opened } else { Known::None(self.now()) };

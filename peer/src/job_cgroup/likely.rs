@@ -3,15 +3,17 @@
 //! The kernel numbers cgroups in the order in which they are made, and slurmstepd makes the directories of a step's tasks
 //! right after the step's own. So a task's step is most likely the one with the greatest number below the task's, among
 //! the steps of all jobs. Those are remembered, and the kernel reports in which jobs a step began or ended since (see
-//! `watch.rs`; a look at a job's directory tells it too). What is said here is certain where it names a job; otherwise the whole search has to decide.
+//! `watch.rs`; a look at a job's directory tells it too). What is said here is certain where it names a job; otherwise the
+//! whole search has to decide.
 
 use std::collections::BinaryHeap;
 use std::path::Path;
 
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{fstat, fstatat};
+use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
 
 use super::search::{self, Directory, Seen, Version, directories_in, tasks_in};
+use super::watch::Change;
 use super::{CgroupId, JobCgroups, JobName, Scope};
 
 /// Directories that are read, beside those of the jobs in which a step began.
@@ -34,8 +36,8 @@ enum Kind {
 /// What a look at a job's directory shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// The job has the steps that are known.
-    Same,
+    /// The job's steps are known.
+    Known,
     /// Steps began or ended in it.
     Changed { inode: u64 },
     /// Nothing is known of this directory.
@@ -78,7 +80,8 @@ impl JobCgroups {
                     candidates.extend((inode <= socket.0).then_some((inode, at, Kind::Job)));
                     continue;
                 }
-                Some(Look::Same) => {}
+                Some(Look::Known) if seen.has(socket) => return Some(at),
+                Some(Look::Known) => {}
             }
             candidates.extend(newest_step(seen, socket.0).map(|step| (step, at, Kind::Step)));
         }
@@ -135,27 +138,58 @@ impl JobCgroups {
         found || (stat.st_ino == id && seen.cgroups.insert(id))
     }
 
-    /// How the job's directory is now, compared with what is known of it; `None` if the job has none.
+    /// How the job's directory is now, compared with what is known of it; `None` if the job has none. Steps of which the
+    /// kernel has told are known afterwards.
     fn look(&self, scope: &Scope, job: &JobName<'_>, seen: &mut Seen) -> Option<Look> {
         let by_any_name = || job.directories().find_map(|name| version(scope, &name));
         let Some(known) = &mut seen.directory else {
             return by_any_name().map(|now| Look::New { inode: now.inode });
         };
-        let was_watched = known.watch.is_some();
-        if known.watch.take_if(|watch| watch.has_changed()).is_none() && was_watched {
-            return Some(Look::Same);
-        }
-        if !was_watched {
+        let mut lost = false;
+        if let Some(watch) = &known.watch {
+            let changes = watch.take();
+            if !changes.lost {
+                seen.note_changes(scope, changes.known);
+                return Some(Look::Known);
+            }
+            (known.watch, lost) = (None, true);
+        } else {
             known.watch = self.watches.add(&scope.path.join(&known.name));
         }
         let now = version(scope, &known.name).or_else(by_any_name)?;
         let inode = now.inode;
         Some(match known.version {
             before if before.inode != inode => Look::New { inode },
-            before if before != now || was_watched => Look::Changed { inode },
-            _ => Look::Same,
+            before if before != now || lost => Look::Changed { inode },
+            _ => Look::Known,
         })
     }
+}
+
+impl Seen {
+    /// Notes which steps began or ended in the job.
+    fn note_changes(&mut self, scope: &Scope, changes: Vec<Change>) {
+        let Some(job) = self.directory.as_ref().filter(|_| !changes.is_empty()) else { return };
+        let mut made = Vec::new();
+        for change in changes {
+            match change {
+                Change::Made(name) => {
+                    let path = Path::new(&job.name).join(&name);
+                    let stat = fstatat(scope, &path, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+                    // Or it has ended by now.
+                    made.extend(stat.filter(is_directory).map(|stat| (stat.st_ino, name)));
+                }
+                Change::Removed(name) => self.steps.retain(|_, step| *step != name),
+            }
+        }
+        self.trim();
+        self.take(&made, 0);
+        self.add_steps(made);
+    }
+}
+
+fn is_directory(stat: &FileStat) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode).contains(SFlag::S_IFDIR)
 }
 
 fn version(scope: &Scope, name: &str) -> Option<Version> {

@@ -109,7 +109,13 @@ impl Seen {
 
     /// Notes which steps the job's directory holds.
     pub(super) fn note_steps(&mut self, steps: &[(u64, OsString)]) {
-        self.steps = steps.iter().cloned().collect();
+        self.steps.clear();
+        self.add_steps(steps.iter().cloned());
+    }
+
+    /// Notes more of them.
+    pub(super) fn add_steps(&mut self, steps: impl IntoIterator<Item = (u64, OsString)>) {
+        self.steps.extend(steps);
         while self.steps.len() > MAX_STEPS {
             self.steps.pop_first();
         }

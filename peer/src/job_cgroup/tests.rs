@@ -4,12 +4,13 @@ use super::search::MAX_READ;
 
 use super::*;
 
-/// A hierarchy of directories in place of the kernel's.
+/// A hierarchy of directories in place of the kernel's. On tmpfs, which numbers them in the order in which they are made, as
+/// the kernel numbers cgroups.
 struct Hierarchy(tempfile::TempDir);
 
 impl Hierarchy {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Hierarchy(dir)
     }
@@ -223,6 +224,38 @@ fn a_quick_look_believes_no_more_than_the_search() {
     let next = machine.make(&format!("{SCOPE}/job_7/step_0/user/task_0"));
     assert_eq!(jobs.likely(next), Some(7));
     assert_eq!(jobs.likely(CgroupId(1)), None);
+}
+
+#[test]
+fn the_kernel_tells_a_quick_look_which_steps_began_and_ended() {
+    let machine = Hierarchy::new();
+    let step = |job: u32, step: u32| machine.make(&format!("{SCOPE}/job_{job}/step_{step}/user/task_0"));
+    for job in 1..=20 {
+        step(job, 0);
+    }
+    let mut jobs = Jobs::new(&machine, 1..=20);
+    for (job, seen) in &mut jobs.jobs {
+        assert_eq!(whole_search(&jobs.cgroups, Some(CgroupId(1)), numbered(*job), seen), Verdict::Outside);
+    }
+    assert_eq!(jobs.likely(CgroupId(1)), None, "from now on they are watched");
+    for round in 1..10 {
+        for job in [3, 17] {
+            let task = step(job, round * 10 + job % 10);
+            assert_eq!(jobs.likely(task), Some(job), "round {round}");
+            let watched = |seen: &Seen| seen.directory.as_ref().is_some_and(|known| known.watch.is_some());
+            let seen = &jobs.jobs.iter().find(|(known, _)| *known == job).unwrap().1;
+            assert!(watched(seen) && seen.has(task));
+        }
+        let (_, seen) = &jobs.jobs[2];
+        let before = seen.steps.len();
+        fs::remove_dir_all(machine.0.path().join(SCOPE).join(format!("job_3/step_{}", round * 10 + 3))).unwrap();
+        assert_eq!(jobs.likely(CgroupId(1)), None);
+        assert_eq!(jobs.jobs[2].1.steps.len(), before - 1, "the step has ended");
+    }
+    // More at once than are kept: the directory is read again.
+    let tasks: Vec<_> = (0..200).map(|number| step(5, 1000 + number)).collect();
+    assert_eq!(jobs.likely(tasks[199]), Some(5));
+    assert_eq!(jobs.likely(tasks[198]), Some(5));
 }
 
 #[test]

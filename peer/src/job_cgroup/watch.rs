@@ -1,27 +1,48 @@
-//! Which jobs' directories got or lost a step, as the kernel reports it (inotify): a job in which nothing happened costs no
-//! system call.
+//! Which steps jobs got and lost, as the kernel reports it (inotify): a job in which nothing happened costs no system call,
+//! and one with a new step is not read again.
 //!
-//! The kernel reports the first change of a watched directory and forgets the watch (`IN_ONESHOT`), so what it holds for
-//! this process is bounded by the number of watches, however many steps begin before anybody asks. A change is reported
-//! before mkdir(2) or rmdir(2) returns, so no process is in a new step's cgroup before it.
+//! A change is reported before mkdir(2) or rmdir(2) returns, so no process is in a new step's cgroup before it. What nobody has
+//! asked for yet is bounded: by the kernel (`fs.inotify.max_queued_events`), and here by [`MAX_CHANGES`] for each directory.
+//! Beyond it is known that something was lost, and the directory is to be read.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 /// Watches at a time, of all users.
 const MAX_WATCHES: usize = 512;
+/// Changes of one directory that are kept until they are asked for.
+const MAX_CHANGES: usize = 64;
+/// The kernel's reports come some eighty at a time; so many times they are read before the caller goes on. The rest waits for
+/// the next time.
+const MAX_READS: usize = 32;
 
 /// What the kernel watches for this process.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watches(Option<Arc<Kernel>>);
 
-/// A directory that is watched until it changes or this is dropped.
-#[derive(Debug, Clone)]
+/// A directory that is watched until this is dropped.
+#[derive(Debug)]
 pub(super) struct Watch(Arc<State>);
+
+/// What has happened in a directory since it was asked last.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// In their order.
+    pub known: Vec<Change>,
+    /// There were others.
+    pub lost: bool,
+}
+
+/// A directory in the watched one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Made(OsString),
+    Removed(OsString),
+}
 
 #[derive(Debug)]
 struct Kernel {
@@ -32,7 +53,7 @@ struct Kernel {
 #[derive(Debug)]
 struct State {
     descriptor: WatchDescriptor,
-    changed: AtomicBool,
+    changes: Mutex<Changes>,
     kernel: Arc<Kernel>,
 }
 
@@ -43,7 +64,7 @@ impl Watches {
         Watches(inotify.map(|inotify| Arc::new(Kernel { inotify, states: Mutex::default() })))
     }
 
-    /// Watches a directory from now on; `None` where that is not possible, or there are too many watches.
+    /// Watches a directory from now on; `None` where that is not possible, there are too many watches, or it is watched.
     pub fn add(&self, directory: &Path) -> Option<Watch> {
         let kernel = self.0.as_ref()?;
         let mut states = kernel.states();
@@ -51,28 +72,37 @@ impl Watches {
             return None;
         }
         let events = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE;
-        let how = AddWatchFlags::IN_ONESHOT | AddWatchFlags::IN_ONLYDIR | AddWatchFlags::IN_DONT_FOLLOW;
+        let how = AddWatchFlags::IN_ONLYDIR | AddWatchFlags::IN_DONT_FOLLOW;
         let descriptor = kernel.inotify.add_watch(directory, events | how).ok()?;
         // The kernel has one watch for a directory, however many ask for it.
-        if let Some(state) = states.get(&descriptor).and_then(Weak::upgrade) {
-            return Some(Watch(state));
+        if states.get(&descriptor).is_some_and(|state| state.strong_count() > 0) {
+            return None;
         }
-        let state = Arc::new(State { descriptor, changed: AtomicBool::new(false), kernel: kernel.clone() });
+        let state = Arc::new(State { descriptor, changes: Mutex::default(), kernel: kernel.clone() });
         states.insert(descriptor, Arc::downgrade(&state));
         Some(Watch(state))
     }
 
-    /// Learns what has changed: [`Watch::has_changed`] says it afterwards.
+    /// Learns what has happened: [`Watch::take`] says it afterwards.
     pub fn learn(&self) {
         let Some(kernel) = &self.0 else { return };
-        while let Ok(events) = kernel.inotify.read_events() {
+        for _ in 0..MAX_READS {
+            let Ok(events) = kernel.inotify.read_events() else { return };
             let states = kernel.states();
             for event in events {
-                // More than the kernel keeps cannot come of so few watches. If it does, nobody knows what has changed.
-                let all = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
-                let concerned = states.iter().filter(|(descriptor, _)| all || **descriptor == event.wd);
-                for state in concerned.filter_map(|(_, state)| state.upgrade()) {
-                    state.changed.store(true, Ordering::Relaxed);
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    states.values().filter_map(Weak::upgrade).for_each(|state| state.changes().lose());
+                } else if let Some(state) = states.get(&event.wd).and_then(Weak::upgrade) {
+                    match event.name {
+                        Some(name) if event.mask.contains(AddWatchFlags::IN_CREATE) => {
+                            state.changes().note(Change::Made(name));
+                        }
+                        Some(name) if event.mask.contains(AddWatchFlags::IN_DELETE) => {
+                            state.changes().note(Change::Removed(name));
+                        }
+                        // The watch has ended: the directory or its file system is gone.
+                        _ => state.changes().lose(),
+                    }
                 }
             }
         }
@@ -85,10 +115,30 @@ impl Kernel {
     }
 }
 
+impl State {
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Changes {
+    fn note(&mut self, change: Change) {
+        if self.known.len() < MAX_CHANGES {
+            self.known.push(change);
+        } else {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        *self = Changes { known: Vec::new(), lost: true };
+    }
+}
+
 impl Watch {
-    /// Whether the directory has other entries than when it was watched first, as far as [`Watches::learn`] has learnt.
-    pub fn has_changed(&self) -> bool {
-        self.0.changed.load(Ordering::Relaxed)
+    /// What has happened since this was called last, as far as [`Watches::learn`] has learnt.
+    pub fn take(&self) -> Changes {
+        std::mem::take(&mut self.0.changes())
     }
 }
 
@@ -108,31 +158,54 @@ mod tests {
     use super::*;
     use std::fs;
 
+    fn changes(watches: &Watches, watch: &Watch) -> Changes {
+        watches.learn();
+        watch.take()
+    }
+
     #[test]
-    fn a_watch_tells_of_the_first_change_and_of_no_other_directory() {
+    fn a_watch_tells_what_happened_in_its_directory_and_in_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
         for path in [&one, &two] {
             fs::create_dir(path).unwrap();
         }
         let watches = Watches::new();
-        let [first, again, other] = [&one, &one, &two].map(|path| watches.add(path).unwrap());
-        watches.learn();
-        assert!(![&first, &again, &other].iter().any(|watch| watch.has_changed()));
+        let [first, other] = [&one, &two].map(|path| watches.add(path).unwrap());
+        assert!(watches.add(&one).is_none(), "it is watched");
+        assert_eq!(changes(&watches, &first), Changes::default());
         for step in ["step_0", "step_1"] {
-            fs::create_dir(one.join(step)).unwrap();
+            fs::create_dir_all(one.join(step).join("user")).unwrap();
         }
-        assert!(!first.has_changed(), "nobody has asked the kernel yet");
-        watches.learn();
-        assert!(first.has_changed() && again.has_changed() && !other.has_changed());
-        fs::remove_dir(one.join("step_0")).unwrap();
+        fs::remove_dir_all(one.join("step_0")).unwrap();
+        assert_eq!(first.take(), Changes::default(), "nobody has asked the kernel yet");
+        let made = |name: &str| Change::Made(name.into());
+        let known = vec![made("step_0"), made("step_1"), Change::Removed("step_0".into())];
+        assert_eq!(changes(&watches, &first), Changes { known, lost: false });
+        assert_eq!(changes(&watches, &first), Changes::default());
+        assert_eq!(other.take(), Changes::default());
+        drop(first);
         let anew = watches.add(&one).unwrap();
-        drop((first, again));
-        watches.learn();
-        assert!(!anew.has_changed());
-        fs::remove_dir(one.join("step_1")).unwrap();
-        watches.learn();
-        assert!(anew.has_changed() && !other.has_changed());
+        fs::create_dir(one.join("step_2")).unwrap();
+        assert_eq!(changes(&watches, &anew), Changes { known: vec![made("step_2")], lost: false });
+        fs::remove_dir_all(&one).unwrap();
+        assert!(changes(&watches, &anew).lost, "the watch ended with its directory");
+    }
+
+    #[test]
+    fn more_changes_than_are_kept_are_known_to_be_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let watches = Watches::new();
+        let watch = watches.add(dir.path()).unwrap();
+        for number in 0..MAX_CHANGES {
+            fs::create_dir(dir.path().join(number.to_string())).unwrap();
+        }
+        assert_eq!(changes(&watches, &watch).known.len(), MAX_CHANGES);
+        for number in 0..=MAX_CHANGES {
+            fs::create_dir(dir.path().join(format!("x{number}"))).unwrap();
+        }
+        assert!(changes(&watches, &watch).lost);
+        assert_eq!(changes(&watches, &watch), Changes::default());
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::keeper::runs::{Run, sift};
 
 /// Within this time of a late record's making its step holds the lock by which it is seen.
 const FIRST_STEP: Duration = Duration::from_secs(60);
+/// A job that got no credentials, was started by a prolog and has had no step for so long has as a rule lost its epilog. One
+/// that pauses for longer loses nothing: its next step asks again for it.
+const EPILOG_LOST: Duration = Duration::from_secs(24 * 3600);
 
 impl Keeper {
     /// Ends the runs whose jobs are over, says Slurm, and whose records are where they were all the same: their epilog was
@@ -37,33 +40,35 @@ impl Keeper {
         }
     }
 
-    /// Ends the late runs that get no credentials, once no step of theirs lives. An epilog would end them, but where slurmd
-    /// ran no prolog it may run none; and credvend, which knows no session of theirs, never says that they are over. To be
-    /// done before a look, as above.
-    fn end_refused_late(&self) {
+    /// Ends the runs that get no credentials, once no step of theirs lives. An epilog would end them, but it can be lost, and
+    /// where slurmd ran no prolog it may run none; and credvend, which knows no session of theirs, never says that they are
+    /// over. To be done before a look, as above.
+    fn end_refused(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let old = |created: u64| now.saturating_sub(Duration::from_secs(created)) >= FIRST_STEP;
+        let is_older = |created: u64, than: Duration| now.saturating_sub(Duration::from_secs(created)) >= than;
         let late = self
             .late
             .refused()
-            .filter(|late| old(late.created))
+            .filter(|late| is_older(late.created, FIRST_STEP))
             .map(|late| (&late.job.run, late.job.job, 0, &late.path));
-        let completed = self.runs.all().filter(|Run { job, traits, .. }| {
+        let refused = self.runs.all().filter(|Run { job, traits, .. }| {
             let no_session = job.refused.is_some() && job.session.is_none();
-            traits.was_late && no_session && !job.ended && old(traits.created)
+            let enough = if traits.was_late { FIRST_STEP } else { EPILOG_LOST };
+            no_session && !job.ended && is_older(traits.created, enough)
         });
-        let completed =
-            completed.filter_map(|run| Some((&run.job.run, run.job.job, run.job.restart, run.path.as_ref()?)));
-        for (run, job, restart, path) in late.chain(completed) {
+        let refused = refused.filter_map(|run| Some((&run.job.run, run.job.job, run.job.restart, run.path.as_ref()?)));
+        for (run, job, restart, path) in late.chain(refused) {
             if records::has_steps(path, run) {
                 continue;
             }
             match records::end(path, &self.ended_path(job, restart, run), run) {
                 Ok(()) => {
-                    tracing::info!(%job, "a job that got no credentials has no step here any more: its late record goes")
+                    tracing::info!(%job, "a job that got no credentials has no step here any more: its record goes")
                 }
                 Err(Refused::NoRecord) => {}
-                Err(error) => tracing::error!(%job, %error, "the late record of a job cannot be ended"),
+                Err(error) => {
+                    tracing::error!(%job, %error, "the record of a job that got no credentials cannot be ended")
+                }
             }
         }
     }
@@ -76,7 +81,7 @@ impl Keeper {
     pub(super) fn look(&mut self, only: Option<JobId>) -> bool {
         if only.is_none() {
             self.end_stuck();
-            self.end_refused_late();
+            self.end_refused();
         }
         // First jobs/, then ended/: a job that moves in between is seen twice rather than never.
         let looks = match only {

@@ -11,7 +11,7 @@ use credd_protocol::{ProjectId, SessionId, UserName};
 use super::concerned::SKEW;
 use super::dying::{LONGEST_LIFE, bystander, from_upstream};
 use super::report::{Bystander, MOST_LISTED};
-use crate::store::{Issuance, IssuedTo, OrderId, Session, SessionFilter, StoreError};
+use crate::store::{Issuance, IssuedTo, OrderId, PAGE, Session, SessionFilter, StoreError};
 use crate::vending::Vending;
 
 /// How many pages of a user's ACTIVE sessions, and of those that were INVALIDATED, are read at most.
@@ -81,6 +81,13 @@ impl Vending {
                 if from.is_none() {
                     break;
                 }
+            }
+            if from.is_some() {
+                tracing::warn!(
+                    %user, ?status, read = MAX_PAGES * PAGE,
+                    "the user has more sessions than are read here: in projects that were not seen, credentials of users whose \
+                     names contain this one's may be denied until they are renewed"
+                );
             }
         }
         Ok(projects)

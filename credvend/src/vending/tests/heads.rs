@@ -292,4 +292,14 @@ async fn a_heads_session_of_an_earlier_release_is_found() {
     assert!(!restarted.may_have_head_sessions(&"hpc".parse().unwrap()).await);
     restarted.sweep().await.unwrap();
     assert!(restarted.may_have_head_sessions(&"hpc".parse().unwrap()).await);
+    // And where it is beside this one, during an upgrade.
+    let w = World::new();
+    w.vending.sweep().await.unwrap();
+    open_unnoted(&w).await;
+    w.clock.advance(Duration::minutes(9));
+    w.vending.sweep().await.unwrap();
+    assert!(!w.vending.may_have_head_sessions(&"hpc".parse().unwrap()).await);
+    w.clock.advance(Duration::minutes(1));
+    w.vending.sweep().await.unwrap();
+    assert!(w.vending.may_have_head_sessions(&"hpc".parse().unwrap()).await);
 }
