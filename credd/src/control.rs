@@ -3,12 +3,14 @@
 //! The keeper never reads a byte that a job wrote; the server is never given a job's token (it sees what jobs
 //! send), a MUNGE key or root's uid.
 
+use std::fmt;
+
 use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::late::SlurmFacts;
 use credd_protocol::local::{Health, JobStatus};
 use credd_protocol::record::JobOptions;
 use credd_protocol::{
-    ClusterName, JobId, NodeName, PartitionName, ProjectId, SessionId, Sluid, TokenHash, Uid, UserName,
+    ClusterName, Invalid, JobId, NodeName, PartitionName, ProjectId, SessionId, Sluid, TokenHash, Uid, UserName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,16 +24,35 @@ pub const NOT_NAMED: &str = "the cluster's name is not known before the first jo
 /// One run of a job on this node. Differs for every record the plugin ever wrote, also under the same job id.
 ///
 /// It is the first 16 hex digits of the token's hash: nothing can be learned from it, and it needs no bookkeeping.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunId(pub String);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct RunId(u64);
 
 impl RunId {
     /// The run whose token has this hash.
     pub fn of(token: TokenHash) -> Self {
-        let mut hex = token.to_hex();
-        hex.truncate(16);
-        RunId(hex)
+        RunId(token.first_digits())
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<RunId> for String {
+    fn from(run: RunId) -> String {
+        run.to_string()
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = Invalid;
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let digits = Some(&text).filter(|text| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit()));
+        let number = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        number.map(RunId).ok_or_else(|| Invalid::new("run", &text, "it must be 16 hex digits"))
     }
 }
 

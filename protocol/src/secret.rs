@@ -140,6 +140,12 @@ impl TokenHash {
         hex::push(&mut text, &self.0);
         text
     }
+
+    /// Its first 16 hex digits as a number, which says nothing of the token.
+    pub fn first_digits(self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 impl PartialEq for TokenHash {

@@ -1,6 +1,8 @@
 //! What refuses every job of a site although its configuration is valid: `credd health`, `credvend status` and
 //! `credvend check-config --online` each say it, and are silent again afterwards.
 
+use std::os::unix::fs::PermissionsExt;
+
 use testbed::{Cluster, Host, Output, Plan};
 
 use crate::support::{SOON, hold_script, scontrol, srun};
@@ -172,11 +174,14 @@ fn jobs_are_private(site: &Site) {
     let held = hold_script(&site.cluster, "alice", &[], ASK);
     site.health_says(&format!("credvend: job {} has no session: ", held.job));
     let health_of = |user: &str| site.cluster.node("n1").run_as(user, &["credd", "health"]).stdout;
-    let own = health_of("alice");
-    assert!(own.contains(&format!("credvend: job {} has no session: ", held.job)), "{own}");
-    let others = health_of("bob");
-    assert!(others.contains("credvend: a job of another user has no session"), "{others}");
-    assert!(!others.contains(&format!("job {}", held.job)) && !others.contains(word), "{others}");
+    let number = format!("job {}", held.job);
+    site.told("alice to be told", || health_of("alice"), &format!("credvend: {number} has no session: "));
+    let told_to_bob = || {
+        let said = health_of("bob");
+        assert!(!said.contains(&number), "{said}");
+        said
+    };
+    site.told("bob not to be told of which job", told_to_bob, "credvend: a job of another user has no session");
     std::fs::write(&conf, before).unwrap();
     scontrol(&site.cluster, "reconfigure");
     site.restart();
@@ -188,10 +193,16 @@ fn jobs_are_private(site: &Site) {
 fn a_head_is_to_state_the_jobs(site: &Site) {
     let path = site.etc("credvend.toml");
     let good = std::fs::read_to_string(&path).unwrap();
-    let head = good.replace("attest = \"slurm\"", "attest = \"head\"");
-    let without_slurm = |line: &&str| !line.starts_with("slurm-conf");
-    std::fs::write(&path, head.lines().filter(without_slurm).map(|line| format!("{line}\n")).collect::<String>())
-        .unwrap();
+    let cluster = &good[good.find("[[cluster]]").unwrap()..];
+    let without_slurm: Vec<&str> = cluster.lines().filter(|line| !line.starts_with("slurm-conf")).collect();
+    let heads = without_slurm.join("\n").replace("attest = \"slurm\"", "attest = \"head\"");
+    std::fs::write(&path, good.replace(cluster, &format!("{heads}\n"))).unwrap();
+    site.restart();
+    site.health_says("no configured cluster uses MUNGE");
+
+    // Beside a cluster whose nodes attest.
+    let another = cluster.replace("\"lab\"", "\"another\"");
+    std::fs::write(&path, good.replace(cluster, &format!("{heads}\n{another}"))).unwrap();
     site.restart();
     site.jobs(3);
     site.health_says("refusals: ");
@@ -264,13 +275,20 @@ fn the_nodes_munged_is_down(site: &Site) {
 fn the_nodes_clock_is_wrong(site: &Site) {
     let munged = site.cluster.node("n1").munged();
     munged.stop().unwrap();
-    munged.start_with(&[("LD_PRELOAD", &faketime()), ("FAKETIME", "-1h")]).unwrap();
+    // Under another program's name, since the library may not be in a process that changes its user, as the daemon's start does.
+    let dir = site.cluster.run_dir().join("etc/an-hour-ago");
+    std::fs::create_dir(&dir).unwrap();
+    let script = format!("#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME=-1h /usr/sbin/munged \"$@\"\n", faketime());
+    std::fs::write(dir.join("munged"), script).unwrap();
+    std::fs::set_permissions(dir.join("munged"), PermissionsExt::from_mode(0o755)).unwrap();
+    let usual = "/usr/sbin:/usr/bin:/sbin:/bin";
+    munged.start_with(&[("PATH", &format!("{}:{usual}", dir.display()))]).unwrap();
     site.restart_credd();
     site.health_says("credvend: ");
     site.health_says("not authenticated");
     site.told("status to say it", || site.status(), "failed authentication");
     munged.stop().unwrap();
-    munged.start().unwrap();
+    munged.start_with(&[("PATH", usual)]).unwrap();
     site.restart_credd();
     site.well();
 }

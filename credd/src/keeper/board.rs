@@ -31,7 +31,7 @@ impl Board {
     pub fn enter(&self, job: JobId, run: &RunId, outcome: Outcome) {
         let mut inner = self.lock();
         if inner.jobs.get(&job).is_none_or(|(known, _)| known != run) {
-            inner.jobs.insert(job, (run.clone(), outcome));
+            inner.jobs.insert(job, (*run, outcome));
             self.changed.notify_all();
         }
     }
@@ -96,7 +96,8 @@ mod tests {
     fn those_who_wait_hear_at_once_and_only_of_their_run() {
         let board = Board::default();
         let job = JobId::try_from(5).unwrap();
-        let (old, new) = (RunId("old".into()), RunId("new".into()));
+        let (old, new) =
+            (RunId::of(credd_protocol::TokenHash::of("old")), RunId::of(credd_protocol::TokenHash::of("new")));
         assert_eq!(board.wait(job, Instant::now()), Outcome::Unknown);
         board.enter(job, &old, Outcome::Open);
         board.enter(job, &new, Outcome::Opening { reason: None });

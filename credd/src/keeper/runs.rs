@@ -56,18 +56,18 @@ impl Runs {
         let mut present = HashSet::new();
         // Ends first: of a run found twice, the end is the news.
         for Found { path, job, changed, traits } in ended.into_iter().chain(jobs) {
-            if !present.insert(job.run.clone()) {
+            if !present.insert(job.run) {
                 continue;
             }
             match self.by_id.get_mut(&job.run) {
                 None => {
-                    changes.new.push(job.run.clone());
+                    changes.new.push(job.run);
                     let run = Run { job, path: Some(path), changed, traits };
-                    self.by_id.insert(run.job.run.clone(), Box::new(run));
+                    self.by_id.insert(run.job.run, Box::new(run));
                 }
                 Some(known) => {
                     if job.ended && !known.job.ended {
-                        changes.ended.push(job.run.clone());
+                        changes.ended.push(job.run);
                     }
                     // What ended stays ended, whatever is moved about in the directories.
                     known.job.ended |= job.ended;
@@ -84,8 +84,8 @@ impl Runs {
                 if !run.job.ended {
                     run.job.ended = true;
                     run.changed = now;
-                    changes.ended.push(id.clone());
-                    changes.vanished.push(id.clone());
+                    changes.ended.push(*id);
+                    changes.vanished.push(*id);
                 }
             }
         }
@@ -95,7 +95,7 @@ impl Runs {
 
     fn give_up(&mut self, now: SystemTime) -> Vec<Run> {
         let mut ends: Vec<(SystemTime, RunId)> =
-            self.by_id.iter().filter(|(_, run)| run.job.ended).map(|(id, run)| (run.changed, id.clone())).collect();
+            self.by_id.iter().filter(|(_, run)| run.job.ended).map(|(id, run)| (run.changed, *id)).collect();
         ends.sort();
         let surplus = ends.len().saturating_sub(MAX_ENDS);
         let old = |changed: SystemTime| now.duration_since(changed).is_ok_and(|age| age > MAX_END_AGE);
@@ -169,12 +169,12 @@ mod tests {
         let mut runs = Runs::default();
         let (first, second) = (record(5), record(5));
         let one = start(&run_dir, &first);
-        assert_eq!(take(&mut runs, &run_dir, now).new, vec![one.clone()]);
+        assert_eq!(take(&mut runs, &run_dir, now).new, vec![one]);
         assert!(take(&mut runs, &run_dir, now).new.is_empty());
         end(&run_dir, &first);
         let two = start(&run_dir, &second);
         let changes = take(&mut runs, &run_dir, now);
-        assert_eq!((changes.new, changes.ended), (vec![two.clone()], vec![one.clone()]));
+        assert_eq!((changes.new, changes.ended), (vec![two], vec![one]));
         assert_eq!(runs.counts(), (1, 1));
         assert_eq!(runs.identity().unwrap().1.as_str(), "n1");
 
@@ -182,7 +182,7 @@ mod tests {
         let stolen = run_dir.path().join("stolen");
         std::fs::rename(run_dir.job(second.job), &stolen).unwrap();
         let changes = take(&mut runs, &run_dir, now);
-        assert_eq!((changes.ended, changes.vanished), (vec![two.clone()], vec![two.clone()]));
+        assert_eq!((changes.ended, changes.vanished), (vec![two], vec![two]));
         std::fs::rename(&stolen, run_dir.job(second.job)).unwrap();
         assert!(take(&mut runs, &run_dir, now).new.is_empty());
         assert!(runs.get(&two).unwrap().job.ended);
@@ -199,8 +199,8 @@ mod tests {
             let (jobs, ended) = records::look_at(&run_dir, job.job).unwrap();
             runs.take(jobs.found, ended.found, Some(job.job), now)
         };
-        assert_eq!(look(&one).new, vec![one_run.clone()]);
-        assert_eq!(look(&other).new, vec![other_run.clone()]);
+        assert_eq!(look(&one).new, vec![one_run]);
+        assert_eq!(look(&other).new, vec![other_run]);
         end(&run_dir, &other);
         let changes = look(&one);
         assert!(changes.ended.is_empty() && changes.new.is_empty());

@@ -307,7 +307,7 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     let run = RunId::of(late.token.hash());
     let node = Node::start_named(dir, run_dir, free_address(), "cluster = \"lab\"\nnode = \"n1\"");
     let mut server = node.server();
-    let told = LateJob { run: run.clone(), job: late.job, uid: late.uid, token: late.token.hash(), refused: None };
+    let told = LateJob { run, job: late.job, uid: late.uid, token: late.token.hash(), refused: None };
     assert_eq!(server.hear(), ToServer::Late(Box::new(told.clone())));
     assert_eq!(server.hear(), ToServer::Scanned);
     let outcome = |node: &Node, job| match node.ask(&Request::Outcome { job, wait_ms: 0 }) {
@@ -318,7 +318,7 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     let Response::Status(jobs) = node.ask(&Request::Status) else { panic!("no status") };
     assert_eq!((jobs[0].job, jobs[0].uid, jobs[0].state.as_str()), (late.job, 1001, "opening"));
 
-    server.say(&ToKeeper::Attested { run: run.clone(), facts: facts("gpu") });
+    server.say(&ToKeeper::Attested { run, facts: facts("gpu") });
     let job = server.hear_job();
     assert_eq!((&job.run, job.restart, job.options.role.as_str()), (&run, 2, "train"));
     assert_eq!((job.user.as_str(), job.partition.as_str(), job.token), ("alice", "gpu", late.token.hash()));
@@ -327,14 +327,14 @@ fn a_late_record_is_completed_by_slurms_word_and_its_partition_decides() {
     assert!(!node.run_dir.job(late.job).join(file::LATE).exists());
     assert!(node.run_dir.job(late.job).join(file::WAS_LATE).exists());
     // Nothing said later changes what it is.
-    server.say(&ToKeeper::Attested { run: run.clone(), facts: facts("batch") });
-    server.say(&ToKeeper::Opened { run: run.clone(), session: SessionId::random() });
+    server.say(&ToKeeper::Attested { run, facts: facts("batch") });
+    server.say(&ToKeeper::Opened { run, session: SessionId::random() });
     node.until("open", |node| outcome(node, late.job) == Outcome::Open);
 
     let off = leave_late(&node.run_dir, 2);
     assert_eq!(outcome(&node, off.job), Outcome::Opening { reason: None });
     let ToServer::Late(told) = server.hear() else { panic!("not told") };
-    server.say(&ToKeeper::Attested { run: told.run.clone(), facts: facts("debug") });
+    server.say(&ToKeeper::Attested { run: told.run, facts: facts("debug") });
     let ToServer::Late(told) = server.hear() else { panic!("not told") };
     assert_eq!(told.refused.as_deref(), Some("they are switched off for partition debug"));
     node.until("off", |node| matches!(outcome(node, off.job), Outcome::Refused { .. }));
@@ -396,11 +396,11 @@ fn a_late_run_that_is_refused_goes_when_its_steps_are_gone_whichever_credd_was_t
     drop(steps);
     look_at_all(&node);
     let mut ended = [server.hear(), server.hear(), server.hear()].map(|message| match message {
-        ToServer::Ended { run } => run.0,
+        ToServer::Ended { run } => run,
         other => panic!("{other:?}"),
     });
     ended.sort();
-    let mut expected = [run.0, run_of(&completed).0, run_of(&forgotten).0];
+    let mut expected = [run, run_of(&completed), run_of(&forgotten)];
     expected.sort();
     assert_eq!(ended, expected);
     assert_eq!(there(&node), [false, true, false, true, false]);
@@ -579,9 +579,9 @@ fn a_record_whose_epilog_never_came_is_ended_by_slurms_word() {
         node.outcome(record);
         assert_eq!(server.hear_job().job, record.job);
     }
-    server.say(&ToKeeper::Over { run: run.clone() });
+    server.say(&ToKeeper::Over { run });
     // Nothing happens before all records are looked at: the epilog has until then.
-    server.say(&ToKeeper::Over { run: RunId("0".repeat(16)) });
+    server.say(&ToKeeper::Over { run: RunId::of(credd_protocol::TokenHash::of("nobody's")) });
     for job in 100..200 {
         let _ = node.desk.events.send(Event::Look(job.try_into().unwrap(), None));
     }

@@ -214,7 +214,7 @@ impl Jobs {
             self.by_token.insert(run.job.token, run.clone());
             *self.live.entry(run.job.uid).or_default() += 1;
         }
-        self.runs.insert(run.job.run.clone(), run.clone());
+        self.runs.insert(run.job.run, run.clone());
         self.changed.notify_waiters();
         News::New(run)
     }

@@ -80,7 +80,7 @@ mod tests {
         last.remember(&long, token.expose(), &other);
         assert!(last.run(&long, Some(&sent)).is_none());
         last.remember("/r", token.expose(), &other);
-        let id = other.job.run.clone();
+        let id = other.job.run;
         drop(other);
         jobs.end(&id);
         jobs.remove(&id);

@@ -168,13 +168,13 @@ async fn attest(server: Rc<Server>, late: Rc<LateRun>, mut failures: u32) {
             Ok(facts) => {
                 tracing::info!(job = %request.job, partition = %facts.partition, restart = facts.restart, "Slurm's word about a job without a prolog");
                 set(&server, &late, State::Attested);
-                server.keeper.tell(ToKeeper::Attested { run: late.job.run.clone(), facts });
+                server.keeper.tell(ToKeeper::Attested { run: late.job.run, facts });
                 return;
             }
             Err(Trouble::Never(reason) | Trouble::Over(reason) | Trouble::Gone(reason)) => {
                 tracing::warn!(job = %request.job, why = reason, "job refused");
                 set(&server, &late, State::Refused(reason.clone()));
-                server.keeper.tell(ToKeeper::Refused { run: late.job.run.clone(), reason });
+                server.keeper.tell(ToKeeper::Refused { run: late.job.run, reason });
                 return;
             }
             Err(trouble) => {
@@ -182,7 +182,7 @@ async fn attest(server: Rc<Server>, late: Rc<LateRun>, mut failures: u32) {
                 let reason = trouble.reason().to_owned();
                 if *late.state.borrow() != State::Asking(Some(reason.clone())) {
                     tracing::warn!(job = %request.job, why = reason, "Slurm's word about a job without a prolog is not there yet");
-                    server.keeper.tell(ToKeeper::Waiting { run: late.job.run.clone(), reason: reason.clone() });
+                    server.keeper.tell(ToKeeper::Waiting { run: late.job.run, reason: reason.clone() });
                     set(&server, &late, State::Asking(Some(reason)));
                 }
             }

@@ -116,7 +116,7 @@ async fn open(server: Rc<Server>, run: Rc<Run>) {
                 if told != trouble.reason() && !run.ended() {
                     told = trouble.reason().to_owned();
                     tracing::warn!(job = %job.job, why = told, "no session yet");
-                    server.keeper.tell(ToKeeper::Waiting { run: job.run.clone(), reason: told.clone() });
+                    server.keeper.tell(ToKeeper::Waiting { run: job.run, reason: told.clone() });
                 }
                 let (backoff, soonest) = match trouble {
                     Trouble::No(_) | Trouble::Site(_) => (AFTER_NO, SOONEST_AFTER_NO),
@@ -177,7 +177,7 @@ fn opened(server: &Rc<Server>, run: &Rc<Run>, session: SessionId) {
     if credentials_first(&run.job) && (server.settings.get().cache.store || run.job.options.on_error == OnError::Fail) {
         tokio::task::spawn_local(vend::prefetch(server.clone(), run.clone()));
     } else {
-        server.keeper.tell(ToKeeper::Opened { run: run.job.run.clone(), session });
+        server.keeper.tell(ToKeeper::Opened { run: run.job.run, session });
     }
 }
 
@@ -187,14 +187,14 @@ fn refuse(server: &Server, run: &Run, reason: &str) {
     }
     tracing::warn!(job = %run.job.job, why = reason, "job refused");
     run.set(State::Refused(reason.to_owned()));
-    server.keeper.tell(ToKeeper::Refused { run: run.job.run.clone(), reason: reason.to_owned() });
+    server.keeper.tell(ToKeeper::Refused { run: run.job.run, reason: reason.to_owned() });
 }
 
 /// Refuses a run that is over by Slurm's word. Should a step of the job begin here all the same, the record was an earlier
 /// run's, whose end nobody noted: the step sees it by the keeper's note, and makes another one.
 fn over(server: &Server, run: &Run, reason: &str) {
     if !run.ended() {
-        server.keeper.tell(ToKeeper::Over { run: run.job.run.clone() });
+        server.keeper.tell(ToKeeper::Over { run: run.job.run });
     }
     refuse(server, run, reason);
 }
@@ -225,7 +225,7 @@ async fn deliver_end(server: Rc<Server>, run: Rc<Run>) {
         }
     }
     server.jobs.borrow_mut().remove(&run.job.run);
-    server.keeper.tell(ToKeeper::EndDelivered { run: run.job.run.clone() });
+    server.keeper.tell(ToKeeper::EndDelivered { run: run.job.run });
 }
 
 impl Server {

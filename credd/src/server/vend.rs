@@ -242,12 +242,12 @@ pub async fn prefetch(server: Rc<Server>, run: Rc<Run>) {
         let Some(trouble) = trouble else { break };
         if told != trouble.reason() && !run.ended() {
             told = trouble.reason().to_owned();
-            server.keeper.tell(ToKeeper::Waiting { run: run.job.run.clone(), reason: told.clone() });
+            server.keeper.tell(ToKeeper::Waiting { run: run.job.run, reason: told.clone() });
         }
     }
     if let State::Open(key) = run.state() {
         server.cache.borrow_mut().unused(&key);
-        server.keeper.tell(ToKeeper::Opened { run: run.job.run.clone(), session: key.session });
+        server.keeper.tell(ToKeeper::Opened { run: run.job.run, session: key.session });
     }
 }
 

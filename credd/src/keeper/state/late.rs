@@ -36,14 +36,14 @@ impl LateRuns {
 impl Keeper {
     /// Takes in the late records of a look, after its other records.
     pub(super) fn take_late(&mut self, found: Vec<FoundLate>, ended: Vec<FoundLate>, only: Option<JobId>) {
-        let present: HashSet<RunId> = found.iter().map(|late| late.job.run.clone()).collect();
+        let present: HashSet<RunId> = found.iter().map(|late| late.job.run).collect();
         let looked_for = |late: &FoundLate| only.is_none_or(|job| job == late.job.job);
         let gone: Vec<RunId> = self
             .late
             .0
             .iter()
             .filter(|(run, late)| looked_for(late) && !present.contains(run))
-            .map(|(run, _)| run.clone())
+            .map(|(run, _)| *run)
             .collect();
         for run in gone {
             let Some(late) = self.late.0.remove(&run) else { continue };
@@ -65,7 +65,7 @@ impl Keeper {
                 None => Outcome::Opening { reason: None },
             };
             self.parts.desk.board.enter(job.job, &job.run, outcome);
-            self.late.0.insert(job.run.clone(), late);
+            self.late.0.insert(job.run, late);
             self.tell(&ToServer::Late(Box::new(job)));
         }
         // Of these credvend knows nothing: there is no end to deliver.

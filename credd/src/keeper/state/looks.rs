@@ -74,7 +74,7 @@ impl Keeper {
     }
 
     fn ended_path(&self, job: JobId, restart: u32, run: &RunId) -> PathBuf {
-        self.run_dir.ended().join(format!("{job}.{restart}.{}", run.0))
+        self.run_dir.ended().join(format!("{job}.{restart}.{run}"))
     }
 
     /// Looks at all records, or at one job's, and tells the server what changed; `false` if they cannot be looked at.
@@ -114,7 +114,7 @@ impl Keeper {
             let Some(run) = self.runs.get(id) else { continue };
             tracing::info!(job = %run.job.job, vanished = changes.vanished.contains(id), "a job ended");
             board.leave(run.job.job, id);
-            self.tell(&ToServer::Ended { run: id.clone() });
+            self.tell(&ToServer::Ended { run: *id });
         }
         for id in &changes.new {
             let Some(run) = self.runs.get(id) else { continue };
@@ -127,7 +127,7 @@ impl Keeper {
         if only.is_none() {
             // Told to an earlier credd, which did not live to end them.
             let over = self.runs.all().filter(|run| run.traits.over && !run.job.ended);
-            self.over.extend(over.map(|run| run.job.run.clone()));
+            self.over.extend(over.map(|run| run.job.run));
         }
         for run in changes.given_up {
             tracing::warn!(job = %run.job.job, "credvend never took the end of this job: given up");

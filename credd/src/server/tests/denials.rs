@@ -104,7 +104,7 @@ fn what_a_kept_connection_proved_holds_for_that_path_and_token_only() {
         let mut kept = house.connect().await;
         assert_eq!(ask_on(&mut kept, port, 2, &two).await.word(), "ASIA0002");
         house.end(&job.run).await;
-        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
         let answer = ask_on(&mut kept, port, 2, &two).await;
         assert_eq!((answer.status, answer.word().as_str()), (403, "JobEnded"));
     });
@@ -419,7 +419,7 @@ fn odd_but_legal_requests_are_checked_like_any_other() {
         let port = house.endpoint.port();
         assert_eq!(ask_on(&mut kept, port, 7, &token).await.status, 200);
         house.end(&job.run).await;
-        house.until("delivered", |h| h.heard(&crate::control::ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("delivered", |h| h.heard(&crate::control::ToKeeper::EndDelivered { run: job.run })).await;
         assert_eq!(ask_on(&mut kept, port, 7, &token).await.word(), "JobEnded");
     });
 }

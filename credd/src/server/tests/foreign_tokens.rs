@@ -161,7 +161,7 @@ fn what_was_proven_dies_with_the_run_also_on_a_kept_connection() {
         let mut kept = house.connect().await;
         assert_eq!(ask_on(&mut kept, port, 7, &token).await.status, 200);
         house.end(&job.run).await;
-        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
         let answer = ask_on(&mut kept, port, 7, &token).await;
         assert_eq!((answer.status, answer.word().as_str()), (403, "JobEnded"));
         assert_eq!(foreign(&house, 7).await, denied("JobEnded"));

@@ -201,7 +201,7 @@ impl House {
     }
 
     pub async fn end(&mut self, run: &RunId) {
-        self.tell(&ToServer::Ended { run: run.clone() }).await;
+        self.tell(&ToServer::Ended { run: *run }).await;
     }
 
     /// Polls until it holds.

@@ -11,13 +11,13 @@ use crate::server::jobs::fixture;
 /// A late record of this process' uid.
 async fn late(house: &mut House, id: u32) -> (LateJob, Job, JobToken) {
     let (job, token) = fixture::job(id, own_uid());
-    let late = LateJob { run: job.run.clone(), job: job.job, uid: job.uid, token: job.token, refused: None };
+    let late = LateJob { run: job.run, job: job.job, uid: job.uid, token: job.token, refused: None };
     house.tell(&ToServer::Late(Box::new(late.clone()))).await;
     (late, job, token)
 }
 
 fn attested(house: &House, run: &RunId) -> bool {
-    house.heard(&ToKeeper::Attested { run: run.clone(), facts: slurm_facts("batch") })
+    house.heard(&ToKeeper::Attested { run: *run, facts: slurm_facts("batch") })
 }
 
 #[test]
@@ -47,9 +47,7 @@ fn what_credvend_refuses_for_good_is_refused_to_its_processes_and_kept() {
         house.credvend.script.borrow_mut().refuse_attest = Some((403, no));
         let (late, _, token) = late(&mut house, 7).await;
         let reason = "Slurm says another uid".to_owned();
-        house
-            .until("the refusal", |h| h.heard(&ToKeeper::Refused { run: late.run.clone(), reason: reason.clone() }))
-            .await;
+        house.until("the refusal", |h| h.heard(&ToKeeper::Refused { run: late.run, reason: reason.clone() })).await;
         let answer = house.ask(7, &token).await;
         assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
         assert!(answer.message().contains("another uid"), "{}", answer.body);
@@ -76,7 +74,7 @@ fn while_credvend_is_away_the_process_hears_why_and_the_end_ends_it() {
         let mut house = House::new().await;
         house.credvend.script.borrow_mut().refuse_attest = Some((503, error("Unavailable", "Slurm is away", true)));
         let (late, job, token) = late(&mut house, 7).await;
-        let waiting = ToKeeper::Waiting { run: late.run.clone(), reason: "Slurm is away".into() };
+        let waiting = ToKeeper::Waiting { run: late.run, reason: "Slurm is away".into() };
         house.until("the obstacle", |h| h.heard(&waiting)).await;
         let answer = house.ask(7, &token).await;
         assert_eq!((answer.status, answer.word().as_str()), (503, "NotNow"));
@@ -149,9 +147,9 @@ fn a_run_that_is_over_by_slurms_word_is_noted_and_a_revoked_one_is_not() {
                 }
                 let (job, token) = house.job(7).await;
                 assert_eq!(house.ask(7, &token).await.word(), "Refused");
-                let refused = ToKeeper::Refused { run: job.run.clone(), reason: message.to_owned() };
+                let refused = ToKeeper::Refused { run: job.run, reason: message.to_owned() };
                 house.until("the refusal", |h| h.heard(&refused)).await;
-                assert_eq!(house.heard(&ToKeeper::Over { run: job.run.clone() }), over, "{code} {message}");
+                assert_eq!(house.heard(&ToKeeper::Over { run: job.run }), over, "{code} {message}");
             }
         }
     });

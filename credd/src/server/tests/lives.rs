@@ -26,7 +26,7 @@ fn a_job_gets_its_document_and_the_session_opens_at_first_use() {
         }
         assert_eq!(house.counts(), (1, 1), "cached");
         house.end(&job.run).await;
-        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
         assert_eq!(house.credvend.script.borrow().leaves, [session]);
         let answer = house.ask(7, &token).await;
         assert_eq!((answer.status, answer.word().as_str()), (403, "JobEnded"));
@@ -139,9 +139,7 @@ fn with_prefetch_or_on_error_fail_open_means_credentials_too() {
             house.credvend.script.borrow_mut().refuse_credentials = Some((403, error));
             let (job, token) = house.job_with(4, change).await;
             let reason = "AWS does not give role r".to_owned();
-            house
-                .until("it waits", |h| h.heard(&ToKeeper::Waiting { run: job.run.clone(), reason: reason.clone() }))
-                .await;
+            house.until("it waits", |h| h.heard(&ToKeeper::Waiting { run: job.run, reason: reason.clone() })).await;
             assert!(house.session_of(&job.run).is_none(), "open promises the first credentials");
             house.credvend.script.borrow_mut().refuse_credentials = None;
             house.until("it opens", |h| h.session_of(&job.run).is_some()).await;
@@ -159,7 +157,7 @@ fn with_on_error_fail_a_final_refusal_of_credentials_is_the_outcome() {
         let reason = "project genomics has no role gpu".to_owned();
         house.credvend.script.borrow_mut().refuse_credentials = Some((403, error("UnknownRole", &reason, false)));
         let (job, _) = house.job_with(4, |job| job.options.on_error = OnError::Fail).await;
-        let refused = ToKeeper::Refused { run: job.run.clone(), reason };
+        let refused = ToKeeper::Refused { run: job.run, reason };
         house.until("the keeper knows", |h| h.heard(&refused)).await;
         assert!(house.session_of(&job.run).is_none());
     });
@@ -316,7 +314,7 @@ fn refusals_reach_the_jobs_user_and_do_not_storm_credvend() {
         assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
         assert!(answer.message().contains("submit it with --account"));
         let reason = "job 7 has no account; submit it with --account".to_owned();
-        let refused = ToKeeper::Refused { run: job.run.clone(), reason };
+        let refused = ToKeeper::Refused { run: job.run, reason };
         house.until("the keeper knows", |h| h.heard(&refused)).await;
         for _ in 0..20 {
             assert_eq!(house.ask(7, &token).await.status, 403);
@@ -356,14 +354,14 @@ fn an_invalidated_session_is_dead_at_once() {
         assert_eq!(house.ask(8, &other).await.status, 200);
         let session = house.session_of(&job.run).unwrap();
         house.credvend.invalidate(session, "revoked by an administrator");
-        let refused = ToKeeper::Refused { run: job.run.clone(), reason: "revoked by an administrator".into() };
+        let refused = ToKeeper::Refused { run: job.run, reason: "revoked by an administrator".into() };
         house.until("the keeper knows", |h| h.heard(&refused)).await;
         let answer = house.ask(7, &token).await;
         assert_eq!((answer.status, answer.word().as_str()), (403, "Refused"));
         assert!(answer.message().contains("revoked by an administrator"));
         assert_eq!(house.ask(8, &other).await.status, 200);
         house.end(&job.run).await;
-        house.until("its end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("its end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
     });
 }
 
@@ -427,7 +425,7 @@ fn an_answer_that_comes_after_the_end_is_left() {
         // The open is under way: credvend has it when the signature was given.
         house.until("an open is under way", |h| h.credvend.script.borrow().authorizations.len() >= 2).await;
         house.end(&job.run).await;
-        house.until("delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
         assert_eq!(house.credvend.script.borrow().leaves.len(), 1);
         assert!(house.session_of(&job.run).is_none());
     });
@@ -474,10 +472,10 @@ fn ends_are_delivered_however_long_credvend_is_away() {
             .await;
         let (never_opened, _) = house.job_with(8, |job| job.ended = true).await;
         let delivered = |h: &House, run| h.heard(&ToKeeper::EndDelivered { run });
-        house.until("nothing to deliver", |h| delivered(h, never_opened.run.clone())).await;
-        assert!(!delivered(&house, ended.run.clone()));
+        house.until("nothing to deliver", |h| delivered(h, never_opened.run)).await;
+        assert!(!delivered(&house, ended.run));
         house.credvend.start().await;
-        house.until("delivered", |h| delivered(h, ended.run.clone())).await;
+        house.until("delivered", |h| delivered(h, ended.run)).await;
         assert_eq!(house.credvend.script.borrow().leaves, [session]);
     });
 }

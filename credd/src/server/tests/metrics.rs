@@ -44,7 +44,7 @@ async fn used() -> String {
     let (ended, other) = house.job(9).await;
     assert_eq!(house.ask(9, &other).await.status, 200);
     house.end(&ended.run).await;
-    house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: ended.run.clone() })).await;
+    house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: ended.run })).await;
     assert!(house.session_of(&job.run).is_some());
     page(&house).await
 }

@@ -50,7 +50,7 @@ fn twenty_minutes_without_credvend_are_seen_by_no_client_and_ends_come_later_exa
             }
             assert_eq!(house.counts().1, fetched);
             let delivered = |h: &House| {
-                let over = ToKeeper::EndDelivered { run: jobs[0].0.run.clone() };
+                let over = ToKeeper::EndDelivered { run: jobs[0].0.run };
                 h.said.borrow().iter().filter(|said| **said == over).count()
             };
             assert_eq!(delivered(&house), 0);
@@ -79,7 +79,7 @@ fn an_end_whose_acknowledgement_is_lost_is_told_again_and_over_once() {
         let session = house.session_of(&job.run).unwrap();
         house.credvend.script.borrow_mut().lost_leaves = 2;
         house.end(&job.run).await;
-        let over = ToKeeper::EndDelivered { run: job.run.clone() };
+        let over = ToKeeper::EndDelivered { run: job.run };
         house.until("delivered", |h| h.heard(&over)).await;
         assert_eq!(house.credvend.script.borrow().leaves, [session; 3], "the same end, which credvend takes once");
         assert_eq!(house.said.borrow().iter().filter(|said| **said == over).count(), 1);

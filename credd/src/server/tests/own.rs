@@ -119,7 +119,7 @@ fn ones_only_job_is_served_without_a_token_and_others_are_not() {
         }
         word.uid(own_uid());
         house.end(&job.run).await;
-        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
         assert_eq!(credentials(&house, &["X-Credd-Job: 7"]).await, no("NoJob"), "the job is over");
         assert_eq!(credentials(&house, &[]).await, no("NoJob"));
     });
@@ -252,7 +252,7 @@ fn a_minted_token_serves_its_job_until_that_ends() {
         }
         assert_eq!(house.ask(7, &own.token).await.status, 200);
         house.end(&job.run).await;
-        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run.clone() })).await;
+        house.until("the end is delivered", |h| h.heard(&ToKeeper::EndDelivered { run: job.run })).await;
         assert_eq!(house.ask(7, &own.token).await.status, 403);
         let said = format!("{:?}", house.said.borrow());
         assert!(!said.contains(&own.token.expose()[7..]));
