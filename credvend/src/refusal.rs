@@ -49,6 +49,12 @@ pub enum Refusal {
     /// A cluster that the configuration does not have.
     #[error("cluster {0} is not in credvend's configuration; add a [[cluster]] for it")]
     UnknownCluster(ClusterName),
+    /// A node asks, and its cluster's head states the jobs.
+    #[error(
+        "cluster {0}: its head states its jobs (attest = \"head\" in credvend's configuration), so its nodes get nothing here; \
+         remove credd from them, or set attest = \"slurm\""
+    )]
+    HeadStatesJobs(ClusterName),
     /// Slurm knows no such job, or it is over.
     #[error("job {job} of cluster {cluster} is not running: {why}")]
     JobNotRunning {
@@ -201,7 +207,7 @@ impl Refusal {
             Refusal::BrowserRequest(_) => "BrowserRequest",
             Refusal::MethodNotAllowed { .. } => "MethodNotAllowed",
             Refusal::TooLarge(_) => "TooLarge",
-            Refusal::UnknownCluster(_) => "UnknownCluster",
+            Refusal::UnknownCluster(_) | Refusal::HeadStatesJobs(_) => "UnknownCluster",
             Refusal::JobNotRunning { .. } => "JobNotRunning",
             Refusal::NotOnNode { .. } => "NotOnNode",
             Refusal::Contradicted { .. } => "Contradicted",
@@ -251,6 +257,7 @@ impl Refusal {
                 | Refusal::UnknownProject { .. }
                 | Refusal::ProjectElsewhere { .. }
                 | Refusal::UnknownCluster(_)
+                | Refusal::HeadStatesJobs(_)
                 | Refusal::AccountsNotEnforced { .. }
                 | Refusal::Unauthenticated(_)
                 | Refusal::WrongAddress { .. }
@@ -338,6 +345,7 @@ mod tests {
             Refusal::MethodNotAllowed { why: text(), allow: "GET".into() },
             Refusal::TooLarge(text()),
             Refusal::UnknownCluster(cluster.clone()),
+            Refusal::HeadStatesJobs(cluster.clone()),
             Refusal::JobNotRunning { job, cluster: cluster.clone(), why: text() },
             Refusal::NotOnNode { job, node: node.clone() },
             Refusal::Contradicted { job, node: node.clone(), what: text() },

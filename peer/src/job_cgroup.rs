@@ -16,6 +16,7 @@
 
 mod likely;
 mod search;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod watch;

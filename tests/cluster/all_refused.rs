@@ -193,21 +193,24 @@ fn jobs_are_private(site: &Site) {
 fn a_head_is_to_state_the_jobs(site: &Site) {
     let path = site.etc("credvend.toml");
     let good = std::fs::read_to_string(&path).unwrap();
-    let cluster = &good[good.find("[[cluster]]").unwrap()..];
-    let without_slurm: Vec<&str> = cluster.lines().filter(|line| !line.starts_with("slurm-conf")).collect();
-    let heads = without_slurm.join("\n").replace("attest = \"slurm\"", "attest = \"head\"");
-    std::fs::write(&path, good.replace(cluster, &format!("{heads}\n"))).unwrap();
+    let from = &good[good.find("[[cluster]]").unwrap()..];
+    let cluster = &from[..from.find("\n[").map_or(from.len(), |end| end + 1)];
+    let without = |key: &str| -> String {
+        cluster.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect()
+    };
+    let heads = without("slurm-conf").replace("attest = \"slurm\"", "attest = \"head\"");
+    std::fs::write(&path, good.replace(cluster, &heads)).unwrap();
     site.restart();
     site.health_says("no configured cluster uses MUNGE");
 
     // Beside a cluster whose nodes attest.
-    let another = cluster.replace("\"lab\"", "\"another\"");
-    std::fs::write(&path, good.replace(cluster, &format!("{heads}\n{another}"))).unwrap();
+    let another = without("head-secret-file").replace("\"lab\"", "\"another\"");
+    std::fs::write(&path, good.replace(cluster, &format!("{heads}{another}"))).unwrap();
     site.restart();
     site.jobs(3);
     site.health_says("refusals: ");
     site.health_says("its head states its jobs");
-    site.told("status to say it", || site.status(), "were all refused");
+    site.told("status to say it", || site.status(), "were all refused: its head states its jobs");
     let check = site.check();
     assert!(check.stdout.contains("its head states the jobs"), "{check:?}");
     std::fs::write(&path, good).unwrap();

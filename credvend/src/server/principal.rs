@@ -143,7 +143,11 @@ impl Authenticator {
             server,
             now,
         };
-        let claim = self.munge.verify(credential, &expected).await?;
+        let claim = self.munge.verify(credential, &expected).await.map_err(|refusal| match refusal {
+            // Of this MUNGE key there is no cluster of that name, but there is one whose nodes have nothing to ask.
+            Refusal::UnknownCluster(cluster) if self.clusters.contains(&cluster) => Refusal::HeadStatesJobs(cluster),
+            refusal => refusal,
+        })?;
         let peer = connection.peer().map(|peer| peer.ip().to_canonical());
         Ok(Principal::Node(Node { cluster: self.configured(claim.cluster)?, name: claim.node, peer, certified: false }))
     }

@@ -31,6 +31,8 @@ struct State {
     clusters: BTreeMap<ClusterName, Row>,
     /// Cluster names that are not configured, and when a caller last used them.
     unknown: BTreeMap<ClusterName, OffsetDateTime>,
+    /// Clusters whose heads state their jobs, and when a node asked last.
+    asked_beside_head: BTreeMap<ClusterName, OffsetDateTime>,
     /// Requests of nodes that failed authentication since the last session was opened: the time of the last one, how many, and
     /// the last reason.
     unproven: Option<(OffsetDateTime, u64, String)>,
@@ -79,6 +81,9 @@ impl Refused {
             {
                 state.unknown.insert(cluster.clone(), now);
             }
+            Refusal::HeadStatesJobs(cluster) => {
+                state.asked_beside_head.insert(cluster.clone(), now);
+            }
             Refusal::Unauthenticated(why) => {
                 let count = state.unproven.as_ref().map_or(0, |(_, count, _)| *count);
                 state.unproven = Some((now, count + 1, why.clone()));
@@ -92,6 +97,7 @@ impl Refused {
         let mut state = self.state();
         state.clusters.retain(|_, row| fresh(row.at, now, TOLD_FOR));
         state.unknown.retain(|_, at| fresh(*at, now, TOLD_FOR));
+        state.asked_beside_head.retain(|_, at| fresh(*at, now, TOLD_FOR));
         state.unproven.take_if(|(at, ..)| !fresh(*at, now, TOLD_FOR));
         let mut warnings = vec![];
         for (cluster, row) in &state.clusters {
@@ -107,6 +113,11 @@ impl Refused {
         if !state.unknown.is_empty() {
             let names = state.unknown.keys().map(ClusterName::as_str).collect::<Vec<_>>().join(", ");
             warnings.push(format!("requests for cluster {names} are refused: there is no [[cluster]] of that name"));
+        }
+        for cluster in state.asked_beside_head.keys() {
+            warnings.push(format!(
+                "cluster {cluster}: requests of nodes were all refused: its head states its jobs (attest = \"head\")"
+            ));
         }
         if let Some((_, count, why)) = &state.unproven {
             warnings.push(format!(

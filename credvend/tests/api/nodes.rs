@@ -103,6 +103,7 @@ async fn munge_credentials_are_for_one_request_to_one_server_once() {
     elsewhere.nonce = "f".repeat(32);
     let seen = world.call(None, ask(OPEN, &munged.encode(&elsewhere), JOB_SEVEN)).await;
     assert_eq!(seen.refusal(), (403, "UnknownCluster".into()));
+    assert!(seen.text.contains("its head states its jobs"), "{}", seen.text);
 
     // Plain loopback HTTP has no certificate, and a claim for it none either.
     let mut plain = right();

@@ -13,7 +13,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
 
 use super::search::{self, Directory, Seen, Version, directories_in, tasks_in};
-use super::watch::Change;
+use super::watch::{Change, Told};
 use super::{CgroupId, JobCgroups, JobName, Scope};
 
 /// Directories that are read, beside those of the jobs in which a step began.
@@ -38,6 +38,8 @@ enum Kind {
 enum Look {
     /// The job's steps are known.
     Known,
+    /// They are known again: the kernel told which began or ended.
+    Grown,
     /// Steps began or ended in it.
     Changed { inode: u64 },
     /// Nothing is known of this directory.
@@ -52,7 +54,6 @@ impl JobCgroups {
         let scopes = self.scopes(root, node);
         // Several slices with a scope for this node are an oddity that the whole search takes care of.
         let [scope] = scopes.as_slice() else { return None };
-        self.watches.learn();
         self.look_for(scope, socket, jobs).or_else(|| {
             // A directory that is watched may have been removed and made anew.
             let stale = |seen: &&mut Seen| seen.directory.as_ref().is_some_and(|known| is_stale(scope, known));
@@ -67,8 +68,9 @@ impl JobCgroups {
     fn look_for(&self, scope: &Scope, socket: CgroupId, jobs: &mut [(JobName<'_>, &mut Seen)]) -> Option<usize> {
         let mut candidates = BinaryHeap::new();
         let mut changed = 0;
+        let told = self.watches.learn();
         for (at, (name, seen)) in jobs.iter_mut().enumerate().take(MAX_JOBS) {
-            match self.look(scope, name, seen) {
+            match self.look(scope, name, seen, &told) {
                 None => continue,
                 Some(Look::Changed { .. }) if changed < MAX_CHANGED => {
                     changed += 1;
@@ -80,19 +82,20 @@ impl JobCgroups {
                     candidates.extend((inode <= socket.0).then_some((inode, at, Kind::Job)));
                     continue;
                 }
-                Some(Look::Known) if seen.has(socket) => return Some(at),
                 Some(Look::Known) => {}
+                Some(Look::Grown) if seen.has(socket) => return Some(at),
+                Some(Look::Grown) => {}
             }
-            candidates.extend(newest_step(seen, socket.0).map(|step| (step, at, Kind::Step)));
+            candidates.extend(seen.steps.newest_before(socket.0).map(|step| (step, at, Kind::Step)));
         }
         self.look_through(scope, socket.0, jobs, candidates)
     }
 
     /// Whether it is in the job's newest step before it, of a job that has other steps than before.
     fn is_in_new_step(&self, scope: &Scope, job: &JobName<'_>, id: u64, seen: &mut Seen) -> bool {
-        let newest = seen.steps.last_key_value().map_or(0, |(inode, _)| *inode);
+        let newest = seen.steps.newest();
         self.read_job(scope, job, id, seen)
-            || newest_step(seen, id).is_some_and(|step| step > newest && is_in_step(scope, step, id, seen))
+            || seen.steps.newest_before(id).is_some_and(|step| Some(step) > newest && is_in_step(scope, step, id, seen))
     }
 
     /// Looks in those with the greatest numbers first.
@@ -114,7 +117,7 @@ impl JobCgroups {
                 return Some(at);
             }
             let below = if kind == Kind::Job { id } else { number };
-            candidates.extend(newest_step(seen, below).map(|step| (step, at, Kind::Step)));
+            candidates.extend(seen.steps.newest_before(below).map(|step| (step, at, Kind::Step)));
         }
         None
     }
@@ -133,24 +136,27 @@ impl JobCgroups {
         let Some(stat) = fstat(&dir).ok().filter(|_| self.is_trusted(&dir)) else { return false };
         let Ok(steps) = directories_in(dir) else { return false };
         let found = seen.take(&steps, id);
-        seen.note_steps(&steps);
+        seen.steps.add(steps);
         seen.directory = Some(Directory { name, version: Version::of(&stat), watch });
         found || (stat.st_ino == id && seen.cgroups.insert(id))
     }
 
     /// How the job's directory is now, compared with what is known of it; `None` if the job has none. Steps of which the
     /// kernel has told are known afterwards.
-    fn look(&self, scope: &Scope, job: &JobName<'_>, seen: &mut Seen) -> Option<Look> {
+    fn look(&self, scope: &Scope, job: &JobName<'_>, seen: &mut Seen, told: &Told) -> Option<Look> {
         let by_any_name = || job.directories().find_map(|name| version(scope, &name));
         let Some(known) = &mut seen.directory else {
             return by_any_name().map(|now| Look::New { inode: now.inode });
         };
         let mut lost = false;
         if let Some(watch) = &known.watch {
+            if !watch.has_changes(told) {
+                return Some(Look::Known);
+            }
             let changes = watch.take();
             if !changes.lost {
                 seen.note_changes(scope, changes.known);
-                return Some(Look::Known);
+                return Some(Look::Grown);
             }
             (known.watch, lost) = (None, true);
         } else {
@@ -169,7 +175,7 @@ impl JobCgroups {
 impl Seen {
     /// Notes which steps began or ended in the job.
     fn note_changes(&mut self, scope: &Scope, changes: Vec<Change>) {
-        let Some(job) = self.directory.as_ref().filter(|_| !changes.is_empty()) else { return };
+        let Some(job) = &self.directory else { return };
         let mut made = Vec::new();
         for change in changes {
             match change {
@@ -179,12 +185,12 @@ impl Seen {
                     // Or it has ended by now.
                     made.extend(stat.filter(is_directory).map(|stat| (stat.st_ino, name)));
                 }
-                Change::Removed(name) => self.steps.retain(|_, step| *step != name),
+                Change::Removed(name) => self.steps.remove(&name),
             }
         }
         self.trim();
         self.take(&made, 0);
-        self.add_steps(made);
+        self.steps.add(made);
     }
 }
 
@@ -201,14 +207,9 @@ fn is_stale(scope: &Scope, known: &Directory) -> bool {
     version(scope, &known.name).is_none_or(|now| now.inode != known.version.inode)
 }
 
-/// The step that was made last before a cgroup.
-fn newest_step(seen: &Seen, before: u64) -> Option<u64> {
-    seen.steps.range(..before).next_back().map(|(inode, _)| *inode)
-}
-
 /// Whether a cgroup is among the tasks of a step.
 fn is_in_step(scope: &Scope, step: u64, id: u64, seen: &mut Seen) -> bool {
-    let (Some(job), Some(step)) = (&seen.directory, seen.steps.get(&step)) else { return false };
+    let (Some(job), Some(step)) = (&seen.directory, seen.steps.name(step)) else { return false };
     let path = Path::new(&job.name).join(step);
     tasks_in(scope, &path).is_ok_and(|tasks| seen.take(&tasks, id))
 }

@@ -1,6 +1,6 @@
 //! Looking for a directory by its inode number below a job's directory.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,6 +12,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use super::CgroupId;
+use super::steps::Steps;
 use super::watch::Watch;
 
 /// Directories that a whole search reads. Slurm makes three for a step and one for a task, which need not be read.
@@ -24,8 +25,6 @@ const READ_COST: usize = 16;
 const MAX_DEPTH: usize = 16;
 /// Cgroups of one job that are remembered. More than that, and the search starts from nothing.
 pub const MAX_SEEN: usize = 4096;
-/// Steps of a job that are remembered, the newest.
-const MAX_STEPS: usize = 512;
 /// No link is followed.
 pub const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// Where Slurm puts a step's tasks.
@@ -37,8 +36,7 @@ pub struct Seen {
     pub(super) cgroups: HashSet<u64>,
     /// The job's directory as it was when its steps were read last.
     pub(super) directory: Option<Directory>,
-    /// The steps' directories by their numbers.
-    pub(super) steps: BTreeMap<u64, OsString>,
+    pub(super) steps: Steps,
     /// A search that is not finished.
     pub(super) search: Option<Search>,
 }
@@ -105,20 +103,6 @@ impl Seen {
             self.cgroups.insert(id);
         }
         found
-    }
-
-    /// Notes which steps the job's directory holds.
-    pub(super) fn note_steps(&mut self, steps: &[(u64, OsString)]) {
-        self.steps.clear();
-        self.add_steps(steps.iter().cloned());
-    }
-
-    /// Notes more of them.
-    pub(super) fn add_steps(&mut self, steps: impl IntoIterator<Item = (u64, OsString)>) {
-        self.steps.extend(steps);
-        while self.steps.len() > MAX_STEPS {
-            self.steps.pop_first();
-        }
     }
 
     /// Makes room for what is about to be found.
@@ -189,7 +173,8 @@ impl Search {
                 }
             };
             if depth == 0 {
-                seen.note_steps(&children);
+                seen.steps.clear();
+                seen.steps.add(children.iter().cloned());
             }
             if seen.take(&children, self.id) || (depth == 0 && self.is_in_last_step(root, &children, seen)) {
                 return Progress::Found;

@@ -5,12 +5,12 @@
 //! asked for yet is bounded: by the kernel (`fs.inotify.max_queued_events`), and here by [`MAX_CHANGES`] for each directory.
 //! Beyond it is known that something was lost, and the directory is to be read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 /// Watches at a time, of all users.
 const MAX_WATCHES: usize = 512;
@@ -26,7 +26,14 @@ pub(super) struct Watches(Option<Arc<Kernel>>);
 
 /// A directory that is watched until this is dropped.
 #[derive(Debug)]
-pub(super) struct Watch(Arc<State>);
+pub(super) struct Watch {
+    descriptor: WatchDescriptor,
+    kernel: Arc<Kernel>,
+}
+
+/// The directories in which something has happened that was not taken yet.
+#[derive(Debug, Default)]
+pub(super) struct Told(HashSet<WatchDescriptor>);
 
 /// What has happened in a directory since it was asked last.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,77 +54,74 @@ pub(super) enum Change {
 #[derive(Debug)]
 struct Kernel {
     inotify: Inotify,
-    states: Mutex<HashMap<WatchDescriptor, Weak<State>>>,
+    watched: Mutex<Watched>,
 }
 
-#[derive(Debug)]
-struct State {
-    descriptor: WatchDescriptor,
-    changes: Mutex<Changes>,
-    kernel: Arc<Kernel>,
+#[derive(Debug, Default)]
+struct Watched {
+    changes: HashMap<WatchDescriptor, Changes>,
+    /// Those that have any.
+    told: HashSet<WatchDescriptor>,
 }
 
 impl Watches {
     /// Where the kernel lets this process watch; otherwise nothing is watched.
     pub fn new() -> Self {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
-        Watches(inotify.map(|inotify| Arc::new(Kernel { inotify, states: Mutex::default() })))
+        Watches(inotify.map(|inotify| Arc::new(Kernel { inotify, watched: Mutex::default() })))
     }
 
     /// Watches a directory from now on; `None` where that is not possible, there are too many watches, or it is watched.
     pub fn add(&self, directory: &Path) -> Option<Watch> {
         let kernel = self.0.as_ref()?;
-        let mut states = kernel.states();
-        if states.len() >= MAX_WATCHES {
+        let mut watched = kernel.watched();
+        if watched.changes.len() >= MAX_WATCHES {
             return None;
         }
         let events = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE;
         let how = AddWatchFlags::IN_ONLYDIR | AddWatchFlags::IN_DONT_FOLLOW;
         let descriptor = kernel.inotify.add_watch(directory, events | how).ok()?;
         // The kernel has one watch for a directory, however many ask for it.
-        if states.get(&descriptor).is_some_and(|state| state.strong_count() > 0) {
+        if watched.changes.contains_key(&descriptor) {
             return None;
         }
-        let state = Arc::new(State { descriptor, changes: Mutex::default(), kernel: kernel.clone() });
-        states.insert(descriptor, Arc::downgrade(&state));
-        Some(Watch(state))
+        watched.changes.insert(descriptor, Changes::default());
+        Some(Watch { descriptor, kernel: kernel.clone() })
     }
 
-    /// Learns what has happened: [`Watch::take`] says it afterwards.
-    pub fn learn(&self) {
-        let Some(kernel) = &self.0 else { return };
+    /// Learns what has happened, and in which directories: [`Watch::take`] says it afterwards.
+    pub fn learn(&self) -> Told {
+        let Some(kernel) = &self.0 else { return Told::default() };
+        let mut watched = kernel.watched();
         for _ in 0..MAX_READS {
-            let Ok(events) = kernel.inotify.read_events() else { return };
-            let states = kernel.states();
-            for event in events {
-                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    states.values().filter_map(Weak::upgrade).for_each(|state| state.changes().lose());
-                } else if let Some(state) = states.get(&event.wd).and_then(Weak::upgrade) {
-                    match event.name {
-                        Some(name) if event.mask.contains(AddWatchFlags::IN_CREATE) => {
-                            state.changes().note(Change::Made(name));
-                        }
-                        Some(name) if event.mask.contains(AddWatchFlags::IN_DELETE) => {
-                            state.changes().note(Change::Removed(name));
-                        }
-                        // The watch has ended: the directory or its file system is gone.
-                        _ => state.changes().lose(),
-                    }
-                }
-            }
+            let Ok(events) = kernel.inotify.read_events() else { break };
+            events.into_iter().for_each(|event| watched.note(event));
         }
+        Told(watched.told.clone())
     }
 }
 
 impl Kernel {
-    fn states(&self) -> MutexGuard<'_, HashMap<WatchDescriptor, Weak<State>>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn changes(&self) -> MutexGuard<'_, Changes> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+impl Watched {
+    fn note(&mut self, event: InotifyEvent) {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            self.changes.values_mut().for_each(Changes::lose);
+            self.told = self.changes.keys().copied().collect();
+        }
+        // What is not watched any more is nobody's business.
+        let Some(changes) = self.changes.get_mut(&event.wd) else { return };
+        self.told.insert(event.wd);
+        match event.name {
+            Some(name) if event.mask.contains(AddWatchFlags::IN_CREATE) => changes.note(Change::Made(name)),
+            Some(name) if event.mask.contains(AddWatchFlags::IN_DELETE) => changes.note(Change::Removed(name)),
+            // The watch has ended: the directory or its file system is gone.
+            _ => changes.lose(),
+        }
     }
 }
 
@@ -136,20 +140,25 @@ impl Changes {
 }
 
 impl Watch {
+    /// Whether something has happened here.
+    pub fn has_changes(&self, told: &Told) -> bool {
+        told.0.contains(&self.descriptor)
+    }
+
     /// What has happened since this was called last, as far as [`Watches::learn`] has learnt.
     pub fn take(&self) -> Changes {
-        std::mem::take(&mut self.0.changes())
+        let mut watched = self.kernel.watched();
+        watched.told.remove(&self.descriptor);
+        watched.changes.get_mut(&self.descriptor).map(std::mem::take).unwrap_or_default()
     }
 }
 
-impl Drop for State {
+impl Drop for Watch {
     fn drop(&mut self) {
-        let mut states = self.kernel.states();
-        // Another one may have taken the kernel's watch over.
-        if states.get(&self.descriptor).is_some_and(|state| state.strong_count() == 0) {
-            states.remove(&self.descriptor);
-            let _ = self.kernel.inotify.rm_watch(self.descriptor);
-        }
+        let mut watched = self.kernel.watched();
+        watched.changes.remove(&self.descriptor);
+        watched.told.remove(&self.descriptor);
+        let _ = self.kernel.inotify.rm_watch(self.descriptor);
     }
 }
 
