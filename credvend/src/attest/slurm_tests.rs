@@ -256,6 +256,11 @@ async fn jobs_that_become_private_are_not_taken_for_gone_in_any_moment() {
     assert_eq!(slurm.job(id(2)).await.unwrap(), Answer::Absent);
     settings(dir.path(), "jobs");
     assert!(slurm.job(id(2)).await.is_err(), "by the settings of before");
+    assert!(slurm.all_jobs().await.is_err());
+    settings(dir.path(), "none");
+    assert_eq!(slurm.all_jobs().await.unwrap().len(), 1, "an administrator has mended it");
+    settings(dir.path(), "jobs");
+    assert!(slurm.job(id(2)).await.is_err());
     settings(dir.path(), "none");
     assert_eq!(slurm.job(id(2)).await.unwrap(), Answer::Absent);
 }
