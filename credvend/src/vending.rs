@@ -331,8 +331,10 @@ impl Vending {
     fn attested_cluster(&self, node: &Node) -> Result<(&Cluster, &Arc<dyn Attestor>), Refusal> {
         let cluster =
             self.parts.clusters.get(&node.cluster).ok_or_else(|| Refusal::UnknownCluster(node.cluster.clone()))?;
-        let heads = || Refusal::HeadStatesJobs(node.cluster.clone());
-        let attestor = cluster.attestor.as_ref().ok_or_else(heads)?;
+        let attestor = cluster.attestor.as_ref().ok_or_else(|| Refusal::NotAllowed {
+            who: format!("node {}", node.name),
+            why: format!("the head of cluster {} states its jobs; no Slurm is configured to be asked", node.cluster),
+        })?;
         Ok((cluster, attestor))
     }
 
