@@ -47,16 +47,29 @@ fn is_root() -> bool {
     uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
 }
 
-/// For build scripts: sets `cfg(has_cluster)`, or warns why not; and `cfg(has_mpi)`, where MPI's launchers are, too. `this` is this file, as the build script includes it.
+/// The library that tells a program another time, from Debian's package libfaketime.
+pub fn faketime() -> Option<std::path::PathBuf> {
+    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    directories.map(|entry| entry.path().join("faketime/libfaketime.so.1")).find(|library| library.exists())
+}
+
+/// For build scripts: sets `cfg(has_cluster)`, or warns why not; and where these are, too, `cfg(has_mpi)` for MPI's launchers and
+/// `cfg(has_faketime)` for [`faketime`]. `this` is this file, as the build script includes it.
 #[allow(dead_code, reason = "the testbed itself needs the list alone")]
 fn tell_cargo(this: &str) {
-    println!("cargo::rustc-check-cfg=cfg(has_cluster, has_mpi)");
+    println!("cargo::rustc-check-cfg=cfg(has_cluster, has_mpi, has_faketime)");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={this}");
     println!("cargo::rerun-if-env-changed=USER");
     let mut missing = missing();
     if missing.is_empty() {
         println!("cargo::rustc-cfg=has_cluster");
+        if faketime().is_some() {
+            println!("cargo::rustc-cfg=has_faketime");
+        } else {
+            println!("cargo::rerun-if-changed=look-again");
+            println!("cargo::warning=the test of a wrong clock is ignored here: no libfaketime (Debian's libfaketime)");
+        }
         missing.extend(LAUNCHERS.iter().filter(|name| !is_there(name)).map(|name| format!("no {name}")));
         if missing.is_empty() {
             return println!("cargo::rustc-cfg=has_mpi");

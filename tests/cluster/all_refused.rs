@@ -109,6 +109,17 @@ fn what_is_wrong_on_a_node_fails_its_health() {
     site.well();
     the_node_is_misconfigured(&site);
     the_nodes_munged_is_down(&site);
+    site.cluster.assert_nodes_healthy();
+}
+
+#[test]
+#[cfg_attr(not(has_cluster), ignore = "needs a test cluster: run `make deps` as root")]
+#[cfg_attr(not(has_faketime), ignore = "needs libfaketime: run `make deps` as root")]
+fn a_wrong_clock_on_a_node_fails_its_health() {
+    let cluster = Cluster::up(Plan { nodes: 1, ..Plan::default() }).expect("the cluster comes up");
+    let site = Site { cluster };
+    let _logs = site.cluster.logs_on_panic();
+    site.well();
     the_nodes_clock_is_wrong(&site);
     site.cluster.assert_nodes_healthy();
 }
@@ -281,7 +292,9 @@ fn the_nodes_clock_is_wrong(site: &Site) {
     // Under another program's name, since the library may not be in a process that changes its user, as the daemon's start does.
     let dir = site.cluster.run_dir().join("etc/an-hour-ago");
     std::fs::create_dir(&dir).unwrap();
-    let script = format!("#!/bin/sh\nexec env LD_PRELOAD={} FAKETIME=-1h /usr/sbin/munged \"$@\"\n", faketime());
+    let library = testbed::machine::faketime().expect("the test is ignored without it");
+    let library = library.display();
+    let script = format!("#!/bin/sh\nexec env LD_PRELOAD={library} FAKETIME=-1h /usr/sbin/munged \"$@\"\n");
     std::fs::write(dir.join("munged"), script).unwrap();
     std::fs::set_permissions(dir.join("munged"), PermissionsExt::from_mode(0o755)).unwrap();
     let usual = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -294,12 +307,4 @@ fn the_nodes_clock_is_wrong(site: &Site) {
     munged.start_with(&[("PATH", usual)]).unwrap();
     site.restart_credd();
     site.well();
-}
-
-/// Debian's library that tells a program another time.
-fn faketime() -> String {
-    let directories = std::fs::read_dir("/usr/lib").unwrap().flatten();
-    let mut found =
-        directories.map(|entry| entry.path().join("faketime/libfaketime.so.1")).filter(|path| path.exists());
-    found.next().expect("libfaketime is installed: run `make deps` as root").display().to_string()
 }

@@ -91,13 +91,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use credd_protocol::TokenHash;
 
     #[test]
     fn those_who_wait_hear_at_once_and_only_of_their_run() {
         let board = Board::default();
         let job = JobId::try_from(5).unwrap();
-        let (old, new) =
-            (RunId::of(credd_protocol::TokenHash::of("old")), RunId::of(credd_protocol::TokenHash::of("new")));
+        let (old, new) = (RunId::of(TokenHash::of("old")), RunId::of(TokenHash::of("new")));
         assert_eq!(board.wait(job, Instant::now()), Outcome::Unknown);
         board.enter(job, &old, Outcome::Open);
         board.enter(job, &new, Outcome::Opening { reason: None });

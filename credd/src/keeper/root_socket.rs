@@ -196,6 +196,7 @@ mod tests {
 
     use super::*;
     use crate::control::RunId;
+    use credd_protocol::TokenHash;
 
     fn desk() -> (Desk, Receiver<Event>) {
         let (events, received) = sync_channel(64);
@@ -218,7 +219,7 @@ mod tests {
         let job = JobId::try_from(3).unwrap();
         assert_eq!(talk(&desk, b"{\"op\":\"started\",\"job\":3}\n"), Some(Response::Ok));
         assert!(matches!(events.try_recv().unwrap(), Event::Look(poked, None) if poked == job));
-        desk.board.enter(job, &RunId::of(credd_protocol::TokenHash::of("r")), Outcome::Open);
+        desk.board.enter(job, &RunId::of(TokenHash::of("r")), Outcome::Open);
         drop(events);
         let answer = talk(&desk, b"{\"op\":\"outcome\",\"job\":3,\"wait-ms\":4000000000}\n");
         assert_eq!(answer, Some(Response::Outcome(Outcome::Open)));
@@ -232,12 +233,8 @@ mod tests {
             let asked = scope.spawn(|| talk(&desk, b"{\"op\":\"outcome\",\"job\":4,\"wait-ms\":0}\n"));
             let Event::Look(_, Some(looked)) = events.recv().unwrap() else { panic!("not a look") };
             let job = JobId::try_from(4).unwrap();
-            desk.board.enter(
-                job,
-                &RunId::of(credd_protocol::TokenHash::of("earlier")),
-                Outcome::Refused { reason: String::new() },
-            );
-            desk.board.enter(job, &RunId::of(credd_protocol::TokenHash::of("r")), Outcome::Open);
+            desk.board.enter(job, &RunId::of(TokenHash::of("earlier")), Outcome::Refused { reason: String::new() });
+            desk.board.enter(job, &RunId::of(TokenHash::of("r")), Outcome::Open);
             looked.send(()).unwrap();
             assert_eq!(asked.join().unwrap(), Some(Response::Outcome(Outcome::Open)));
         });

@@ -14,7 +14,7 @@ use credd_protocol::handshake_ticket::HandshakeTicket;
 use credd_protocol::late::{LateRecord, SlurmFacts};
 use credd_protocol::local::{MAX_LINE_BYTES as LOCAL_LINE, Outcome, Request, Response};
 use credd_protocol::record::{JobRecord, RunDir, file};
-use credd_protocol::{JobId, SessionId};
+use credd_protocol::{JobId, SessionId, TokenHash};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -581,7 +581,7 @@ fn a_record_whose_epilog_never_came_is_ended_by_slurms_word() {
     }
     server.say(&ToKeeper::Over { run });
     // Nothing happens before all records are looked at: the epilog has until then.
-    server.say(&ToKeeper::Over { run: RunId::of(credd_protocol::TokenHash::of("nobody's")) });
+    server.say(&ToKeeper::Over { run: RunId::of(TokenHash::of("nobody's")) });
     for job in 100..200 {
         let _ = node.desk.events.send(Event::Look(job.try_into().unwrap(), None));
     }

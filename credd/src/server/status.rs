@@ -14,7 +14,7 @@ const MAX_JOBS_BYTES: usize = MAX_LINE_BYTES - 4096;
 /// Who reads an answer about the whole node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
-    /// root, who administrates the node.
+    /// root, who administers the node.
     Root,
     /// A user, who must not learn of other users' jobs what Slurm does not show it (`PrivateData=jobs`).
     User(u32),

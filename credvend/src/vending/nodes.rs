@@ -40,9 +40,7 @@ impl Vending {
         let opened = self.open_or_join(node, request).await;
         match &opened {
             Ok(_) => self.refused.given(&node.cluster),
-            Err(refusal @ (Refusal::UnknownCluster(_) | Refusal::HeadStatesJobs(_))) => {
-                self.refused.at_the_door(refusal, self.now())
-            }
+            Err(refusal @ Refusal::UnknownCluster(_)) => self.refused.at_the_door(refusal, self.now()),
             Err(refusal) => self.refused.refused(&node.cluster, request.job, refusal, self.now()),
         }
         opened.inspect_err(|refusal| {

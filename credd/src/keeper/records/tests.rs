@@ -3,6 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use credd_protocol::TokenHash;
 use credd_protocol::fixtures::{self, record};
 use credd_protocol::record::RunNames;
 use proptest::prelude::*;
@@ -143,7 +144,7 @@ fn a_run_has_steps_while_one_of_them_holds_its_directory() {
     drop(another);
     assert!(!has_steps(&path, &run));
     // Of another run nothing is known.
-    assert!(has_steps(&path, &RunId::of(credd_protocol::TokenHash::of("another"))));
+    assert!(has_steps(&path, &RunId::of(TokenHash::of("another"))));
     end(&run_dir, &record);
     assert!(has_steps(&path, &run));
 }
